@@ -1,0 +1,118 @@
+"""Examples, ordered sets of them, and a task: a pool to train on and the examples to test on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import overload
+
+from gptfluence.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text: the GPT reads `prompt` and is trained, or measured, on `target`.
+
+    `target` starts with the blank that separates it from the prompt, if there is one; the text of the example is their
+    concatenation. A classification example also names its candidate targets and the index of the right one.
+    """
+
+    id: str  # unique in its pool; the source's own id where it has one
+    prompt: str
+    target: str
+    task: str = ""
+    label: int | None = None  # index into `choices`
+    choices: tuple[str, ...] = ()  # the candidate targets, e.g. (" negative", " positive")
+    references: tuple[str, ...] = ()  # what a generation is compared with; () means the target alone
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.target
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Example:
+        return cls(**{**values, "choices": tuple(values["choices"]), "references": tuple(values["references"])})
+
+
+def fingerprint(value: object) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of `value` as canonical JSON: equal content, equal fingerprint."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class TaskPool(Sequence[Example]):
+    """An ordered set of examples. Curricula, trajectories and simulators speak of an example by its position in it.
+
+    Raises DataError if it is empty or an id occurs twice.
+    """
+
+    name: str  # e.g. "sst2/pool"
+    examples: tuple[Example, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", tuple(self.examples))
+        if not self.examples:
+            raise DataError(f"{self.name}: there are no examples; a pool needs one at least")
+        seen: dict[str, int] = {}
+        for position, example in enumerate(self.examples):
+            if example.id in seen:
+                raise DataError(
+                    f"{self.name}: id {example.id!r} occurs twice (examples {seen[example.id]} and {position}); "
+                    "ids must be unique"
+                )
+            seen[example.id] = position
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
+    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
+        return self.examples[index]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    @property
+    def texts(self) -> list[str]:
+        """Prompt and target of every example, joined, in order."""
+        return [example.text for example in self.examples]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything the examples say (not of the pool's name)."""
+        return fingerprint([example.to_dict() for example in self.examples])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pool of training examples and the test examples whose metrics are recorded.
+
+    Raises DataError if a text of the pool is also a test text.
+    """
+
+    name: str
+    pool: TaskPool
+    tests: TaskPool
+
+    def __post_init__(self) -> None:
+        texts = {example.text: example.id for example in self.pool}
+        for example in self.tests:
+            if example.text in texts:
+                raise DataError(
+                    f"task {self.name!r}: test example {example.id!r} has the same text as pool example "
+                    f"{texts[example.text]!r}; pool and tests must not overlap"
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.pool.fingerprint, self.tests.fingerprint])
