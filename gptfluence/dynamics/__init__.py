@@ -1,0 +1,1 @@
+"""GPTDynamics: recorded training runs, how they are recorded, and where they are kept."""
