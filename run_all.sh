@@ -1,0 +1,411 @@
+#!/usr/bin/env bash
+# Makes every table and figure: sets the environment up, then hands over to the workflow (Snakefile).
+# `./run_all.sh --help` lists the options. Works with the bash 3.2 of macOS.
+set -euo pipefail
+
+usage() {
+    cat <<'EOF'
+usage: run_all.sh [options] [-- arguments for Snakemake, or for pytest with --test]
+
+Sets the environment up if need be, then computes what is missing of a study and draws its tables and figures.
+It can be stopped at any time; the next run goes on where this one stopped.
+
+  --profile NAME    the study: a file of profiles/ without .yaml, or the path of a YAML file (default: mini)
+  --jobs N          how many processes at once (default: one per core)
+  --only PATTERN    only the notebooks whose names match, for example --only 'tab02*'
+  --set KEY=VALUE   change one value of the profile; may be given several times
+  --dry-run         say what would be done and do nothing
+  --test            run the checks and the tests instead
+  --help            this text
+
+Examples
+  ./run_all.sh
+  ./run_all.sh --profile smoke --jobs 2
+  ./run_all.sh --only 'fig*' --set simulators.gptfluence.epochs=20
+  ./run_all.sh --profile paper -- --executor slurm --jobs 100
+  ./run_all.sh --test -- -k curriculum
+
+Environment
+  The active virtual or conda environment is used (conda's `base` is left alone); if there is none, `.venv` is made here.
+  GPTFLUENCE_SKIP_SETUP=1   install and check nothing: take the environment as it is
+EOF
+}
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'warning: %s\n' "$*" >&2; }
+fail() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
+
+# The folder of this script, also when it is called through a symbolic link (`readlink -f` is not everywhere).
+script=${BASH_SOURCE[0]}
+while [ -L "$script" ]; do
+    link=$(readlink "$script")
+    case $link in
+        /*) script=$link ;;
+        *) script=$(dirname "$script")/$link ;;
+    esac
+done
+root=$(cd "$(dirname "$script")" && pwd -P)
+
+# ---------------------------------------------------------------------------------------------------- options
+
+profile=mini
+jobs=''
+only=''
+overrides=()
+dry_run=false
+test_run=false
+extra=()
+
+needs_value() { [ "$2" -ge 2 ] || fail "$1 needs a value; see run_all.sh --help" 2; }
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --*=*) option=${1%%=*}; value=${1#*=}; shift; set -- "$option" "$value" "$@"; continue ;;
+        --profile) needs_value "$1" $#; profile=$2; shift 2 ;;
+        --jobs) needs_value "$1" $#; jobs=$2; shift 2 ;;
+        --only) needs_value "$1" $#; only=$2; shift 2 ;;
+        --set) needs_value "$1" $#; overrides+=("$2"); shift 2 ;;
+        --dry-run) dry_run=true; shift ;;
+        --test) test_run=true; shift ;;
+        -h | --help) usage; exit 0 ;;
+        --) shift; extra=("$@"); break ;;
+        *) fail "'$1' is not an option; known: --profile, --jobs, --only, --set, --dry-run, --test, --help (Snakemake's own options go after --)" 2 ;;
+    esac
+done
+
+# Names of files, for messages: names_of FOLDER SUFFIX
+names_of() {
+    local path names=''
+    for path in "$1"/*"$2"; do
+        [ -e "$path" ] || continue
+        path=${path##*/}
+        names="$names${names:+, }${path%"$2"}"
+    done
+    say "${names:-none}"
+}
+
+case $profile in
+    *.yaml | *.yml)
+        [ -f "$profile" ] || fail "--profile $profile: there is no such file" 2
+        profile=$(cd "$(dirname "$profile")" && pwd -P)/${profile##*/} ;;
+    *)
+        [ -f "$root/profiles/$profile.yaml" ] ||
+            fail "--profile $profile: no such profile; known: $(names_of "$root/profiles" .yaml)" 2 ;;
+esac
+study=${profile##*/}
+study=${study%.y*ml}
+
+case $jobs in
+    '') jobs=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) ;;
+    0* | *[!0-9]*) fail "--jobs $jobs: a whole number of at least 1 is wanted" 2 ;;
+esac
+
+if [ -n "$only" ]; then
+    matched=false
+    for notebook in "$root"/notebooks/*.py; do
+        notebook=${notebook##*/}
+        # shellcheck disable=SC2254  # the pattern is meant as a pattern
+        case ${notebook%.py} in $only) matched=true ;; esac
+    done
+    $matched || fail "--only $only: matches no notebook; known: $(names_of "$root/notebooks" .py)" 2
+fi
+
+for override in ${overrides[@]+"${overrides[@]}"}; do
+    case $override in
+        =* | [!a-zA-Z_]*) fail "--set $override: KEY=VALUE is wanted, for example --set settings.fine_tuning.epochs=1" 2 ;;
+        *=*) ;;
+        *) fail "--set $override: KEY=VALUE is wanted, for example --set settings.fine_tuning.epochs=1" 2 ;;
+    esac
+done
+
+# ------------------------------------------------------------------------------------------------ environment
+
+lock=$root/requirements.lock
+log=$root/build/setup.log
+environment=''   # its folder
+python=''        # its interpreter
+
+# Prints the newest python3 that can make environments; says why not if there is none.
+base_python() {
+    local name found=''
+    for name in python3.13 python3.12 python3.11 python3; do
+        # asked to run, not only looked for: version managers leave stubs that do nothing
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
+        found=$name
+        "$name" -c 'import ensurepip, venv' >/dev/null 2>&1 && { command -v "$name"; return; }
+    done
+    if [ -n "$found" ]; then
+        fail "$found cannot make virtual environments: its venv or pip is missing (Debian and Ubuntu: apt install $found-venv).
+Or activate an environment with Python 3.11 or newer: conda env create -f environment.yml && conda activate gptfluence"
+    fi
+    fail "no Python 3.11 or newer was found.
+Install one, or activate an environment that has it: conda env create -f environment.yml && conda activate gptfluence"
+}
+
+find_environment() {
+    if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
+        environment=$VIRTUAL_ENV
+    elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ] && [ -x "$CONDA_PREFIX/bin/python" ]; then
+        environment=$CONDA_PREFIX
+    else
+        environment=$root/.venv
+        python=$environment/bin/python
+        return
+    fi
+    python=$environment/bin/python
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "the active environment, $environment, has no Python 3.11 or newer; deactivate it or make another"
+}
+
+# What the environment was set up for: the lock, pyproject.toml and where the package lies. The version of Python needs
+# no mention, because the environment's folder holds one.
+fingerprint() {
+    "$python" - "$root" <<'EOF'
+import hashlib, pathlib, sys
+root = pathlib.Path(sys.argv[1])
+digest = hashlib.sha256(str(root).encode())
+for name in ("requirements.lock", "pyproject.toml"):
+    digest.update((root / name).read_bytes())
+print(digest.hexdigest())
+EOF
+}
+
+is_set_up() {
+    [ -f "$environment/.gptfluence-stamp" ] && [ -x "$python" ] &&
+        [ "$(cat "$environment/.gptfluence-stamp")" = "$(fingerprint 2>/dev/null)" ]
+}
+
+# hold FD PYTHON MODE: takes a lock on an open file for as long as this shell, or a program that it started and that
+# inherited the file, lives; so a lock never outlives its owner, however that ended. Python does it because macOS has no
+# flock command. MODE: wait, try or share (the last two return 1 if somebody else holds it).
+hold() {
+    "$2" - "$1" "$3" <<'EOF'
+import errno, fcntl, sys
+fd, mode = int(sys.argv[1]), sys.argv[2]
+flags = {"wait": fcntl.LOCK_EX, "try": fcntl.LOCK_EX | fcntl.LOCK_NB, "share": fcntl.LOCK_SH | fcntl.LOCK_NB}[mode]
+try:
+    fcntl.flock(fd, flags)
+except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        sys.exit(1)
+    print(f"warning: this file system has no locks ({error}); start only one run at a time", file=sys.stderr)
+EOF
+}
+
+# pip_install WHAT ARGUMENTS...: pip with its output in the log and a line of progress now and then
+pip_install() {
+    local what=$1 total
+    shift
+    total=$(grep -c '^[a-zA-Z0-9]' "$lock")
+    say "  $what"
+    printf '\n== pip install %s\n' "$*" >> "$log"
+    PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
+        awk -v total="$total" '
+            /^(Collecting|Requirement already|Ignoring|Obtaining)/ { if (++seen % 50 == 0 && seen <= total) { print "    looked at " seen " of " total " packages"; fflush() } }
+            /^  *Downloading .*\([0-9.]+ GB\)/ { print "   " $0; fflush() }
+            /^Installing collected/ { print "    unpacking " NF - 3 " packages"; fflush() }' || {
+        tail -n 15 "$log" >&2
+        fail "pip could not install this ($what); the whole log: $log. What is installed stays; run again to go on"
+    }
+}
+
+# On Linux, pip's usual torch brings several GB of CUDA packages, which a machine without a GPU cannot use.
+install_torch() {
+    local version installed
+    version=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$lock")
+    installed=$("$python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)
+    [ "${installed%%+*}" != "$version" ] || return 0
+
+    if [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1 && takes_cuda_build "$version"; then
+        pip_install "no CUDA device: the CPU build of torch $version, found by uv" uv
+        printf '\n== uv pip install --torch-backend cpu torch==%s\n' "$version" >> "$log"
+        "$python" -m uv pip install --python "$python" --torch-backend cpu -c "$lock" "torch==$version" >> "$log" 2>&1 && return
+        warn "the CPU build of torch $version was not found (see $log); pip takes its usual build, several GB with CUDA.
+To avoid that, stop here, install a CPU build of torch $version into $environment and run again"
+    fi
+    pip_install "torch $version" -c "$lock" "torch==$version"
+}
+
+# Would pip install a torch that needs CUDA packages here? No if it finds a CPU build: in the cache, in the folders or
+# indexes that the user gave it, or because the platform has no other.
+takes_cuda_build() {
+    local report
+    report=$(mktemp)
+    "$python" -m pip install --disable-pip-version-check --no-input --quiet --dry-run --no-deps --ignore-installed \
+        --report "$report" "torch==$1" >> "$log" 2>&1 || { rm -f "$report"; return 0; }
+    "$python" - "$report" <<'EOF' && { rm -f "$report"; return 0; }
+import json, sys
+from pip._vendor.packaging.requirements import Requirement
+[torch] = json.load(open(sys.argv[1]))["install"]
+needs = [Requirement(line) for line in torch["metadata"].get("requires_dist", [])]
+active = [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+sys.exit(not any(name.startswith(("nvidia-", "cuda-")) for name in active))
+EOF
+    rm -f "$report"
+    return 1
+}
+
+# pip killed in mid-package leaves metadata without the list of files, and then takes the package for installed.
+forget_half_installed() {
+    "$python" - <<'EOF'
+import pathlib, shutil, sysconfig
+for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+    for metadata in pathlib.Path(folder).glob("*.dist-info"):
+        if not (metadata / "RECORD").exists() and not (metadata / "INSTALLER").exists():
+            print(f"  {metadata.name.removesuffix('.dist-info')} was left half-installed; it is installed again")
+            shutil.rmtree(metadata)
+EOF
+}
+
+set_up() {
+    local started=$SECONDS base=$python
+    is_set_up && return
+    mkdir -p "$environment" "$root/build" 2>/dev/null || true
+    [ -w "$environment" ] ||
+        fail "the active environment, $environment, cannot be written to and is not set up for this version; deactivate it to have one made here"
+
+    # a folder .venv may be new, or left unfinished, or its Python may have been removed from the machine
+    if ! "$python" -c '' >/dev/null 2>&1; then base=$(base_python); fi
+    exec 8>> "$environment/.gptfluence-lock"
+    hold 8 "$base" try || { say "waiting for another run_all.sh that sets $environment up"; hold 8 "$base" wait; }
+    if is_set_up; then exec 8>&-; return; fi
+
+    say "setting up $environment (a few minutes the first time; log: build/setup.log)"
+    : > "$log"
+    if ! "$python" -c '' >/dev/null 2>&1; then
+        say "  a virtual environment with $("$base" --version), $base"
+        # --clear would delete the lock file, so what a missing Python left behind goes by name
+        (cd "$root" && rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/pyvenv.cfg)
+        "$base" -m venv "$root/.venv" >> "$log" 2>&1 || { tail -n 15 "$log" >&2; fail "$base could not make $root/.venv"; }
+    fi
+    # environments of uv have no pip; one that was being made when it was interrupted may have none either
+    "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >> "$log" 2>&1 ||
+        fail "$environment has no pip and its Python cannot make it; install pip into it (with uv: uv pip install pip)"
+    if [ -f "$environment/.gptfluence-unfinished" ]; then forget_half_installed; fi
+    : > "$environment/.gptfluence-unfinished"
+    rm -f "$environment/.gptfluence-stamp"
+
+    # older versions download a whole wheel to answer what they would install
+    "$python" -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 24)' || pip_install "a newer pip" 'pip>=24'
+    install_torch
+    pip_install "the packages of requirements.lock" -r "$lock"
+    pip_install "gptfluence itself, editable" --no-deps -e "$root"
+
+    fingerprint > "$environment/.gptfluence-stamp.new"
+    mv "$environment/.gptfluence-stamp.new" "$environment/.gptfluence-stamp"
+    rm -f "$environment/.gptfluence-unfinished"
+    exec 8>&-
+    say "set up in $((SECONDS - started)) s"
+}
+
+# ----------------------------------------------------------------------------------------------------- the work
+
+# Prints a command in a form that can be pasted into a shell.
+show() {
+    local word line=''
+    for word in "$@"; do
+        case $word in
+            *[!a-zA-Z0-9_./:,=+@%-]* | '') word="'$(printf %s "$word" | sed "s/'/'\\\\''/g")'" ;;
+        esac
+        line="$line${line:+ }$word"
+    done
+    say "  $line"
+}
+
+json() { printf '"%s"' "$(printf %s "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
+
+run_tests() {
+    local worst=0 status
+    cd "$root"
+    step() {
+        show "$@"
+        if $dry_run; then return; fi
+        status=0
+        "$@" || status=$?
+        if [ "$status" -gt "$worst" ]; then worst=$status; fi
+    }
+    step "$python" -m ruff check .
+    step "$python" -m ruff format --check .
+    step "$environment/bin/lint-imports"
+    step "$python" -m pytest --cov=gptfluence --cov-report=term --durations=10 ${extra[@]+"${extra[@]}"}
+    if ! $dry_run; then
+        if [ "$worst" -eq 0 ]; then say "all checks passed in $SECONDS s"; else say "checks failed, see above ($SECONDS s)"; fi
+    fi
+    exit "$worst"
+}
+
+run_workflow() {
+    local override list='' command status=0 child
+    for override in ${overrides[@]+"${overrides[@]}"}; do list="$list${list:+, }$(json "$override")"; done
+    # The values are JSON, so that Snakemake, which reads them as YAML, takes them as they are ('*' means something there).
+    # The last option takes one value, so that what follows may also be a target.
+    command=(
+        -m snakemake --snakefile "$root/Snakefile" --directory "$root"
+        --rerun-triggers mtime params input code
+        --config "profile=$(json "$profile")" "only=$(json "$only")" "overrides=[$list]"
+        --keep-going --rerun-incomplete --show-failed-logs
+        --cores "$jobs" ${extra[@]+"${extra[@]}"}
+    )
+    say "study $study${only:+, notebooks $only}, $jobs processes at once"
+    show "$python" "${command[@]}"
+    if $dry_run; then
+        if [ -z "${GPTFLUENCE_SKIP_SETUP:-}" ] && ! is_set_up; then
+            say "$environment is not set up yet; without --dry-run that would come first, and what there is to compute is seen after it"
+            return
+        fi
+        "$python" "${command[@]}" --dry-run --quiet rules
+        return
+    fi
+
+    # One run per study and checkout. Snakemake's own lock outlives a killed run; it may be removed only if nobody else
+    # is at work here, which the second lock tells: every run shares it.
+    mkdir -p "$root/build/$study" "$root/.snakemake"
+    exec 8>> "$root/build/$study/.run.lock" 9>> "$root/.snakemake/run_all.lock"
+    hold 8 "$python" try || fail "another run_all.sh is computing study $study in this folder; wait for it or stop it"
+    if hold 9 "$python" try; then
+        if [ -n "$(ls -A "$root/.snakemake/locks" 2>/dev/null)" ]; then
+            say "the last run was killed; going on where it stopped"
+            "$python" "${command[@]}" --unlock >/dev/null
+        fi
+    fi
+    hold 9 "$python" share || true
+
+    # The workflow gets a process group of its own, so that stopping this script stops all of it, jobs included, however
+    # the signal came. (bash has programs in the background ignore Ctrl-C; hence the handler set back.)
+    "$python" -c 'import os, signal, sys
+os.setpgid(0, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])' "${command[@]}" &
+    child=$!
+    trap 'say "stopping; the next run goes on from here"; kill -INT -- "-$child" 2>/dev/null || kill -INT "$child" 2>/dev/null || true' INT TERM HUP
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2>/dev/null || break
+    done
+    trap - INT TERM HUP
+
+    if [ "$status" -eq 0 ]; then
+        say "done in $SECONDS s"
+    else
+        say "not everything was computed (see above; $SECONDS s); what was is kept, and the next run goes on from here"
+    fi
+    say "  figures and tables:  $root/figures/$study/"
+    say "  executed notebooks:  $root/build/$study/notebooks/"
+    exit "$status"
+}
+
+find_environment
+if [ -n "${GPTFLUENCE_SKIP_SETUP:-}" ]; then
+    [ -x "$python" ] || { environment=$(dirname "$(dirname "$(command -v python3)")"); python=$(command -v python3); }
+elif ! $dry_run; then
+    set_up
+fi
+
+export PATH="$environment/bin:$PATH"
+# Small models gain nothing from threads; one single-threaded process per core does about twice the work. It also keeps
+# the order of floating-point sums, and so the numbers, independent of the machine's number of cores.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+export TOKENIZERS_PARALLELISM=false PYTHONHASHSEED=0 MPLBACKEND=Agg
+
+if $test_run; then run_tests; else run_workflow; fi
