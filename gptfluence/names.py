@@ -1,0 +1,102 @@
+"""What methods, metrics, statistics and tasks are called in print, and how each method is drawn: everywhere the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Line(NamedTuple):
+    """How a method is drawn: colour (Okabe and Ito's colour-blind-safe palette), dash and marker, never colour alone."""
+
+    color: str
+    dash: str | tuple
+    marker: str
+
+
+METHODS = {
+    "recorded": "recorded",
+    "gptfluence": "GPTfluence",
+    "simfluence": "Simfluence",
+    "tracin_cp": "TracIn-CP",
+    "grad_dot": "Grad-Dot",
+    "persistence": "Persistence",
+    "mean_trajectory": "Mean trajectory",
+    "random": "Random",
+}
+LINES = {
+    "recorded": Line("#000000", "-", ""),
+    "gptfluence": Line("#0072B2", "-", "o"),
+    "simfluence": Line("#D55E00", (0, (4, 1.5)), "s"),
+    "tracin_cp": Line("#009E73", (0, (4, 1.5, 1, 1.5)), "^"),
+    "grad_dot": Line("#CC79A7", (0, (1, 1.2)), "D"),
+    "persistence": Line("#767676", (0, (1, 2.5)), "x"),
+    "mean_trajectory": Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
+    "random": Line("#767676", (0, (2, 2)), "+"),
+}
+OTHER_LINES = (
+    Line("#56B4E9", (0, (5, 1, 1, 1)), "P"),
+    Line("#8C6D31", (0, (2, 1)), "*"),
+    Line("#5E3C99", (0, (7, 2)), "<"),
+)
+TRIVIAL = ("persistence", "mean_trajectory")  # baselines that know nothing of the curriculum
+METRICS = {"loss": "loss", "bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
+UNITS = {"loss": "nats per target token", "bleu": "0–100", "rouge_l": "0–1", "accuracy": "0–1"}
+STATISTICS = {
+    "all_steps_mse": "all-steps MSE",
+    "all_steps_mae": "all-steps MAE",
+    "final_step_spearman": "final-step Spearman ρ",
+    "r2_dev": "R²dev",
+    "diverged": "diverged",
+}
+SMALLER_IS_BETTER = {"all_steps_mse": True, "all_steps_mae": True, "final_step_spearman": False, "r2_dev": False}
+TASKS = {
+    "rte": "RTE",
+    "sst2": "SST-2",
+    "boolq": "BoolQ",
+    "webnlg": "WebNLG",
+    "wmt16_de_en": "WMT16 DE/EN",
+    "cnn_dm": "CNN/DailyMail",
+    "average": "Average",
+}
+
+
+def method(name: str) -> str:
+    """A method in print; a variant keeps its family's name: "gptfluence order=2" is "GPTfluence (order 2)".
+
+    >>> method("tracin_cp_10"), method("simfluence closed_form")
+    ('TracIn-CP (10)', 'Simfluence (closed form)')
+    """
+    known = family(name)
+    if known is None:
+        return name.replace("_", " ")
+    variant = name[len(known) :].replace("_", " ").replace("=", " ").strip()
+    return METHODS[known] + (f" ({variant})" if variant else "")
+
+
+def family(name: str) -> str | None:
+    """The known method that `name` is, or is a variant of; None if there is none."""
+    fitting = [known for known in METHODS if name == known or name.startswith((f"{known} ", f"{known}_"))]
+    return max(fitting, key=len, default=None)
+
+
+def line(name: str, position: int = 0) -> Line:
+    """How a method is drawn; `position` tells methods apart that the project does not know."""
+    known = family(name)
+    return LINES[known] if known else OTHER_LINES[position % len(OTHER_LINES)]
+
+
+def metric(name: str, *, unit: bool = False) -> str:
+    """A metric in print, with its unit on request: "loss (nats per target token)"."""
+    printed = METRICS.get(name, name.replace("_", " "))
+    return f"{printed} ({UNITS[name]})" if unit and name in UNITS else printed
+
+
+def statistic(name: str, *, arrow: bool = False) -> str:
+    """A statistic in print, on request with an arrow that says which way is better."""
+    printed = STATISTICS.get(name, name.replace("_", " "))
+    return f"{printed} {'↓' if SMALLER_IS_BETTER[name] else '↑'}" if arrow and name in SMALLER_IS_BETTER else printed
+
+
+def task(name: str) -> str:
+    """A task in print."""
+    return TASKS.get(name, name.replace("_", " "))
