@@ -11,6 +11,8 @@ from typing import overload
 
 from gptfluence.errors import DataError
 
+TASKS = ("rte", "sst2", "boolq", "webnlg", "wmt16_de_en", "cnn_dm")  # the paper's, in its order
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -95,7 +97,7 @@ class TaskPool(Sequence[Example]):
 
 @dataclass(frozen=True)
 class Task:
-    """A pool of training examples and the test examples whose metrics are recorded.
+    """A pool of training examples and the test examples whose metrics are recorded; unpacks as `pool, tests = task`.
 
     Raises DataError if a text of the pool is also a test text.
     """
@@ -110,8 +112,12 @@ class Task:
             if example.text in texts:
                 raise DataError(
                     f"task {self.name!r}: test example {example.id!r} has the same text as pool example "
-                    f"{texts[example.text]!r}; pool and tests must not overlap"
+                    f"{texts[example.text]!r}; pool and tests must not overlap, or the GPT is "
+                    "measured on what it was trained on; remove one of the two rows from its file"
                 )
+
+    def __iter__(self) -> Iterator[TaskPool]:
+        return iter((self.pool, self.tests))
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,97 @@
+"""Instruction tuning: a task's instruction in one of several wordings, put around the prompt of an example.
+
+Which wording an example gets depends on its task, its id and a seed only, so it is the same in every run, whatever
+else is in the mixture. The target, its choices and references stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import overload
+
+from gptfluence.errors import ConfigurationError
+from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "rte": (
+        "Read the text and say whether the claim follows from it.\n{prompt}",
+        "Is the claim true if the text is?\n{prompt}",
+        "Judge the claim by the text alone.\n{prompt}",
+        "{prompt} Answer only from what is said above.",
+    ),
+    "sst2": (
+        "Is this review of a film positive or negative?\n{prompt}",
+        "Tell how the writer felt about the film.\n{prompt}",
+        "Decide on the tone of the review.\n{prompt}",
+        "Did the reviewer like it? Say positive or negative.\n{prompt}",
+    ),
+    "boolq": (
+        "Answer the question with yes or no.\n{prompt}",
+        "Read the passage, then reply yes or no.\n{prompt}",
+        "Here is a passage and something to find out, yes or no.\n{prompt}",
+        "Use the text to settle the question.\n{prompt}",
+    ),
+    "webnlg": (
+        "Put these facts into words.\n{prompt}",
+        "Write a sentence that says all of this.\n{prompt}",
+        "Turn the list of facts into plain text.\n{prompt}",
+        "Tell a reader what the data says.\n{prompt}",
+    ),
+    "wmt16_de_en": (
+        "Translate from German to English.\n{prompt}",
+        "How does one say this in English?\n{prompt}",
+        "Give the English for the German sentence.\n{prompt}",
+        "Write this again in English.\n{prompt}",
+    ),
+    "cnn_dm": (
+        "Sum up the article.\n{prompt}",
+        "What are the main points of this news?\n{prompt}",
+        "Write the highlights of the story.\n{prompt}",
+        "Tell it in brief.\n{prompt}",
+    ),
+}
+GENERAL = (
+    "Complete the following.\n{prompt}",
+    "Go on from here.\n{prompt}",
+    "Give the answer that fits.\n{prompt}",
+    "Read this and respond.\n{prompt}",
+)  # for tasks with no wordings of their own
+
+
+@overload
+def apply(given: Example, seed: int = 0, *, wordings: Mapping[str, Sequence[str]] | None = None) -> Example: ...
+@overload
+def apply(given: TaskPool, seed: int = 0, *, wordings: Mapping[str, Sequence[str]] | None = None) -> TaskPool: ...
+@overload
+def apply(given: Task, seed: int = 0, *, wordings: Mapping[str, Sequence[str]] | None = None) -> Task: ...
+def apply(
+    given: Example | TaskPool | Task, seed: int = 0, *, wordings: Mapping[str, Sequence[str]] | None = None
+) -> Example | TaskPool | Task:
+    """The same example, pool or task with instructions in its prompts.
+
+    `wordings` adds to or replaces the built-in ones: task name -> templates with one slot, "{prompt}". Raises
+    ConfigurationError for a template without the slot.
+    """
+    known = {**WORDINGS, **(wordings or {})}
+    for task, templates in (wordings or {}).items():
+        for template in [templates] if isinstance(templates, str) else templates or [""]:
+            if isinstance(templates, str) or template.count("{prompt}") != 1:
+                raise ConfigurationError(
+                    f"wordings for task {task!r}: {templates!r}: a list of templates is needed, each with "
+                    "{prompt} once, where the text goes"
+                )
+    if isinstance(given, Task):
+        return Task(given.name, _pool(given.pool, seed, known), _pool(given.tests, seed, known))
+    return _pool(given, seed, known) if isinstance(given, TaskPool) else _example(given, seed, known)
+
+
+def _pool(pool: TaskPool, seed: int, known: Mapping[str, Sequence[str]]) -> TaskPool:
+    return TaskPool(pool.name, tuple(_example(example, seed, known) for example in pool))
+
+
+def _example(example: Example, seed: int, known: Mapping[str, Sequence[str]]) -> Example:
+    templates = known.get(example.task, GENERAL)
+    number = int(fingerprint([seed, example.task, example.id]), 16) % len(templates)
+    before, after = templates[number].split("{prompt}")
+    return replace(example, prompt=before + example.prompt + after)
