@@ -1,0 +1,27 @@
+"""Simulators: fitted on recorded runs, they predict trajectories for curricula that nobody trained on."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.simulators.base import Simulator
+from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.reference import MeanTrajectory, Persistence
+from gptfluence.simulators.simfluence import Simfluence
+
+SIMULATORS: dict[str, type[Simulator]] = {
+    simulator.name: simulator for simulator in (GPTfluence, Simfluence, Persistence, MeanTrajectory)
+}
+
+
+def create(name: str, **hyperparameters: Any) -> Simulator:
+    """The simulator of this name, not fitted yet. Raises ConfigurationError for a name or an argument it does not know."""
+    if name not in SIMULATORS:
+        raise ConfigurationError(unknown("simulator", name, SIMULATORS))
+    known = inspect.signature(SIMULATORS[name]).parameters
+    for argument in hyperparameters:
+        if argument not in known:
+            raise ConfigurationError(unknown("hyperparameter", argument, known, where=f"simulator {name!r}: "))
+    return SIMULATORS[name](**hyperparameters)

@@ -1,0 +1,332 @@
+"""What every simulator can do: be fitted on recorded runs, and predict trajectories for curricula it has not seen.
+
+A simulator starts from the observed first rows of a trajectory and from then on sees its own predictions only.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.gptdynamics import GPTDynamics, stack_curricula
+from gptfluence.errors import ArtifactError, ConfigurationError, DataError, unknown
+from gptfluence.tasks.base import TaskPool
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"  # the names that the Hugging Face Hub's model pages look for
+FORMAT_VERSION = 1
+DIVERGENCE_FACTOR = 100.0
+
+
+def diverged(predicted: np.ndarray, scale: float) -> np.ndarray:
+    """bool [curricula, tests]: trajectories that are not finite or leave +-100 x `scale` at some step.
+
+    predicted: float [curricula, steps + 1, tests]
+    scale: the largest absolute value among the training trajectories, in the metric's unit
+    """
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(predicted) <= DIVERGENCE_FACTOR * scale).all(axis=1)
+
+
+def _no_losses() -> np.ndarray:
+    return np.empty(0)
+
+
+@dataclass
+class FitReport:
+    """How a fit went. Errors are in the metric's unit squared, whether or not the simulator standardizes."""
+
+    epochs: int = 0
+    best_epoch: int = 0  # counted from 1; the epoch whose weights are kept
+    training_loss: np.ndarray = field(default_factory=_no_losses, repr=False)  # float64 [epochs]; one-step MSE
+    validation_mse: np.ndarray = field(default_factory=_no_losses, repr=False)  # float64 [epochs]; all-steps MSE
+    seconds: float = 0.0
+    selected_by: str = "nothing to select"  # the rule that chose the weights, in words
+    diverged: bool = False  # a validation rollout of the weights that were kept diverged
+    diverged_trajectories: int = 0  # how many of them
+    diverged_epochs: int = 0  # epochs in which at least one validation rollout diverged
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a simulator was fitted on, as far as later calls must agree with it."""
+
+    metric: str
+    pool_fingerprint: str
+    pool_size: int
+    tests_fingerprint: str
+    tests_size: int
+    steps: int
+    batch_size: int
+    scale: float  # the largest absolute training value; what `diverged` is told
+
+
+class Simulator(ABC):
+    """Base of all simulators. Subclasses are dataclasses whose fields are their hyperparameters.
+
+    After `fit`: `fitted` (what on) and `report` (how it went).
+    """
+
+    name: ClassVar[str] = ""
+    _classes: ClassVar[dict[str, type[Simulator]]] = {}
+
+    fitted: Fitted | None = None
+    report: FitReport | None = None
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__dict__.get("name"):
+            Simulator._classes[cls.name] = cls
+
+    # --- for subclasses -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
+        """Learn; `train` has been checked and `self.fitted` is set."""
+
+    @abstractmethod
+    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
+        """What `_rollout` needs and curricula do not change; None stands for the fitted pool or tests."""
+
+    @abstractmethod
+    def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """float32 [curricula, steps + 1, tests] from int [curricula, steps, batch] and float32 [curricula, k, tests]."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Everything learned, by name."""
+
+    @abstractmethod
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """The opposite of `_arrays`. Raises KeyError or ValueError if `arrays` do not fit."""
+
+    # --- for users ------------------------------------------------------------------------------------------------
+
+    def fit(self, train: GPTDynamics, validation: GPTDynamics | None = None, *, metric: str = "loss") -> Self:
+        """Learn from the runs of `train`; the all-steps MSE of rollouts over the runs of `validation` selects.
+
+        Raises ConfigurationError if there are no runs, the metric was not recorded, runs differ in shape or the two sets
+        differ in pool or tests; DataError if a recorded value is not finite.
+        """
+        if validation is not None and not len(validation):
+            validation = None
+        values, batches = _checked_runs(train, metric, "train")
+        if validation is not None:
+            _checked_runs(validation, metric, "validation")
+            for part in ("pool", "tests"):
+                if getattr(train, part).fingerprint != getattr(validation, part).fingerprint:
+                    raise ConfigurationError(
+                        f"fit: validation runs have other {part} than the training runs; pass runs of one study"
+                    )
+        self.fitted = Fitted(
+            metric=metric,
+            pool_fingerprint=train.pool.fingerprint,
+            pool_size=len(train.pool),
+            tests_fingerprint=train.tests.fingerprint,
+            tests_size=len(train.tests),
+            steps=batches.shape[1],
+            batch_size=batches.shape[2],
+            scale=float(np.abs(values).max()),
+        )
+        self.report = self._fit(train, validation, metric)
+        return self
+
+    def simulate(
+        self,
+        curricula: Sequence[Curriculum] | np.ndarray,
+        observed: np.ndarray,
+        *,
+        pool: TaskPool | None = None,
+        tests: TaskPool | None = None,
+    ) -> np.ndarray:
+        """Predict trajectories: float32 [curricula, steps + 1, tests], in the unit of the fitted metric.
+
+        curricula: of equal shape, or int [curricula, steps, batch]; ids are positions in the pool
+        observed: float [curricula, k, tests], k >= 1, from step 0 on; or [1, k, tests] for all. Kept as given in front;
+            every later row follows from the curriculum and the rows before it (paper, section 3.3)
+        pool, tests: the examples that ids and columns stand for, if not the fitted ones
+
+        Raises ConfigurationError if shapes disagree, an id is outside the pool, or the simulator cannot predict for
+        examples that it was not fitted on.
+        """
+        prepared, sizes = self._ready(pool, tests)
+        batches = _checked_batches(stack_curricula(curricula), sizes[0])
+        observed = _checked_observed(observed, len(batches), batches.shape[1], sizes[1])
+        return self._rollout(prepared, batches, observed)
+
+    def simulate_stream(
+        self,
+        curricula: np.ndarray | Sequence[Curriculum] | Iterable[np.ndarray],
+        observed: np.ndarray,
+        *,
+        pool: TaskPool | None = None,
+        tests: TaskPool | None = None,
+        chunk: int = 512,
+    ) -> Iterator[np.ndarray]:
+        """`simulate` in pieces, for more curricula than fit in memory: yields float32 [<= chunk, steps + 1, tests].
+
+        curricula: int [curricula, steps, batch], a sequence of Curriculum, or an iterable of such arrays (a generator
+            that draws them, say), which are split further if longer than `chunk`
+        observed: float [tests] or [1, tests] for every curriculum, [curricula, tests], or [curricula, k, tests]
+
+        Arguments are checked at the call, each piece of an iterable when its turn comes.
+        """
+        if chunk < 1:
+            raise ConfigurationError(f"simulate_stream: chunk must be 1 or more, not {chunk}")
+        prepared, (pool_size, tests_size) = self._ready(pool, tests)
+        observed = np.asarray(observed, np.float32)
+        if observed.ndim == 1:
+            observed = observed[None]
+        if observed.ndim == 2:
+            observed = observed[:, None]
+        if isinstance(curricula, np.ndarray) or (
+            isinstance(curricula, Sequence) and curricula and isinstance(curricula[0], Curriculum)
+        ):
+            stacked = _checked_batches(stack_curricula(curricula), pool_size)
+            _checked_observed(observed, len(stacked), stacked.shape[1], tests_size)
+            curricula = [stacked]
+
+        def pieces() -> Iterator[np.ndarray]:
+            done = 0
+            for stretch in curricula:
+                stretch = _checked_batches(stretch, pool_size)
+                for start in range(0, len(stretch), chunk):
+                    batches = stretch[start : start + chunk]
+                    rows = observed if len(observed) == 1 else observed[done : done + len(batches)]
+                    yield self._rollout(
+                        prepared, batches, _checked_observed(rows, len(batches), batches.shape[1], tests_size)
+                    )
+                    done += len(batches)
+
+        return pieces()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json` (hyperparameters, what was fitted) and `model.safetensors` into `folder`; return it."""
+        fitted, report = self._require_fitted(), asdict(self.report)
+        curves = {key: report.pop(key) for key in ("training_loss", "validation_mse")}
+        config = {
+            "simulator": self.name,
+            "format": FORMAT_VERSION,
+            "hyperparameters": self._hyperparameters(),
+            "fitted": asdict(fitted),
+            "report": report,
+        }
+        arrays = self._arrays() | {f"report.{key}": np.asarray(curve) for key, curve in curves.items()}
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, folder / WEIGHTS_NAME)
+            (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(f"simulator: cannot write to {folder}: {error}") from error
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load what `save_pretrained` wrote; `Simulator.from_pretrained` loads any class, a subclass only its own.
+
+        Raises ArtifactError, naming the file, if it is missing, damaged or holds another simulator.
+        """
+        path, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            name, version = config["simulator"], config["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"simulator: {path} cannot be read as a simulator's description: {error!r}") from error
+        if name not in Simulator._classes:
+            raise ArtifactError(unknown("simulator", name, Simulator._classes, where=f"{path}: "))
+        if version != FORMAT_VERSION:
+            raise ArtifactError(f"{path}: format {version!r}, but this version reads {FORMAT_VERSION}; fit again")
+        found = Simulator._classes[name]
+        if not issubclass(found, cls):
+            raise ArtifactError(f"{path}: holds a {name!r}, not a {cls.name!r}; use Simulator.from_pretrained")
+        try:
+            simulator = found(**config["hyperparameters"])
+            simulator.fitted = Fitted(**config["fitted"])
+            report = FitReport(**config["report"])
+        except (KeyError, TypeError, ConfigurationError) as error:
+            raise ArtifactError(f"{path}: not a description of {name!r} that this version knows: {error}") from error
+        try:
+            arrays = load_file(weights)
+            for key in ("training_loss", "validation_mse"):
+                setattr(report, key, arrays.pop(f"report.{key}"))
+            simulator._restore(arrays)
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{weights}: damaged, or not the weights of this {name!r}: {error!r}; fit again") from error
+        simulator.report = report
+        return simulator
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}  # type: ignore[arg-type]
+
+    def _require_fitted(self) -> Fitted:
+        if self.fitted is None or self.report is None:
+            raise ConfigurationError(f"{self.name}: not fitted yet; call fit(train, validation) or load a fitted one")
+        return self.fitted
+
+    def _ready(self, pool: TaskPool | None, tests: TaskPool | None) -> tuple[Any, tuple[int, int]]:
+        """`_prepare`, with the fitted pool and tests recognised by content, and the sizes [pool, tests]."""
+        fitted = self._require_fitted()
+        sizes = (len(pool) if pool is not None else fitted.pool_size, len(tests) if tests is not None else fitted.tests_size)
+        if pool is not None and pool.fingerprint == fitted.pool_fingerprint:
+            pool = None
+        if tests is not None and tests.fingerprint == fitted.tests_fingerprint:
+            tests = None
+        return self._prepare(pool, tests), sizes
+
+
+def _checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """Trajectories float32 [runs, steps + 1, tests] and batches int32 [runs, steps, batch] of finite, equal-shaped runs."""
+    if not len(dynamics):
+        raise ConfigurationError(f"fit: there are no {role} runs; record some, or check the names of the split")
+    values, batches = dynamics.trajectories(metric), dynamics.batches
+    finite = np.isfinite(values).all(axis=(1, 2))
+    if not finite.all():
+        raise DataError(
+            f"fit: run {dynamics.names[int(np.argmin(finite))]} holds values of {metric} that are not finite; leave the "
+            "run out or record it again"
+        )
+    return values, batches
+
+
+def _checked_batches(batches: np.ndarray, pool_size: int) -> np.ndarray:
+    batches = np.asarray(batches)
+    if batches.ndim != 3 or batches.size == 0 or not np.issubdtype(batches.dtype, np.integer):
+        raise ConfigurationError(
+            f"simulate: curricula must be whole numbers of shape [curricula, steps, batch], not {batches.dtype} "
+            f"{list(batches.shape)}"
+        )
+    low, high = int(batches.min()), int(batches.max())
+    if low < 0 or high >= pool_size:
+        raise ConfigurationError(
+            f"simulate: a curriculum names example {low if low < 0 else high}, but the pool has {pool_size} (0 to "
+            f"{pool_size - 1}); pass pool= if the ids are those of another pool"
+        )
+    return batches
+
+
+def _checked_observed(observed: np.ndarray, curricula: int, steps: int, tests: int) -> np.ndarray:
+    observed = np.asarray(observed, np.float32)
+    if observed.ndim != 3 or observed.shape[0] not in (1, curricula) or observed.shape[2] != tests:
+        raise ConfigurationError(
+            f"simulate: observed must be [curricula, k, tests] = [{curricula}, k, {tests}], not {list(observed.shape)}; "
+            "pass tests= if the columns are other test examples than the fitted ones"
+        )
+    if not 1 <= observed.shape[1] <= steps:
+        raise ConfigurationError(
+            f"simulate: observed has {observed.shape[1]} rows; between 1 and {steps} (the curriculum's steps) are needed"
+        )
+    if not np.isfinite(observed).all():
+        raise ConfigurationError("simulate: observed holds values that are not finite; start from recorded values")
+    return np.broadcast_to(observed, (curricula, *observed.shape[1:]))

@@ -1,0 +1,146 @@
+"""GPTfluence: a featurized, n-th order Markov simulator of training dynamics (paper, sections 3.2 and 3.3).
+
+    yhat_t = sum_{j=1..n} alpha_j(c_t) y_{t-j} + beta(c_t),   alpha_j = sum_{i in c_t} A_ij,   beta = sum_{i in c_t} B_i
+
+A and B come from frozen text features of the training and the test example, so that it also predicts for examples it was
+not fitted on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.simulators.fitting import TableModel, TableSimulator
+from gptfluence.simulators.heads import HEADS
+from gptfluence.tasks.base import TaskPool
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What GPTfluence asks of an encoder; `gptfluence.encoders` has some."""
+
+    name: str
+
+    def encode(self, pool: TaskPool) -> np.ndarray:
+        """float32 [examples, dimension]"""
+
+
+class FeatureModel(TableModel):
+    """Heads on the stored features of the fitted pool, float32 [pool, dimension], and tests, [tests, dimension]."""
+
+    def __init__(self, kind: str, order: int, pool: Tensor, tests: Tensor) -> None:
+        super().__init__()
+        self.heads: nn.Module = HEADS[kind](pool.shape[1], order)
+        self.register_buffer("pool", pool)
+        self.register_buffer("tests", tests)
+
+    def tables(self, pool: Tensor | None = None, tests: Tensor | None = None) -> Tensor:
+        return self.heads(
+            self.pool if pool is None else self.pool[pool], self.tests if tests is None else self.tests[tests]
+        )
+
+
+@dataclass(kw_only=True, eq=False)
+class GPTfluence(TableSimulator):
+    """The paper's simulator.
+
+    markov_order: number n of previous values. Rollouts that observe fewer rows take the earlier ones as zero
+    heads: "mlp" (published code), "linear" (the paper's equations) or "concat" (published code); see `heads.py`
+    encoder: a name that `gptfluence.encoders.load` knows, or an object with `name` and `encode(pool)`
+
+    The other hyperparameters are those of `TableSimulator`. The paper's: learning_rate 1e-4, batch_size 128, weight_decay
+    1e-5, warmup_steps 200 (tables 6 and 8); the defaults here validate better in the same time, see `benchmarks/README.md`.
+    Features are stored with the weights, so a loaded simulator needs its encoder for unseen examples only.
+    """
+
+    name = "gptfluence"
+
+    markov_order: int = 1
+    heads: str = "mlp"
+    encoder: str | TextEncoder = "minilm-cls"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.markov_order < 1:
+            raise ConfigurationError(f"gptfluence: markov_order must be 1 or more, not {self.markov_order}")
+        if self.heads not in HEADS:
+            raise ConfigurationError(unknown("heads", self.heads, HEADS, where="gptfluence: "))
+        if not isinstance(self.encoder, (str, TextEncoder)):
+            raise ConfigurationError(
+                f"gptfluence: encoder must be a name or have `name` and `encode`, not a {type(self.encoder).__name__}"
+            )
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return self.markov_order
+
+    def _loaded_encoder(self) -> TextEncoder:
+        if isinstance(self.encoder, str):
+            from gptfluence import encoders  # loads transformers: only when it is needed
+
+            self.encoder = encoders.load(self.encoder)
+        return self.encoder
+
+    def _checked_features(self, features: np.ndarray, examples: TaskPool, dimension: int | None = None) -> Tensor:
+        features = np.asarray(features, np.float32)
+        rows, wanted = len(examples), "dimension" if dimension is None else dimension
+        fits = features.ndim == 2 and len(features) == rows and dimension in (None, features.shape[-1])
+        if not fits or not np.isfinite(features).all():
+            raise ConfigurationError(
+                f"gptfluence: encoder {self._loaded_encoder().name!r} gave features {list(features.shape)} for "
+                f"{examples.name}; finite values of shape [examples, {wanted}] = [{rows}, {wanted}] are needed, from the "
+                "encoder that the simulator was fitted with"
+            )
+        return torch.tensor(features)
+
+    def _build(self, train: GPTDynamics) -> FeatureModel:
+        assert self.fitted is not None
+        encoder = self._loaded_encoder()
+        # One-hot ids differ between pool and tests, so the index encoder must see both at once.
+        if hasattr(encoder, "encode_pair"):
+            of_pool, of_tests = encoder.encode_pair(train.pool, train.tests)
+        else:
+            of_pool, of_tests = encoder.encode(train.pool), encoder.encode(train.tests)
+        pool = self._checked_features(of_pool, train.pool)
+        tests = self._checked_features(of_tests, train.tests, pool.shape[1])
+        model = FeatureModel(self.heads, self.markov_order, pool, tests)
+        model.heads.start_near_identity(model.pool, model.tests, self.fitted.batch_size)
+        return model
+
+    def _raw_tables(self, pool: TaskPool | None, tests: TaskPool | None) -> Tensor:
+        return self._model.heads(self._features(pool, "pool"), self._features(tests, "tests"))
+
+    def _features(self, examples: TaskPool | None, side: str) -> Tensor:
+        assert self.fitted is not None
+        stored = {self.fitted.pool_fingerprint: self._model.pool, self.fitted.tests_fingerprint: self._model.tests}
+        if examples is None:
+            return self._model.pool if side == "pool" else self._model.tests
+        if examples.fingerprint in stored:
+            return stored[examples.fingerprint]
+        features = self._loaded_encoder().encode(examples)
+        return self._checked_features(features, examples, self._model.pool.shape[1]).to(self._model.pool.device)
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        encoder = self.encoder if isinstance(self.encoder, str) else self.encoder.name
+        return super()._hyperparameters() | {"encoder": encoder, "device": "cpu"}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {key: value.detach().cpu().numpy() for key, value in self._model.state_dict().items()}
+        return arrays | {"unit": np.array([self._unit])}
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        assert self.fitted is not None
+        state = {key: torch.tensor(value) for key, value in arrays.items()}
+        self._unit = float(state.pop("unit")[0])
+        if (len(state["pool"]), len(state["tests"])) != (self.fitted.pool_size, self.fitted.tests_size):
+            raise ValueError("features are not those of the pool and tests that config.json describes")
+        self._model = FeatureModel(self.heads, self.markov_order, state["pool"], state["tests"])
+        self._model.load_state_dict(state)
+        self._model.to(self.device)

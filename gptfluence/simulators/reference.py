@@ -1,0 +1,89 @@
+"""Simulators that learn next to nothing: what a real one has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.errors import ConfigurationError
+from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.tasks.base import TaskPool
+
+
+def _with_observed(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Put the observed rows [curricula, k, tests] in front of `predicted` [curricula, steps + 1, tests], in place."""
+    predicted[:, : observed.shape[1]] = observed
+    return predicted
+
+
+@dataclass(kw_only=True, eq=False)
+class Persistence(Simulator):
+    """The last observed value for ever. Works for any pool, tests and curriculum."""
+
+    name = "persistence"
+
+    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
+        return FitReport()
+
+    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> None:
+        return None
+
+    def _rollout(self, prepared: None, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        curricula, steps = batches.shape[:2]
+        predicted = np.empty((curricula, steps + 1, observed.shape[2]), np.float32)
+        predicted[:] = observed[:, -1:]
+        return _with_observed(predicted, observed)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        pass
+
+
+@dataclass(kw_only=True, eq=False)
+class MeanTrajectory(Simulator):
+    """The mean over the training runs of each test example's trajectory, whatever the curriculum.
+
+    For test examples it was not fitted on: the mean over the fitted ones of the change since step 0, added to the
+    observed start. Curricula with fewer steps than the fitted ones get the first part; longer ones are refused.
+    """
+
+    name = "mean_trajectory"
+
+    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
+        self._mean = train.trajectories(metric).mean(axis=0, dtype=np.float64).astype(np.float32)
+        return FitReport()
+
+    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> bool:
+        return tests is not None
+
+    def _rollout(self, unseen: bool, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        curricula, steps = batches.shape[:2]
+        if steps >= len(self._mean):
+            raise ConfigurationError(
+                f"mean_trajectory: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; there "
+                "is no mean beyond them"
+            )
+        predicted = np.empty((curricula, steps + 1, observed.shape[2]), np.float32)
+        if unseen:
+            change = (self._mean - self._mean[0]).mean(axis=1)
+            predicted[:] = observed[:, :1] + change[None, : steps + 1, None]
+        else:
+            predicted[:] = self._mean[: steps + 1]
+        return _with_observed(predicted, observed)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"mean": self._mean}
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        fitted = self._require_shape(arrays["mean"])
+        self._mean = fitted
+
+    def _require_shape(self, mean: np.ndarray) -> np.ndarray:
+        assert self.fitted is not None
+        if mean.shape != (self.fitted.steps + 1, self.fitted.tests_size):
+            raise ValueError(f"mean has shape {list(mean.shape)}")
+        return mean
