@@ -1,0 +1,49 @@
+"""GPTfluence: what would a GPT have learned, had it been trained on other data?
+
+Record how a GPT learns on random curricula, fit a simulator to it, and simulate the whole trajectory of every test
+example for a curriculum nobody trained on. After "On Training Data Influence of GPT Models" (EMNLP 2024).
+
+Names are imported when they are first used, so that `import gptfluence` and the command line start at once.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Study": "study",
+    "record": "study",
+    "Notebook": "notebook",
+    "AdamW": "config",
+    "Recording": "config",
+    "Curriculum": "dynamics.curriculum",
+    "draw_curricula": "dynamics.curriculum",
+    "GPTDynamics": "dynamics.gptdynamics",
+    "load_dynamics": "dynamics.store:load",
+    "Simulator": "simulators.base",
+    "GPTfluence": "simulators.gptfluence",
+    "Simfluence": "simulators.simfluence",
+    "Persistence": "simulators.reference",
+    "MeanTrajectory": "simulators.reference",
+    "evaluate": "evaluation",
+    "summarize": "evaluation",
+}
+_MODULES = ("tasks", "encoders", "figures", "tables", "paper", "names")
+
+__all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"gptfluence.{name}")
+    if name in _WHERE:
+        module, _, attribute = _WHERE[name].partition(":")
+        value = getattr(import_module(f"gptfluence.{module}"), attribute or name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gptfluence' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from gptfluence import files
 from gptfluence.config import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, canonical
 from gptfluence.errors import HubUnreachableError, ModelError
+from gptfluence.tasks import mini
 from gptfluence.tasks.base import fingerprint
 
 if TYPE_CHECKING:
@@ -40,20 +40,21 @@ class GPT:
 class ModelSource:
     """Where a model comes from. Cheap to make: loads nothing until asked."""
 
-    def __init__(self, name: str, config: ModelConfig, cache: Path, corpus: Callable[[], Sequence[str]] | None = None):
+    def __init__(self, name: str, config: ModelConfig, cache: Path, corpus: dict | None = None):
         """
         Args:
             name: the profile's name for it.
             cache: folder for models that are made here (nano).
-            corpus: the texts that a nano model's tokenizer and weights are trained on.
+            corpus: arguments of `tasks.mini.corpus`, the texts that a nano model is trained on; for others not used.
         """
-        self.name, self.config, self.cache, self._corpus = name, config, cache, corpus
+        self.name, self.config, self.cache = name, config, cache
+        self.corpus = corpus if isinstance(config, NanoModel) else None
 
     def identity(self) -> dict:
         """What the recorded numbers depend on: the configuration and, where weights are files, their content."""
         identity = {"config": canonical(self.config)}
         if isinstance(self.config, NanoModel):
-            identity["corpus"] = fingerprint(list(self._texts()))
+            identity["corpus"] = fingerprint(self._texts())
         elif isinstance(self.config, HubModel):
             identity["commit"] = _hub_commit(self.config)
         else:
@@ -83,10 +84,10 @@ class ModelSource:
             model = _with_lora(model, config.lora)
         return GPT(self.name, model.eval(), tokenizer, length)
 
-    def _texts(self) -> Sequence[str]:
-        if self._corpus is None:
+    def _texts(self) -> list[str]:
+        if self.corpus is None:
             raise ModelError(f"model {self.name!r}: a nano model needs a corpus to be pre-trained on")
-        return self._corpus()
+        return mini.corpus(**self.corpus)
 
     def _nano_folder(self) -> Path:
         key = fingerprint([self.identity(), "pretraining-1"])[:8]
@@ -99,7 +100,7 @@ class ModelSource:
                 files.set_aside(folder)
             if not folder.is_dir():
                 with files.new_folder(folder, f"saving model {self.name!r}") as new:
-                    _pretrain(self.config, list(self._texts()), new)
+                    _pretrain(self.config, self._texts(), new)
         return folder
 
     def _path(self) -> Path:

@@ -36,6 +36,7 @@ class Job:
 
     folder: Path
     names: tuple[str, ...]
+    model: dict  # name, config, and for a nano model the corpus it is made from
     models: Path  # cache of models made here
     device: str = "cpu"
     curricula: dict[str, list[list[int]]] | None = None
@@ -76,8 +77,8 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
 
     spec = store.read_spec(job.folder)
     task = store.read_task(job.folder)
-    config = TypeAdapter(ModelConfig).validate_python(spec["model"]["config"])
-    source = ModelSource(spec["model"]["name"], config, job.models, _corpus_of(spec))
+    config = TypeAdapter(ModelConfig).validate_python(job.model["config"])
+    source = ModelSource(job.model["name"], config, job.models, job.model["corpus"])
     recorder: Recorder | None = None
     with single_thread():
         try:
@@ -105,19 +106,11 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
                 recorder.close()
 
 
-def _corpus_of(spec: dict) -> Callable[[], list[str]] | None:
-    corpus = spec["model"].get("corpus")
-    if corpus is None:
-        return None
-    from gptfluence.tasks import mini
-
-    return lambda: mini.corpus(**corpus)
-
-
 def collect(
     folder: Path,
     names: Sequence[str],
     *,
+    model: dict,
     models: Path,
     jobs: int,
     devices: Sequence[str] = ("cpu",),
@@ -127,6 +120,7 @@ def collect(
 ) -> None:
     """Record the runs of these names that are missing, `jobs` at a time, and return when all are there.
 
+    model: name, config and corpus of the GPT, as in `Job`; models: cache of models made here.
     jobs: processes; on a CPU each has one thread. With 1 the work is done in this process.
     devices: torch devices, dealt to the processes in turn.
     steps: of the longest run; title: for the progress line.
@@ -138,7 +132,7 @@ def collect(
         return
     given = {name: c.batches.tolist() for name, c in (curricula or {}).items() if name in missing}
     jobs = max(1, min(jobs, len(missing)))
-    common = {"folder": folder, "models": models, "curricula": given}
+    common = {"folder": folder, "model": model, "models": models, "curricula": given}
     with Progress(title, total=len(missing) * (steps + 1), runs=len(missing)) as progress:
         if jobs == 1:
             record_runs(Job(names=tuple(missing), device=devices[0], **common), progress.step)

@@ -151,7 +151,8 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     chosen = present if names is None else names
     runs = tuple(read_run(folder, name) for name in chosen)
     sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
-    provenance = {"folder": folder.name, "spec": spec, "runs": sums}
+    devices = {json.loads((folder / name / "run.json").read_text()).get("device") for name in chosen}
+    provenance = {"folder": folder.name, "spec": spec, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
     return GPTDynamics(spec["task"], spec["model"]["name"], task.pool, task.tests, runs, provenance)
 
 

@@ -1,0 +1,163 @@
+"""What every notebook does the same way: check its parameters, open the study, save outputs with their provenance."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from gptfluence import figures, provenance, tables
+from gptfluence.config import ROOT, canonical
+from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTEBOOKS = ROOT / "notebooks"
+_IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open"}
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list[str]": list[str],
+    "list[int]": list[int],
+    "list[float]": list[float],
+}
+
+
+class Notebook:
+    """The run of one notebook: its checked parameters, its study, and where its outputs go.
+
+        nb = gf.Notebook("tab02_fine_tuning_loss", globals())
+        results = nb.study.evaluate("fine_tuning", tasks=nb.tasks, methods=nb.methods)
+
+    Parameters are attributes. A parameter that the parameters cell does not have, or that is of another type than it is
+    annotated with there, is an error (papermill itself would only warn, or pass it on).
+
+    With the default parameters outputs go to `figures/<profile>/`; with others to `build/<profile>/figures/`, so that a
+    try never overwrites what is cited; `output_dir` says otherwise.
+    """
+
+    def __init__(self, name: str, namespace: Mapping[str, Any]):
+        """Raises ConfigurationError that names the parameter and what is allowed."""
+        self.name = name
+        self._started = time.time()
+        declared = declared_parameters(NOTEBOOKS / f"{name}.py")
+        self.parameters = check_parameters(name, declared, namespace)
+        for parameter, value in self.parameters.items():
+            if not hasattr(self, parameter):
+                setattr(self, parameter, value)
+        self.study = Study.load(self.parameters["profile"], self.parameters.get("overrides", ()))
+        setting = self.study.setting("fine_tuning")
+        known: dict[str, Sequence[str]] = {"tasks": setting.tasks, "methods": list(self.study.profile.simulators)}
+        for parameter, allowed in known.items():
+            if parameter in self.parameters:
+                given = self.parameters[parameter]
+                self.choose(parameter, given, allowed)
+                setattr(self, parameter, [value for value in allowed if not given or value in given])
+        if "task" in self.parameters:
+            self.choose("task", self.parameters["task"], setting.tasks)
+        if self.parameters.get("model"):
+            self.choose("model", self.parameters["model"], list(self.study.profile.models))
+        changed = {
+            parameter: value
+            for parameter, value in self.parameters.items()
+            if parameter not in ("profile", "overrides", "output_dir", "figure") and value != declared[parameter][1]
+        }
+        label = self.study.label
+        default = ROOT / "build" / label / "figures" if changed else ROOT / "figures" / label
+        self.folder = Path(self.parameters.get("output_dir") or default).expanduser().resolve()
+
+    def choose(self, parameter: str, value: Any, allowed: Sequence[Any]) -> None:
+        """Raise ConfigurationError unless `value` (or each of its items) is among `allowed`."""
+        for item in value if isinstance(value, list) else [value]:
+            if item not in allowed:
+                raise ConfigurationError(unknown("value", item, allowed, where=f"{self.name}: parameter {parameter!r}: "))
+
+    def save_figure(self, figure: Figure, frame: pd.DataFrame, name: str, *, caption: str, sources: Sequence[Any]) -> None:
+        """Save a figure as PDF and PNG with the CSV of every plotted number. `sources`: the dynamics it is drawn from."""
+        figures.save_figure(figure, frame, self.folder, name, caption=caption, provenance=self._provenance(sources))
+        print(f"saved {self._shown(name)}.pdf, .png, .csv, .json")
+
+    def save_table(self, table: Any, name: str, *, caption: str, sources: Sequence[Any]) -> None:
+        """Save a table as CSV, LaTeX, Markdown and PNG."""
+        figures.save_table(table, self.folder, name, caption=caption, provenance=self._provenance(sources))
+        print(f"saved {self._shown(name)}.csv, .tex, .md, .png, .json")
+
+    def _shown(self, name: str) -> str:
+        path = self.folder / name
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+    def _provenance(self, sources: Sequence[Any]) -> dict:
+        shown = {name: value for name, value in self.parameters.items() if value not in ("", [])}
+        shown.pop("output_dir", None)
+        options = "".join(f" -p {name} {value}" for name, value in shown.items() if not isinstance(value, list))
+        lists = "".join(f" -y '{name}: {value}'" for name, value in shown.items() if isinstance(value, list))
+        artifacts = {
+            f"{source.provenance['folder']}/{run}": sha for source in sources for run, sha in source.provenance["runs"].items()
+        }
+        return provenance.provenance(
+            command=f"papermill notebooks/{self.name}.ipynb out.ipynb{options}{lists}",
+            profile=self.study.label,
+            parameters={**shown, "study": canonical(self.study.profile)},
+            seeds=[self.study.profile.seed],
+            artifacts=artifacts,
+            device=sources[0].provenance["device"] if sources else "cpu",
+            started=self._started,
+        )
+
+
+def declared_parameters(path: Path) -> dict[str, tuple[str, Any]]:
+    """The parameters cell of a notebook's script: name -> (annotation, default value), in order.
+
+    Raises ConfigurationError if there is no such notebook or its parameters are not annotated literals.
+    """
+    if not path.is_file():
+        names = sorted(script.stem for script in path.parent.glob("*.py"))
+        raise ConfigurationError(unknown("notebook", path.stem, names))
+    source = path.read_text(encoding="utf-8")
+    cells = [cell for cell in source.split("\n# %%") if cell.startswith(' tags=["parameters"]')]
+    if len(cells) != 1:
+        raise ConfigurationError(f"{path}: one cell tagged `parameters` is needed, {len(cells)} found")
+    declared: dict[str, tuple[str, Any]] = {}
+    for statement in ast.parse("#" + cells[0]).body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name) or not statement.value:
+            raise ConfigurationError(f"{path}: the parameters cell holds annotated literals only, such as `runs: int = 3`")
+        annotation = ast.unparse(statement.annotation)
+        if annotation not in _TYPES:
+            raise ConfigurationError(unknown("type", annotation, _TYPES, where=f"{path}: {statement.target.id}: "))
+        declared[statement.target.id] = (annotation, ast.literal_eval(statement.value))
+    return declared
+
+
+def check_parameters(
+    notebook: str, declared: Mapping[str, tuple[str, Any]], namespace: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values of the declared parameters, checked; nothing else that looks like a parameter may be there.
+
+    Raises ConfigurationError that names the parameter and what is allowed.
+    """
+    for name, value in namespace.items():
+        plain = not isinstance(value, (ModuleType, FunctionType, type)) and not callable(value)
+        if plain and not name.startswith("_") and name not in _IPYTHON and name not in declared:
+            raise ConfigurationError(unknown("parameter", name, declared, where=f"{notebook}: "))
+    values = {}
+    for name, (annotation, _) in declared.items():
+        try:
+            values[name] = TypeAdapter(_TYPES[annotation]).validate_python(namespace[name], strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = "".join(f"[{part}]" for part in problem["loc"])
+            raise ConfigurationError(
+                f"{notebook}: parameter {name!r} must be of type {annotation}; {name}{place} is "
+                f"{problem['input']!r} ({type(problem['input']).__name__})"
+            ) from None
+    return values
