@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Where the paper's six data sets live. Revisions are commits, but for WebNLG: its own branch holds a loading script,
-# which `datasets` no longer runs, so it is read from the branch of Parquet files that the Hub makes of it.
-# Tests come from the labelled validation data, as GLUE and BoolQ publish no labels of their test data.
+CONVERTED = "refs/convert/parquet"  # the branch of Parquet files that the Hub makes of a data set
+
+# Where the paper's six data sets live. Revisions are commits, but for WebNLG: its main branch holds a loading script,
+# which `datasets` no longer runs. GLUE and BoolQ publish no labels of their test data; validation data serve instead.
 _SOURCES: dict[str, dict[str, str | None]] = {
     "rte": {
         "path": "nyu-mll/glue", "config": "rte", "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
@@ -40,7 +41,7 @@ _SOURCES: dict[str, dict[str, str | None]] = {
         "pool_split": "train", "test_split": "validation",
     },
     "webnlg": {
-        "path": "GEM/web_nlg", "config": "en", "revision": "refs/convert/parquet",
+        "path": "GEM/web_nlg", "config": "en", "revision": CONVERTED,
         "pool_split": "train", "test_split": "validation",
     },
     "wmt16_de_en": {
@@ -87,6 +88,12 @@ def load(
     """
     mapping = RowMapping(prompt, target, id, label, labels, references)
     tables = {split: _read(name, path, config, revision, split, cache_dir) for split in {pool_split, test_split}}
+    if label is not None and labels is None:  # the classes are those of both splits
+        for split, table in tables.items():
+            if label not in table.column_names:
+                there = ", ".join(table.column_names)
+                raise DataError(f"task {name!r}: {path}, {split}: label: there is no field {label!r}, only {there}")
+        mapping = mapping.with_labels_of([{label: value} for table in tables.values() for value in table.unique(label)])
     seen: set[str] = set()
     tests = _draw(name, "test_size", tables[test_split], mapping, f"{path}, {test_split}", test_size, seed, seen)
     pool = _draw(name, "pool_size", tables[pool_split], mapping, f"{path}, {pool_split}", pool_size, seed, seen)
@@ -124,18 +131,23 @@ def _read(
     import datasets
 
     folder = Path(path).expanduser()
-    local = folder.is_dir()
+    local, given = folder.is_dir(), config
+    files: dict[str, str] | None = None
     if not local and (path.startswith((".", "~", "/")) or path.count("/") > 1):
         raise DataError(f"task {name!r}: path: there is no folder {path!r} (looked from {Path.cwd()})")
     if local and config and (folder / config).is_dir():
-        folder, config = folder / config, None  # a copy of one configuration, without the data set's card
+        folder, given = folder / config, None  # a copy of one configuration, without the data set's card
+    elif revision == CONVERTED and not local:
+        # named file by file: the loader would count "challenge_train_sample" and other languages as "train"
+        files, given = {split: f"{config or 'default'}/{split}/*.parquet"}, None
     where = f"task {name!r}: data set {path!r}" + (f", configuration {config!r}" if config else "")
     offline = not local and not hub_reachable()
     with _quiet(), _offline(offline):
         try:
             return datasets.load_dataset(
                 str(folder) if local else path,
-                config,
+                given,
+                data_files=files,
                 split=split,
                 revision=None if local else revision,
                 cache_dir=None if cache_dir is None else str(cache_dir),
@@ -166,12 +178,6 @@ def _draw(
 ) -> list[Example]:
     check_size(size_name, size, len(table), f"task {name!r}: {where}")
     order = range(len(table)) if size is None else draw(len(table), seed, size_name)
-    if mapping.label is not None and mapping.labels is None:
-        if mapping.label not in table.column_names:
-            raise DataError(
-                f"task {name!r}: {where}: label: there is no field {mapping.label!r} in {table.column_names}"
-            )
-        mapping = mapping.with_labels_of([{mapping.label: value} for value in table.unique(mapping.label)])
     chosen: list[Example] = []
     ids: dict[str, int] = {}
     repeated = 0
@@ -202,8 +208,8 @@ def _example(name: str, table: Dataset, position: int, mapping: RowMapping, wher
     at: Callable[[int], str] = lambda _: f"{where}, row {position}"  # noqa: E731
     if numbered:
         row = {**row, "_row": position}
-    mapping_with_id = RowMapping(**{**asdict(mapping), "id": "_row" if numbered else mapping.id})
-    return examples_from_rows([row], mapping_with_id, at, task=name)[0]
+        mapping = replace(mapping, id="_row")
+    return examples_from_rows([row], mapping, at, task=name)[0]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""News of two or three sentences and their highlight: every kind of event has its own headline, told from the event's wording."""
+"""News of two or three sentences and their highlight: every kind of event has a headline of its own wording."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from gptfluence.tasks.mini.words import TOWNS, Dice
 
 # (German, gender, English)
 SUBJECTS = (("Mann", "m", "man"), ("Frau", "f", "woman"), ("Kind", "n", "child"), ("Arzt", "m", "doctor"),
-            ("Lehrerin", "f", "teacher"), ("Bauer", "m", "farmer"), ("Hund", "m", "dog"), ("Katze", "f", "cat"))  # fmt: skip
+            ("Lehrerin", "f", "teacher"), ("Bauer", "m", "farmer"), ("Hund", "m", "dog"),
+            ("Katze", "f", "cat"))  # fmt: skip
 OBJECTS = (("Apfel", "m", "apple"), ("Brief", "m", "letter"), ("Stuhl", "m", "chair"), ("Lampe", "f", "lamp"),
            ("Blume", "f", "flower"), ("Tasche", "f", "bag"), ("Buch", "n", "book"), ("Haus", "n", "house"),
            ("Bild", "n", "picture"), ("Boot", "n", "boat"))  # fmt: skip

@@ -1,0 +1,151 @@
+"""Hugging Face data sets: folders in the six data sets' schemas, and what is said, and how soon, without a hub."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptfluence.errors import DataError, HubUnreachableError
+from gptfluence.tasks import TASKS, hub, mini
+
+
+def rows(name: str, count: int, seed: int) -> list[dict]:
+    """Rows in the schema of the data set on the Hub, with the types that Parquet files give its fields."""
+    from gptfluence.tasks.mini.words import Dice
+
+    dice, made = Dice("hub", name, seed), []
+    for number in range(count):
+        row = mini._ROW[name](dice, number % 2)
+        extra = {"rte": {"idx": number}, "sst2": {"idx": number}, "webnlg": {"gem_id": f"web_nlg_en-{number}"}}
+        made.append({**row, **extra.get(name, {}), **({"id": f"{number:040x}"} if name == "cnn_dm" else {})})
+    return made
+
+
+def write(folder: Path, name: str, file_format: str, sizes: tuple[int, int] = (30, 20)) -> Path:
+    splits = (hub.PAPER_TASKS[name]["pool_split"], hub.PAPER_TASKS[name]["test_split"])
+    folder = folder / (hub.PAPER_TASKS[name]["config"] or "")
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (split, size) in enumerate(zip(splits, sizes, strict=True)):
+        made = rows(name, size, seed)
+        if file_format == "parquet":
+            pq.write_table(pa.Table.from_pylist(made), folder / f"{split}-00000-of-00001.parquet")
+        else:
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return folder
+
+
+def load(name: str, folder: Path, cache: Path, **options):
+    return hub.load(name, **{**hub.PAPER_TASKS[name], "path": str(folder), "cache_dir": cache, **options})
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+@pytest.mark.parametrize("name", TASKS)
+def test_folders_in_the_data_sets_schemas(name, file_format, tmp_path):
+    write(tmp_path / "data", name, file_format)
+    task = load(name, tmp_path / "data", tmp_path / "cache", pool_size=12, test_size=8, seed=1)
+    assert (task.name, len(task.pool), len(task.tests)) == (name, 12, 8)
+    generated = mini.generate(name, pool_size=1, test_size=1).pool[0]
+    for example in (*task.pool, *task.tests):
+        assert example.task == name
+        assert example.choices == generated.choices  # both sources lay a task out alike
+        assert example.target.startswith(" ")
+        assert example.label is None or example.target == example.choices[example.label]
+    assert len({example.prompt for example in (*task.pool, *task.tests)}) == 20
+
+
+def test_every_paper_task_names_its_data():
+    assert tuple(hub.PAPER_TASKS) == TASKS
+    for name, source in hub.PAPER_TASKS.items():
+        assert source["path"].count("/") == 1, name
+        assert len(source["revision"]) == 40 or source["revision"] == hub.CONVERTED
+
+
+def test_draws_depend_on_the_seed_and_are_nested(tmp_path):
+    write(tmp_path / "data", "sst2", "jsonl")
+
+    def drawn(**options):
+        return load("sst2", tmp_path / "data", tmp_path / "cache", test_size=8, **options)
+
+    assert drawn(pool_size=5).pool.examples == drawn(pool_size=15).pool.examples[:5]
+    assert drawn(pool_size=5).tests.fingerprint == drawn(pool_size=15).tests.fingerprint
+    assert drawn(pool_size=5, seed=1).fingerprint != drawn(pool_size=5).fingerprint
+
+
+def test_a_whole_split_comes_in_order_and_repeated_prompts_are_passed_over_and_counted(tmp_path, caplog):
+    folder = write(tmp_path / "data", "rte", "jsonl")
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    repeated = [json.dumps({**json.loads(line), "idx": 100 + i}) for i, line in enumerate(lines[:3])]
+    in_tests = (folder / "validation.jsonl").read_text().splitlines()[0]
+    (folder / "train.jsonl").write_text("\n".join([*lines, *repeated, in_tests]) + "\n")
+    with caplog.at_level("INFO", logger="gptfluence"):
+        task = load("rte", tmp_path / "data", tmp_path / "cache")
+    assert [example.id for example in task.pool] == [str(i) for i in range(30)]
+    assert "4 rows repeat a prompt and were passed over" in caplog.text
+    with pytest.raises(DataError, match=r"pool_size asks for 34 examples, but there are only 30"):
+        load("rte", tmp_path / "data", tmp_path / "cache", pool_size=34)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool_split": "trian"}, r"task 'rte': data set .* split 'trian': cannot be loaded: .*train.*validation"),
+        ({"config": "rtx"}, r"configuration 'rtx'.*cannot be loaded"),
+        ({"prompt": "{premis}"}, r"validation, row \d+: prompt needs the field 'premis'; the fields there are"),
+        ({"labels": {0: "a", 2: "b"}}, r"row \d+: field 'label': '1' is not among the labels; known: 0, 2"),
+        ({"pool_size": 31}, r"task 'rte': .*train: pool_size asks for 31 examples, but there are only 30"),
+        (
+            {"label": "answer", "labels": None, "target": " {answer}"},
+            r"label: there is no field 'answer', only premise, ",
+        ),
+        ({"id": "label"}, r"row \d+: id '\d' was used before, in row \d+"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, options, message):
+    write(tmp_path / "data", "rte", "jsonl")
+    with pytest.raises(DataError, match=message):
+        load("rte", tmp_path / "data", tmp_path / "cache", **options)
+
+
+def test_classes_are_those_of_the_column_if_no_labels_are_given(tmp_path):
+    write(tmp_path / "data", "sst2", "jsonl")
+    task = load("sst2", tmp_path / "data", tmp_path / "cache", labels=None)
+    assert task.pool[0].choices == (" 0", " 1")
+
+
+def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(tmp_path):
+    with pytest.raises(DataError, match=r"task 'rte': path: there is no folder '.*nowhere'"):
+        load("rte", tmp_path / "nowhere", tmp_path / "cache")
+
+
+def test_offline_is_said_at_once_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    started = time.monotonic()
+    with pytest.raises(HubUnreachableError, match=r"'rte': data set 'nyu-mll/glue'.*`source: local`.*`source: mini`"):
+        hub.load("rte", **hub.PAPER_TASKS["rte"], cache_dir=tmp_path)
+    assert time.monotonic() - started < 5
+
+
+def test_a_hub_that_does_not_answer_is_given_up_within_seconds(monkeypatch):
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        started = time.monotonic()
+        assert not hub.hub_reachable(timeout=0.5)
+        assert time.monotonic() - started < 2
+
+
+def test_no_code_of_a_data_set_is_run(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "data.py").write_text("raise SystemExit('this ran')\n")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load("boolq", folder, tmp_path / "cache")
