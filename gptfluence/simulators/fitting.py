@@ -290,7 +290,7 @@ class TableSimulator(Simulator):
             torch.manual_seed(self.seed)
             self._model = self._build(train).to(self.device)
         validate = self._validator(validation, metric) if validation is not None else None
-        with flushed_denormals():
+        with flushed_denormals(), torch.enable_grad():
             return self._descend(transitions.to(self.device), validate)
 
     def _validator(self, validation: GPTDynamics, metric: str) -> Callable[[], tuple[float, int]]:
