@@ -194,16 +194,21 @@ EOF
 
 # pip_install WHAT ARGUMENTS...: pip with its output in the log and a line of progress now and then
 pip_install() {
-    local what=$1 total
+    local what=$1 total seen=0 line
     shift
     total=$(grep -c '^[a-zA-Z0-9]' "$lock")
     say "  $what"
     printf '\n== pip install %s\n' "$*" >> "$log"
     PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
-        awk -v total="$total" '
-            /^(Collecting|Requirement already|Ignoring|Obtaining)/ { if (++seen % 50 == 0 && seen <= total) { print "    looked at " seen " of " total " packages"; fflush() } }
-            /^  *Downloading .*\([0-9.]+ GB\)/ { print "   " $0; fflush() }
-            /^Installing collected/ { print "    unpacking " NF - 3 " packages"; fflush() }' || {
+        while IFS= read -r line; do
+            case $line in
+                Collecting\ * | Requirement\ already\ * | Ignoring\ * | Obtaining\ *)
+                    seen=$((seen + 1))
+                    if [ $((seen % 50)) -eq 0 ] && [ "$seen" -le "$total" ]; then say "    looked at $seen of $total packages"; fi ;;
+                *Downloading*GB*) say "    ${line#"${line%%[! ]*}"}" ;;
+                Installing\ collected\ *) say "    unpacking" ;;
+            esac
+        done || {
         tail -n 15 "$log" >&2
         fail "pip could not install this ($what); the whole log: $log. What is installed stays; run again to go on"
     }
@@ -343,7 +348,7 @@ run_workflow() {
         -m snakemake --snakefile "$root/Snakefile" --directory "$root"
         --rerun-triggers mtime params input code
         --config "profile=$(json "$profile")" "only=$(json "$only")" "overrides=[$list]"
-        --keep-going --rerun-incomplete --show-failed-logs
+        --keep-going --rerun-incomplete --show-failed-logs --quiet host
         --cores "$jobs" ${extra[@]+"${extra[@]}"}
     )
     say "study $study${only:+, notebooks $only}, $jobs processes at once"
@@ -361,7 +366,10 @@ run_workflow() {
     # is at work here, which the second lock tells: every run shares it.
     mkdir -p "$root/build/$study" "$root/.snakemake"
     exec 8>> "$root/build/$study/.run.lock" 9>> "$root/.snakemake/run_all.lock"
-    hold 8 "$python" try || fail "another run_all.sh is computing study $study in this folder; wait for it or stop it"
+    hold 8 "$python" try || {
+        child=$(cat "$root/build/$study/.run.lock")
+        fail "another run_all.sh is computing study $study in this folder; wait for it, or stop it: kill $child"
+    }
     if hold 9 "$python" try; then
         if [ -n "$(ls -A "$root/.snakemake/locks" 2>/dev/null)" ]; then
             say "the last run was killed; going on where it stopped"
@@ -370,14 +378,10 @@ run_workflow() {
     fi
     hold 9 "$python" share || true
 
-    # The workflow gets a process group of its own, so that stopping this script stops all of it, jobs included, however
-    # the signal came. (bash has programs in the background ignore Ctrl-C; hence the handler set back.)
-    "$python" -c 'import os, signal, sys
-os.setpgid(0, 0)
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])' "${command[@]}" &
+    "$python" "$root/tools/run_group.py" "$python" "${command[@]}" &
     child=$!
-    trap 'say "stopping; the next run goes on from here"; kill -INT -- "-$child" 2>/dev/null || kill -INT "$child" 2>/dev/null || true' INT TERM HUP
+    say "$child" > "$root/build/$study/.run.lock"
+    trap 'say "stopping; the next run goes on from here"; kill -INT "$child" 2>/dev/null || true' INT TERM HUP
     while :; do
         status=0
         wait "$child" || status=$?

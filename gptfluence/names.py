@@ -1,4 +1,4 @@
-"""What methods, metrics, statistics and tasks are called in print, and how each method is drawn: everywhere the same."""
+"""What methods, metrics, statistics and tasks are called in print, and how each method is drawn, in every figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """How a method is drawn: colour (Okabe and Ito's colour-blind-safe palette), dash and marker, never colour alone."""
+    """How a method is drawn: a colour of Okabe and Ito's colour-blind-safe palette, and never by colour alone."""
 
     color: str
     dash: str | tuple

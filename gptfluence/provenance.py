@@ -11,9 +11,8 @@ import hashlib
 import json
 import platform
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,32 +22,37 @@ from gptfluence import files
 PACKAGES = ("gptfluence", "torch", "transformers", "sentence-transformers", "numpy", "pandas", "scipy", "matplotlib")
 
 
-def provenance(
+def collect(
     *,
     command: str,
-    profile: str,
+    profile: Any,
     parameters: Mapping[str, Any],
-    seeds: Sequence[int] | Mapping[str, int] = (),
-    artifacts: Mapping[str, str] | None = None,
+    sources: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | Mapping[str, int] | None = None,
     device: str = "cpu",
-    started: float | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Everything that says how an output was made.
+    """Everything that says how an output was made, for `save`.
 
-    command: remakes it; parameters: as resolved, not only as given; artifacts: name or path -> hash of what it was drawn
-    from; started: `time.time()` when the work began, for the wall time in seconds.
+    command: remakes it; profile: the study's, or its name alone; parameters: as resolved, not only as given
+    sources: name -> the hashes or the provenance of an artifact it was drawn from
+    seeds: the profile's unless given; seconds: wall time
     """
+    resolved = profile.model_dump(mode="json") if hasattr(profile, "model_dump") else {}
+    if seeds is None:
+        seeds = {"study": resolved["seed"]} if "seed" in resolved else []
     return {
         "command": command,
-        "profile": profile,
+        "profile": getattr(profile, "name", profile),
+        "study": resolved,
         "parameters": dict(parameters),
         "seeds": dict(seeds) if isinstance(seeds, Mapping) else list(seeds),
-        "artifacts": dict(artifacts or {}),
+        "artifacts": dict(sources or {}),
         "versions": versions(),
         "run": {
             **git_state(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "wall_time_seconds": None if started is None else round(time.time() - started, 1),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_time_seconds": None if seconds is None else round(seconds, 1),
             "device": device,
             "platform": platform.platform(),
         },
@@ -66,16 +70,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state(folder: Path | None = None) -> dict[str, Any]:
-    """commit, and whether the tree is clean (outputs in figures/ aside); both None where the code is not in git."""
-    folder = Path(__file__).parent if folder is None else folder
-    tracked = _git(
-        folder, "ls-files", "--error-unmatch", "--", Path(__file__).name if folder == Path(__file__).parent else "."
-    )
-    commit = _git(folder, "rev-parse", "HEAD") if tracked is not None else None
+def git_state(file: Path = Path(__file__)) -> dict[str, Any]:
+    """commit, and whether the tree is clean (outputs in figures/ aside); both None if `file` is not under git."""
+    # A copy installed inside somebody else's repository must not pass for a state of that repository.
+    tracked = _git(file.parent, "ls-files", "--error-unmatch", "--", file.name)
+    commit = _git(file.parent, "rev-parse", "HEAD") if tracked is not None else None
     if commit is None:
         return {"commit": None, "clean": None}
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)figures")
+    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)figures")
     return {"commit": commit, "clean": None if changes is None else not changes}
 
 

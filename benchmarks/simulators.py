@@ -1,0 +1,247 @@
+"""Speed of fitting and rolling out GPTfluence, side by side with the obvious form that applies the heads per transition.
+
+    python benchmarks/simulators.py            # about 20 minutes
+    python benchmarks/simulators.py --quick    # about a minute: shorter measurements, extrapolated
+    python benchmarks/simulators.py --only streaming
+
+One thread. Dynamics are synthetic, of the paper's fine-tuning size: 25 training runs x 96 steps x 200 tests, a pool of 200
+of which 128 are drawn, batch 4, features of 384 dimensions. Both forms are timed in the same run, so that their ratio means
+something on a machine that also does other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptfluence.dynamics.curriculum import draw_curricula
+from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
+from gptfluence.simulators.fitting import make_transitions
+from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.tasks.base import Example, TaskPool
+
+POOL, TESTS, DIMENSION, SUBSET, BATCH, EPOCHS = 200, 200, 384, 128, 4, 3
+RUNS = {"train": 25, "validation": 2}
+PUBLISHED_BATCH = 128
+
+
+class Features:
+    """Stands in for a text encoder: like MiniLM's, vectors of norm 8 with a large common part, topics and a label."""
+
+    name = "synthetic"
+    dimension = DIMENSION
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        topics, label, common = rng.normal(size=(16, DIMENSION)), rng.normal(size=DIMENSION), rng.normal(size=DIMENSION)
+        count = POOL + TESTS
+        self.sign = rng.choice([-1.0, 1.0], count)
+        self.topic = rng.integers(16, size=count)
+        vectors = (
+            0.30 * common
+            + 0.22 * topics[self.topic]
+            + 0.10 * self.sign[:, None] * label
+            + 0.14 * rng.normal(size=(count, DIMENSION))
+        )
+        self.vectors = vectors.astype(np.float32)
+
+    def encode(self, pool: TaskPool) -> np.ndarray:
+        return self.vectors[[int(example.id) for example in pool]]
+
+
+def synthetic_dynamics(features: Features, seed: int = 0) -> tuple[GPTDynamics, GPTDynamics]:
+    """Logits of pool and tests drift along a kernel of label, topic and an unexplained part; the loss is logistic.
+
+    An example pushes less the better it is learned already, so the truth is outside GPTfluence's family of functions.
+    """
+    rng = np.random.default_rng(seed)
+    signs, topic = features.sign, features.topic
+    kernel = np.outer(signs, signs) * (0.3 + 0.5 * (topic[:, None] == topic)) + 0.35
+    unexplained = rng.normal(size=(len(signs), 20)) / 20**0.5
+    kernel = kernel + 0.4 * unexplained @ unexplained.T
+    start = rng.normal(-0.5, 1.0, len(signs))
+    pool = TaskPool("pool", tuple(Example(str(i), f"text {i}", " yes") for i in range(POOL)))
+    tests = TaskPool("tests", tuple(Example(str(POOL + i), f"text {POOL + i}", " yes") for i in range(TESTS)))
+    curricula = draw_curricula(POOL, runs=sum(RUNS.values()), subset=SUBSET, batch=BATCH, epochs=EPOCHS, seed=seed)
+    steps = curricula[0].steps
+    rates = 0.06 * (1 - np.arange(steps) / steps)
+    runs = []
+    for k, curriculum in enumerate(curricula):
+        logits, trajectory = start.copy(), []
+        for step in range(steps + 1):
+            trajectory.append(np.logaddexp(0, -logits[POOL:]))
+            if step < steps:
+                ids = curriculum.batches[step]
+                logits = logits + rates[step] * kernel[:, ids] @ (1 / (1 + np.exp(logits[ids])))
+        split, number = ("train", k) if k < RUNS["train"] else ("validation", k - RUNS["train"])
+        runs.append(TrainingRun(f"{split}-{number:03d}", curriculum, {"loss": np.array(trajectory, np.float32)}))
+    train, validation, _ = GPTDynamics("synthetic", "synthetic", pool, tests, tuple(runs)).split()
+    return train, validation
+
+
+class PerTransition(nn.Module):
+    """The equations as one would first write them: every transition encodes its own batch and test example."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        super().__init__()
+        self.pool, self.tests = torch.tensor(vectors[:POOL]), torch.tensor(vectors[POOL:])
+        self.multiplicative, self.additive = (
+            nn.Sequential(nn.Linear(DIMENSION, DIMENSION), nn.ReLU(), nn.Linear(DIMENSION, DIMENSION)) for _ in range(2)
+        )
+
+    def forward(self, batches: torch.Tensor, tests: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        of_batch, of_test = self.pool[batches], self.tests[tests]
+        alpha, beta = (
+            (head(of_batch) * head(of_test)[:, None]).sum(dim=(1, 2)) for head in (self.multiplicative, self.additive)
+        )
+        return alpha * previous + beta
+
+
+def seconds(call: Callable[[], object], repeat: int) -> float:
+    """Median wall time of a call, after one to warm up."""
+    call()
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def show(what: str, value: str, obvious: str = "", ratio: float | None = None) -> None:
+    print(f"{what:<44}{value:>14}{obvious:>16}{f'{ratio:,.0f}x' if ratio else '':>10}", flush=True)
+
+
+def measure_epoch(train: GPTDynamics, features: Features, quick: bool) -> None:
+    transitions = make_transitions(train.trajectories(), train.batches)
+    count = len(transitions)
+    obvious = PerTransition(features.vectors)
+    optimizer = torch.optim.AdamW(obvious.parameters(), lr=1e-4, weight_decay=1e-5)
+    chosen = torch.randperm(count)[:PUBLISHED_BATCH]
+    step, test = chosen // TESTS, chosen % TESTS
+
+    def update() -> None:
+        predicted = obvious(transitions.batches[step], test, transitions.history[step, 0, test])
+        loss = (predicted - transitions.target[step, test]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    slow = seconds(update, 10 if quick else 50) * -(-count // PUBLISHED_BATCH)
+
+    def fit(epochs: int, **settings: object) -> float:
+        simulator = GPTfluence(encoder=features, max_epochs=epochs, **settings).fit(train)  # type: ignore[arg-type]
+        return simulator.report.seconds / epochs
+
+    fast = fit(3 if quick else 10)
+    show("one epoch (every transition once)", f"{fast:.2f} s", f"{slow:.0f} s", slow / fast)
+    if not quick:
+        same = fit(1, batch_size=PUBLISHED_BATCH)
+        show(f"  the same with batches of {PUBLISHED_BATCH}", f"{same:.1f} s", f"{slow:.0f} s", slow / same)
+
+
+@torch.no_grad()
+def measure_validation(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> None:
+    simulator = GPTfluence(encoder=features, max_epochs=1).fit(train)
+    recorded = validation.trajectories()
+    fast = seconds(lambda: simulator.simulate(validation.curricula, recorded[:, :1]), 20)
+    obvious, batches = PerTransition(features.vectors), torch.tensor(validation.batches[0].astype(np.int64))
+
+    def trajectory() -> None:
+        value, test = torch.tensor([1.0]), torch.tensor([0])
+        for batch in batches:
+            value = obvious(batch[None], test, value)
+
+    trajectories = recorded.shape[0] * recorded.shape[2]
+    slow = seconds(trajectory, 3 if quick else 10) * trajectories
+    show(f"validation rollouts ({trajectories} trajectories)", f"{fast * 1e3:.1f} ms", f"{slow:.0f} s", slow / fast)
+
+
+def measure_fit(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> None:
+    epochs = 5 if quick else 300
+    report = GPTfluence(encoder=features, max_epochs=epochs, patience=None).fit(train, validation).report
+    note = " (extrapolated)" if quick else f" (validation MSE {report.validation_mse.min():.2e})"
+    show("300-epoch fit" + note, f"{report.seconds / epochs * 300:.0f} s")
+
+
+def measure_streaming(train: GPTDynamics, features: Features, quick: bool) -> None:
+    simulator = GPTfluence(encoder=features, max_epochs=1).fit(train)
+    total, piece = 100_000, 2_000
+    measured = 10_000 if quick else total
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(POOL, size=(piece, 96, BATCH), dtype=np.int32)
+    start = train.trajectories()[0, 0]
+    checksum, started = 0.0, time.perf_counter()
+    for predicted in simulator.simulate_stream((drawn for _ in range(measured // piece)), start):
+        checksum += float(predicted[:, -1].mean())
+    took = (time.perf_counter() - started) * total / measured
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    show("100,000 curricula, streamed" + (" (extrapolated)" if quick else ""), f"{took:.1f} s")
+    show("  peak resident memory", f"{peak:.2f} GiB")
+
+
+def measure_batch_sizes(
+    train: GPTDynamics, validation: GPTDynamics, features: Features, budgets: list[float], rates: list[float]
+) -> None:
+    """Best validation all-steps MSE in a given time; the schedule decays to zero within that time."""
+    naive = np.square(train.trajectories().mean(axis=0) - validation.trajectories())[:, 1:].mean()
+    print(f"\nbest validation all-steps MSE (the mean trajectory's is {naive:.2e})")
+    print(f"{'budget':>8}{'batch':>8}" + "".join(f"{f'lr {rate:g}':>12}" for rate in rates) + f"{'epochs':>9}", flush=True)
+    for budget in budgets:
+        for batch_size in (128, 1024, 8192, 32768, None):
+            first = GPTfluence(encoder=features, max_epochs=1 if batch_size else 10, batch_size=batch_size)
+            report = first.fit(train, validation).report
+            epochs = max(1, round(budget / (report.seconds / report.epochs)))
+            found = []
+            for rate in rates:
+                simulator = GPTfluence(
+                    encoder=features, max_epochs=epochs, batch_size=batch_size, learning_rate=rate, patience=None
+                )
+                found.append(float(simulator.fit(train, validation).report.validation_mse.min()))
+            row = "".join(f"{value:>12.2e}" for value in found)
+            print(f"{budget:>6.0f} s{batch_size or 'all':>8}{row}{epochs:>9}", flush=True)
+
+
+PARTS = ("epoch", "validation", "fit", "streaming", "batch-sizes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short measurements, extrapolated")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--budgets", type=json.loads, help="seconds for the comparison of batch sizes, e.g. '[30, 90]'")
+    parser.add_argument("--rates", type=json.loads, default=[3e-4, 1e-3, 3e-3], help="learning rates for it")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    features = Features()
+    train, validation = synthetic_dynamics(features)
+    if options.only is None:
+        print(f"{'':<44}{'gptfluence':>14}{'per transition':>16}{'ratio':>10}")
+    for part in [options.only] if options.only else PARTS:
+        if part == "epoch":
+            measure_epoch(train, features, options.quick)
+        elif part == "validation":
+            measure_validation(train, validation, features, options.quick)
+        elif part == "fit":
+            measure_fit(train, validation, features, options.quick)
+        elif part == "streaming" and options.only is None:  # its own process, so that the peak is its own
+            command = [sys.executable, __file__, "--only", "streaming", *(["--quick"] if options.quick else [])]
+            subprocess.run(command, check=True)
+        elif part == "streaming":
+            measure_streaming(train, features, options.quick)
+        else:
+            budgets = options.budgets or ([3.0] if options.quick else [30.0, 90.0])
+            measure_batch_sizes(train, validation, features, budgets, options.rates)
+
+
+if __name__ == "__main__":
+    main()
