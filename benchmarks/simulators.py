@@ -5,8 +5,8 @@
     python benchmarks/simulators.py --only streaming
 
 One thread. Dynamics are synthetic, of the paper's fine-tuning size: 25 training runs x 96 steps x 200 tests, a pool of
-200 of which 128 are drawn, batch 4, features of 384 dimensions. Both forms are timed in the same run, so that their ratio
-means something on a machine that also does other work.
+200 of which 128 are drawn, batch 4, features of 384 dimensions. Both forms are timed in the same run, so that their
+ratio means something on a machine that also does other work.
 """
 
 from __future__ import annotations

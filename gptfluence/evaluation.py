@@ -39,12 +39,12 @@ def evaluate(
     """One row for each run of `recorded` and statistic: a tidy frame with columns run, statistic, value.
 
     predicted: float [runs, steps + 1, tests], in the metric's unit; the first `observed` rows are left out
-    reference: what R2_dev compares with, from *training* runs: GPTDynamics, whose mean trajectory is taken, or that mean
-        trajectory as float [steps + 1, tests], or one for each run, [runs, steps + 1, tests]
+    reference: what R2_dev compares with, from *training* runs: GPTDynamics, whose mean trajectory is taken, or that
+        mean trajectory as float [steps + 1, tests], or one for each run, [runs, steps + 1, tests]
 
     Statistics of a run (unit u of the metric):
         trajectories                how many (= tests)
-        all_steps_mse, _std         mean over tests, and population standard deviation over tests, of the MSE over steps; u^2
+        all_steps_mse, _std         mean and population standard deviation over tests of the MSE over steps; u^2
         all_steps_mae, _std         the same of the mean absolute error; u
         final_step_spearman         rank correlation over tests of the last values; nan if undefined
         mse_mean_trajectory         mean over tests of the MSE of the reference; u^2
@@ -92,10 +92,8 @@ def evaluate(
     )
 
 
-def _mean_trajectory(
-    reference: GPTDynamics | np.ndarray, metric: str, truth: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """The reference as float64 that broadcasts over `truth` [runs, steps + 1, tests], and its largest absolute value."""
+def _mean_trajectory(reference: GPTDynamics | np.ndarray, metric: str, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """The reference, float64, fit to broadcast over `truth` [runs, steps + 1, tests] and its largest absolute value."""
     if isinstance(reference, GPTDynamics):
         values = reference.trajectories(metric).astype(np.float64)
         mean, scale = values.mean(axis=0), float(np.abs(values).max())
@@ -104,8 +102,8 @@ def _mean_trajectory(
         scale = float(np.abs(mean).max())
     if mean.shape not in (truth.shape, truth.shape[1:]):
         raise ConfigurationError(
-            f"evaluate: the reference has shape {list(mean.shape)}, not [steps + 1, tests] = {list(truth.shape[1:])}; for "
-            "unseen tests or another length, simulate with MeanTrajectory and pass its predictions"
+            f"evaluate: the reference has shape {list(mean.shape)}, not [steps + 1, tests] = {list(truth.shape[1:])}; "
+            "for unseen tests or another length, simulate with MeanTrajectory and pass its predictions"
         )
     return (mean if mean.ndim == 3 else mean[None]), scale
 
@@ -120,12 +118,12 @@ def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> flo
 
 
 def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """Aggregate rows of `evaluate` over runs: columns statistic, value, std, std_over_runs, undefined, behind any others.
+    """Aggregate rows of `evaluate` over runs: columns (any others,) statistic, value, std, std_over_runs, undefined.
 
     Columns of `results` besides run, statistic and value (task, method, model, ...) tell groups apart and are kept.
 
-        all_steps_mse, all_steps_mae    mean, and population std, over all runs x tests; std_over_runs of the runs' means
-        final_step_spearman             mean and population std over runs where it is defined; `undefined` counts the rest
+        all_steps_mse, all_steps_mae    mean and population std over all runs x tests; std_over_runs of the runs' means
+        final_step_spearman             mean and population std over runs where defined; `undefined` counts the rest
         r2_dev                          from the pooled errors, 1 - sum / sum; std_over_runs of each run's own
         mse_mean_trajectory, all_steps_mse_not_diverged    mean over the trajectories
         diverged, trajectories, runs    counts
@@ -139,8 +137,8 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
     twice = results.duplicated([*groups, "run", "statistic"])
     if twice.any():
         raise ConfigurationError(
-            f"summarize: run {results.loc[twice, 'run'].iloc[0]!r} occurs twice; add a column (task, method, ...) that tells "
-            "the results apart"
+            f"summarize: run {results.loc[twice, 'run'].iloc[0]!r} occurs twice; add a column (task, method, ...) "
+            "that tells the results apart"
         )
     if not groups:
         return _summarize_group(results)

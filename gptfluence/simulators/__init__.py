@@ -17,7 +17,10 @@ SIMULATORS: dict[str, type[Simulator]] = {
 
 
 def create(name: str, **hyperparameters: Any) -> Simulator:
-    """The simulator of this name, not fitted yet. Raises ConfigurationError for a name or an argument it does not know."""
+    """The simulator of this name, not fitted yet.
+
+    Raises ConfigurationError for a name or an argument that is not known, and lists those that are.
+    """
     if name not in SIMULATORS:
         raise ConfigurationError(unknown("simulator", name, SIMULATORS))
     known = inspect.signature(SIMULATORS[name]).parameters

@@ -51,8 +51,8 @@ class FitReport:
     validation_mse: np.ndarray = field(default_factory=_no_losses, repr=False)  # float64 [epochs]; all-steps MSE
     seconds: float = 0.0
     selected_by: str = "nothing to select"  # the rule that chose the weights, in words
-    diverged: bool = False  # a validation rollout of the weights that were kept diverged
-    diverged_trajectories: int = 0  # how many of them
+    diverged: bool = False  # validation rollouts of the weights that were kept diverged, or the training loss did
+    diverged_trajectories: int = 0  # how many of these rollouts
     diverged_epochs: int = 0  # epochs in which at least one validation rollout diverged
 
 
@@ -99,7 +99,10 @@ class Simulator(ABC):
 
     @abstractmethod
     def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        """float32 [curricula, steps + 1, tests] from int [curricula, steps, batch] and float32 [curricula, k, tests]."""
+        """Predict float32 [curricula, steps + 1, tests].
+
+        batches: int [curricula, steps, batch]; observed: float32 [curricula, k, tests]; both have been checked
+        """
 
     @abstractmethod
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -114,8 +117,8 @@ class Simulator(ABC):
     def fit(self, train: GPTDynamics, validation: GPTDynamics | None = None, *, metric: str = "loss") -> Self:
         """Learn from the runs of `train`; the all-steps MSE of rollouts over the runs of `validation` selects.
 
-        Raises ConfigurationError if there are no runs, the metric was not recorded, runs differ in shape or the two sets
-        differ in pool or tests; DataError if a recorded value is not finite.
+        Raises ConfigurationError if there are no runs, the metric was not recorded, runs differ in shape or the two
+        sets differ in pool or tests; DataError if a recorded value is not finite.
         """
         if validation is not None and not len(validation):
             validation = None
@@ -261,7 +264,8 @@ class Simulator(ABC):
                 setattr(report, key, arrays.pop(f"report.{key}"))
             simulator._restore(arrays)
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"{weights}: damaged, or not the weights of this {name!r}: {error!r}; fit again") from error
+            message = f"{weights}: damaged, or not the weights of this {name!r}: {error!r}; fit again"
+            raise ArtifactError(message) from error
         simulator.report = report
         return simulator
 
@@ -278,7 +282,7 @@ class Simulator(ABC):
     def _ready(self, pool: TaskPool | None, tests: TaskPool | None) -> tuple[Any, tuple[int, int]]:
         """`_prepare`, with the fitted pool and tests recognised by content, and the sizes [pool, tests]."""
         fitted = self._require_fitted()
-        sizes = (len(pool) if pool is not None else fitted.pool_size, len(tests) if tests is not None else fitted.tests_size)
+        sizes = (fitted.pool_size if pool is None else len(pool), fitted.tests_size if tests is None else len(tests))
         if pool is not None and pool.fingerprint == fitted.pool_fingerprint:
             pool = None
         if tests is not None and tests.fingerprint == fitted.tests_fingerprint:
@@ -287,15 +291,15 @@ class Simulator(ABC):
 
 
 def _checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndarray, np.ndarray]:
-    """Trajectories float32 [runs, steps + 1, tests] and batches int32 [runs, steps, batch] of finite, equal-shaped runs."""
+    """Trajectories float32 [runs, steps + 1, tests] and batches int32 [runs, steps, batch], checked to be finite."""
     if not len(dynamics):
         raise ConfigurationError(f"fit: there are no {role} runs; record some, or check the names of the split")
     values, batches = dynamics.trajectories(metric), dynamics.batches
     finite = np.isfinite(values).all(axis=(1, 2))
     if not finite.all():
         raise DataError(
-            f"fit: run {dynamics.names[int(np.argmin(finite))]} holds values of {metric} that are not finite; leave the "
-            "run out or record it again"
+            f"fit: run {dynamics.names[int(np.argmin(finite))]} holds values of {metric} that are not finite; leave "
+            "the run out or record it again"
         )
     return values, batches
 
@@ -320,12 +324,12 @@ def _checked_observed(observed: np.ndarray, curricula: int, steps: int, tests: i
     observed = np.asarray(observed, np.float32)
     if observed.ndim != 3 or observed.shape[0] not in (1, curricula) or observed.shape[2] != tests:
         raise ConfigurationError(
-            f"simulate: observed must be [curricula, k, tests] = [{curricula}, k, {tests}], not {list(observed.shape)}; "
-            "pass tests= if the columns are other test examples than the fitted ones"
+            f"simulate: observed must be [curricula, k, tests] = [{curricula}, k, {tests}], not "
+            f"{list(observed.shape)}; pass tests= if the columns are other test examples than the fitted ones"
         )
     if not 1 <= observed.shape[1] <= steps:
         raise ConfigurationError(
-            f"simulate: observed has {observed.shape[1]} rows; between 1 and {steps} (the curriculum's steps) are needed"
+            f"simulate: observed has {observed.shape[1]} rows, but needs 1 to {steps}, the curriculum's steps"
         )
     if not np.isfinite(observed).all():
         raise ConfigurationError("simulate: observed holds values that are not finite; start from recorded values")

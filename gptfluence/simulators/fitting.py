@@ -1,9 +1,9 @@
 """How simulators made of tables are fitted and rolled out; shared by GPTfluence and Simfluence.
 
 Both say yhat_t = sum_j alpha_j(c_t) y_{t-j} + beta(c_t), where alpha and beta are sums over the batch c_t of entries of
-tables [pool, tests], one table for each lag j and one for beta. They differ in where the tables come from only: heads on
-text features, or free entries. So that a step costs the same whether it takes 128 transitions or all of them, tables are
-made once per update from the unique examples, and transitions only look entries up.
+tables [pool, tests], one table for each lag j and one for beta. They differ only in where the tables come from: heads
+on text features, or free entries. So that an update costs little more with all transitions than with 128, tables are made
+once per update from the unique examples, and transitions only look entries up.
 """
 
 from __future__ import annotations
@@ -58,11 +58,14 @@ class Transitions:
 def make_transitions(
     values: np.ndarray, batches: np.ndarray, *, order: int = 1, interval: int = 1, coarsening: str = "hold"
 ) -> Transitions:
-    """The transitions of trajectories `values`, float32 [runs, steps + 1, tests], under `batches`, int [runs, steps, batch].
+    """The transitions of recorded runs.
 
-    With a checkpoint interval c > 1 only the values of every c-th step (and of the last) are used. "hold": the transition
-    into step t, with m = floor((t-1)/c) c, leads from y_m to y_min(m+c, T), so every step of an interval is asked for the
-    interval's whole jump (lag j is then y_{m-(j-1)c}). "interpolate": values between checkpoints are put on a straight line.
+    values: float32 [runs, steps + 1, tests]; batches: int [runs, steps, batch]
+
+    With a checkpoint interval c > 1 only the values of every c-th step (and of the last) are used. "hold": the
+    transition into step t, with m = floor((t-1)/c) c, leads from y_m to y_min(m+c, T), so every step of an interval is
+    asked for the interval's whole jump (lag j is then y_{m-(j-1)c}). "interpolate": values between checkpoints are put
+    on a straight line.
     """
     runs, rows, tests = values.shape
     steps = np.arange(1, rows)
@@ -116,7 +119,11 @@ def _used(ids: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
 
 
 def predict_step(model: TableModel, sizes: tuple[int, int], batches: Tensor, tests: Tensor, history: Tensor) -> Tensor:
-    """float32 [transitions]: the next value from int64 ids [transitions, batch], [transitions] and history [., order]."""
+    """The next values, float32 [transitions].
+
+    batches: int64 [transitions, batch]; tests: int64 [transitions]; history: float32 [transitions, order], newest first
+    sizes: of pool and tests
+    """
     pool_ids, batches = _used(batches, sizes[0])
     test_ids, tests = _used(tests, sizes[1])
     tables = model.tables(pool_ids, test_ids)
@@ -133,7 +140,10 @@ def training_step(
     history: Tensor,
     target: Tensor,
 ) -> Tensor:
-    """One update on the mean squared one-step error with the true previous values (teacher forcing); returns the error."""
+    """One update on the mean squared one-step error, given the true previous values (teacher forcing).
+
+    Returns the error before the update; target: float32 [transitions], the rest as in `predict_step`.
+    """
     loss = (predict_step(model, sizes, batches, tests, history) - target).square().mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -142,13 +152,13 @@ def training_step(
 
 
 def make_optimizer(name: str, model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """"adam" adds the weight decay to the gradient (the published code), "adamw" applies it apart (the paper, table 8)."""
+    """adam adds the weight decay to the gradient (the published code), adamw applies it apart (the paper, table 8)."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
     return kind(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def schedule(update: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate of update 0, 1, ...: linear from 0 over `warmup` updates, then linear to 0 at `total`."""
+    """Factor on the learning rate of update 0, 1, ...: up from 0 over `warmup` updates, then down to 0 at `total`."""
     return update / warmup if update < warmup else (total - update) / max(1, total - warmup)
 
 
@@ -175,7 +185,7 @@ def rollout(tables: Tensor, batches: Tensor, observed: Tensor) -> Tensor:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Treat denormal floats as zero meanwhile: decaying moments of the optimizer end there, and slow every step down."""
+    """Treat denormal floats as zero meanwhile: decaying moments of the optimizer end there and slow every step down."""
     already = bool((torch.tensor(1e-39) * 1.0 == 0).item())
     torch.set_flush_denormal(True)
     try:
@@ -195,8 +205,8 @@ class TableSimulator(Simulator):
     max_epochs: an epoch visits every transition once
     warmup_steps: updates of linear warm-up; at most a tenth of all updates, so that a short fit is not all warm-up
     patience: stop after so many epochs without a better validation all-steps MSE; None for never
-    standardize: divide the metric by its standard deviation over the training runs while fitting (alpha is unchanged and
-        beta is scaled back, so the family of functions is the same)
+    standardize: divide the metric by its standard deviation over the training runs while fitting (alpha is unchanged
+        and beta is scaled back, so the family of functions is the same)
     seed: of the initial weights and of the order of transitions
     checkpoint_interval, coarsening: fit on values of every c-th step only; see `make_transitions`
     device: where torch computes. On a CPU with one thread a fit is reproducible to the last bit
@@ -294,7 +304,7 @@ class TableSimulator(Simulator):
             return self._descend(transitions.to(self.device), validate)
 
     def _validator(self, validation: GPTDynamics, metric: str) -> Callable[[], tuple[float, int]]:
-        """A function that rolls out over the validation runs: all-steps MSE (infinite if undefined), diverged trajectories."""
+        """A rollout over the validation runs: all-steps MSE (infinite if undefined), number of diverged trajectories."""
         recorded, batches = validation.trajectories(metric), validation.batches
         known = min(self.order, recorded.shape[1] - 1)
 

@@ -2,8 +2,8 @@
 
     yhat_t = sum_{j=1..n} alpha_j(c_t) y_{t-j} + beta(c_t),   alpha_j = sum_{i in c_t} A_ij,   beta = sum_{i in c_t} B_i
 
-A and B come from frozen text features of the training and the test example, so that it also predicts for examples it was
-not fitted on.
+A and B come from frozen text features of the training and the test example, so that it also predicts for examples it
+was not fitted on.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class GPTfluence(TableSimulator):
     heads: "mlp" (published code), "linear" (the paper's equations) or "concat" (published code); see `heads.py`
     encoder: a name that `gptfluence.encoders.load` knows, or an object with `name` and `encode(pool)`
 
-    The other hyperparameters are those of `TableSimulator`. The paper's: learning_rate 1e-4, batch_size 128, weight_decay
-    1e-5, warmup_steps 200 (tables 6 and 8); the defaults here validate better in the same time, see `benchmarks/README.md`.
+    The other hyperparameters are those of `TableSimulator`. The paper's: learning_rate 1e-4, batch_size 128,
+    weight_decay 1e-5, warmup_steps 200 (tables 6 and 8); `benchmarks/README.md` compares them with the defaults here.
     Features are stored with the weights, so a loaded simulator needs its encoder for unseen examples only.
     """
 
@@ -95,8 +95,8 @@ class GPTfluence(TableSimulator):
         if not fits or not np.isfinite(features).all():
             raise ConfigurationError(
                 f"gptfluence: encoder {self._loaded_encoder().name!r} gave features {list(features.shape)} for "
-                f"{examples.name}; finite values of shape [examples, {wanted}] = [{rows}, {wanted}] are needed, from the "
-                "encoder that the simulator was fitted with"
+                f"{examples.name}; finite values of shape [examples, {wanted}] = [{rows}, {wanted}] are needed, from "
+                "the encoder that the simulator was fitted with"
             )
         return torch.tensor(features)
 

@@ -23,8 +23,8 @@ def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
 class MLPHeads(nn.Module):
     """A_ij = <f_j(h_i), f_j(h')> with f_j = W2 relu(W1 h + b1) + b2, the same f_j for training and test features.
 
-    weight1, weight2: [order + 1, dimension, dimension], rows are outputs; bias1, bias2: [order + 1, dimension]. Head j-1
-    is lag j's, the last is beta's. This is what the published code does.
+    weight1, weight2: [order + 1, dimension, dimension], rows are outputs; bias1, bias2: [order + 1, dimension]. Head
+    j-1 is lag j's, the last is beta's. This is what the published code does.
     """
 
     def __init__(self, dimension: int, order: int) -> None:
@@ -118,7 +118,10 @@ HEADS: dict[str, type[MLPHeads] | type[LinearHeads] | type[ConcatHeads]] = {
 def _shrink(
     heads: MLPHeads | LinearHeads, weights: list[nn.Parameter], pool: Tensor, tests: Tensor, batch: int, *, degree: int
 ) -> None:
-    """Scale each head's `weights` (each enters its table to the power `degree`) to give START_SPREAD summed over a batch."""
+    """Scale each head's `weights` so that its table, summed over a batch, has size START_SPREAD.
+
+    degree: the power to which each of the weights enters the table
+    """
     size = heads(pool, tests).square().mean(dim=(1, 2)).sqrt().clamp_min(1e-12)
     factor = (START_SPREAD / batch / size) ** (1 / (degree * len(weights)))
     for weight in weights:

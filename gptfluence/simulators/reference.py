@@ -64,8 +64,8 @@ class MeanTrajectory(Simulator):
         curricula, steps = batches.shape[:2]
         if steps >= len(self._mean):
             raise ConfigurationError(
-                f"mean_trajectory: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; there "
-                "is no mean beyond them"
+                f"mean_trajectory: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; "
+                "there is no mean beyond them"
             )
         predicted = np.empty((curricula, steps + 1, observed.shape[2]), np.float32)
         if unseen:
@@ -79,11 +79,7 @@ class MeanTrajectory(Simulator):
         return {"mean": self._mean}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        fitted = self._require_shape(arrays["mean"])
-        self._mean = fitted
-
-    def _require_shape(self, mean: np.ndarray) -> np.ndarray:
         assert self.fitted is not None
-        if mean.shape != (self.fitted.steps + 1, self.fitted.tests_size):
-            raise ValueError(f"mean has shape {list(mean.shape)}")
-        return mean
+        self._mean = arrays["mean"]
+        if self._mean.shape != (self.fitted.steps + 1, self.fitted.tests_size):
+            raise ValueError(f"mean has shape {list(self._mean.shape)}")

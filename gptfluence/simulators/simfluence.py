@@ -1,6 +1,8 @@
 """Simfluence-linear (Guu et al., 2023): free tables instead of features, so it knows the ids seen in training only.
 
-    yhat_t = (sum_{i in c_t} A_i(z')) y_{t-1} + sum_{i in c_t} B_i(z')   with A, B: [pool, tests], L2-regularised
+    yhat_t = (sum_{i in c_t} A_i(z')) y_{t-1} + sum_{i in c_t} B_i(z')
+
+with tables A, B [pool, tests], L2-regularised.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Simfluence(TableSimulator):
         each test example the minimum over a, b [pool] of
         sum_t (<a, n_t> y_{t-1} + <b, n_t> - y_t)^2 + ridge (|a - 1/batch|^2 + |b|^2),
         n_t counting the examples of batch t: a ridge regression with 2 x pool unknowns, shrunk towards the identity
-    ridge: strength in the closed form; None: the one of `RIDGES` whose rollouts on the validation runs have the lowest MSE
+    ridge: strength in the closed form; None: the one of `RIDGES` whose rollouts have the lowest validation MSE
 
     The other hyperparameters are those of `TableSimulator`; the closed form uses standardize, checkpoint_interval and
     coarsening only (ridge is in units of the standardized metric).
@@ -69,8 +71,8 @@ class Simfluence(TableSimulator):
         for unseen, what in ((pool, "training"), (tests, "test")):
             if unseen is not None:
                 raise ConfigurationError(
-                    f"simfluence: {unseen.name} holds {what} examples that it was not fitted on; it knows only the ids of "
-                    "its own runs. Use GPTfluence for unseen examples"
+                    f"simfluence: {unseen.name} holds {what} examples that it was not fitted on; it knows only the ids "
+                    "of its own runs. Use GPTfluence for unseen examples"
                 )
         return self._model.tables()
 
@@ -142,8 +144,8 @@ def _counts(batches: Tensor, pool: int) -> Tensor:
 def solve_closed_form(transitions: Transitions, pool: int, ridges: tuple[float, ...]) -> list[Tensor]:
     """The tables [2, pool, tests], float32, that minimise the ridge objective (see `Simfluence`), for each strength.
 
-    Normal equations are set up in float64 from the few pairs of examples that share a batch, one test example at a time:
-    memory stays at (2 x pool)^2 numbers.
+    Normal equations are set up in float64 from the few pairs of examples that share a batch, one test example at a
+    time: memory stays at (2 x pool)^2 numbers.
     """
     steps, batch = transitions.batches.shape
     pairs = (transitions.batches[:, :, None] * pool + transitions.batches[:, None, :]).flatten(1).flatten()
