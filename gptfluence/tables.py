@@ -28,7 +28,7 @@ def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None) ->
     """
     numbers = _with_average(_checked(summary), paper)
     tasks, methods = list(numbers["task"].unique()), _in_order(numbers["method"].unique())
-    cells = {key: row for key, row in zip(_keys(numbers), numbers.itertuples(index=False), strict=True)}
+    cells = dict(zip(_keys(numbers), numbers.itertuples(index=False), strict=True))
     shown = [s for s in PRINTED if (numbers["statistic"] == s).any()]
     compared = [s for s in shown if numbers.loc[numbers["statistic"] == s, "paper"].notna().any()]
     lost = numbers[(numbers["statistic"] == "diverged") & (numbers["value"] > 0)]
@@ -68,7 +68,7 @@ def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None) ->
 
 
 def reading(results: pd.DataFrame | Table, paper: pd.DataFrame | None = None) -> str:
-    """What the numbers say, in two to four sentences: who wins and by how much, what beats nothing, and the paper's order.
+    """What the numbers say, in two to four sentences: who wins, by how much, what beats nothing, and the paper's order.
 
     results: the table of `methods_by_task`, or its summary (then `paper` as there). Trivial baselines (persistence and
     the mean trajectory, which know nothing of the curriculum) compete like every other method.
@@ -78,7 +78,7 @@ def reading(results: pd.DataFrame | Table, paper: pd.DataFrame | None = None) ->
     single = numbers["task"].nunique() == 1
     overall = numbers if single else numbers[numbers["task"] == "average"]
     tasks = numbers if single else numbers[numbers["task"] != "average"]
-    sentences = [_winner(overall, tasks, "all_steps_mse"), _others(overall), _explains(tasks), _agreement(tasks)]
+    sentences = [_winner(overall, tasks), _others(overall), _explains(tasks), _agreement(tasks)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -86,13 +86,15 @@ def _checked(summary: pd.DataFrame) -> pd.DataFrame:
     missing = [column for column in SUMMARY if column not in summary.columns]
     if missing:
         raise ConfigurationError(
-            f"tables: the frame has no column {', '.join(missing)}; pass rows of evaluation.summarize(), with task and method"
+            f"tables: the frame has no column {', '.join(missing)}; pass rows of evaluation.summarize() "
+            "with columns task and method"
         )
     twice = summary.duplicated(["task", "method", "statistic"])
     if twice.any():
         first = summary[twice].iloc[0]
         raise ConfigurationError(
-            f"tables: {first['statistic']} of {first['method']} on {first['task']} occurs twice; select one model and metric"
+            f"tables: {first['statistic']} of {first['method']} on {first['task']} occurs twice; "
+            "select one model and one metric"
         )
     return summary[SUMMARY].reset_index(drop=True)
 
@@ -180,59 +182,63 @@ def _ranking(rows: pd.DataFrame, statistic: str, column: str = "value") -> pd.Se
     return values[np.isfinite(values)].sort_values(ascending=names.SMALLER_IS_BETTER[statistic], kind="stable")
 
 
-def _winner(overall: pd.DataFrame, tasks: pd.DataFrame, statistic: str) -> str:
-    ranking = _ranking(overall, statistic)
+def _winner(overall: pd.DataFrame, tasks: pd.DataFrame) -> str:
+    """Who has the lowest MSE, by how much, on how many tasks; and plainly if that is a trivial baseline."""
+    ranking = _ranking(overall, "all_steps_mse")
     if len(ranking) < 2:
         return ""
     (best, second), (value, next_value) = ranking.index[:2], ranking.iloc[:2]
+    margin = f"{100 * (1 - value / next_value):.0f}% below" if next_value > 0 else "as low as"
+    kind = ", a trivial baseline," if best in names.TRIVIAL else ""
     count = tasks["task"].nunique()
-    where = f", averaged over {count} tasks" if count > 1 else ""
-    margin = f"{100 * (1 - value / next_value):.0f}% below" if next_value > 0 else "below"
-    won = sum(_ranking(rows, statistic).index[:1].tolist() == [best] for _, rows in tasks.groupby("task"))
-    share = f" and is the best on {won} of {count}" if count > 1 else ""
-    text = (
-        f"{names.method(best)} has the lowest {names.statistic(statistic)}{where}: {value:.3g}, {margin} "
-        f"{names.method(second)} ({next_value:.3g}){share}."
-    )
-    if best in names.TRIVIAL:
-        text += (
-            f" {names.method(best)} is a trivial baseline: by this measure no method here learned from the curriculum."
-        )
-    return text
+    text = f"{names.method(best)}{kind} has the lowest all-steps MSE"
+    compared = f"{value:.3g}, {margin} {names.method(second)} ({next_value:.3g})"
+    if count == 1:
+        return f"{text}: {compared}."
+    firsts = [_ranking(rows, "all_steps_mse").index[:1].tolist() for _, rows in tasks.groupby("task")]
+    return f"{text} averaged over {count} tasks: {compared}; it is the lowest on {firsts.count([best])} of the {count}."
 
 
 def _others(overall: pd.DataFrame) -> str:
+    """Who is the best by the paper's two other statistics."""
     parts = []
     for statistic in ("all_steps_mae", "final_step_spearman"):
         ranking = _ranking(overall, statistic)
-        if len(ranking) >= 2:
-            trivial = ", a trivial baseline" if ranking.index[0] in names.TRIVIAL else ""
-            parts.append(
-                f"{names.statistic(statistic)} {names.method(ranking.index[0])}{trivial} ({ranking.iloc[0]:.3g}, next "
-                f"{names.method(ranking.index[1])} {ranking.iloc[1]:.3g})"
-            )
-    return f"The best by {' and by '.join(parts)}." if parts else ""
+        if len(ranking) < 2:
+            continue
+        (best, second), (value, next_value) = ranking.index[:2], ranking.iloc[:2]
+        kind = " (a trivial baseline)" if best in names.TRIVIAL else ""
+        parts.append(
+            f"by {names.statistic(statistic)} the best is {names.method(best)}{kind}, {value:.3g} against "
+            f"{next_value:.3g} of {names.method(second)}"
+        )
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _explains(tasks: pd.DataFrame) -> str:
+    """Which methods are better than the mean trajectory of the training runs, and on how many tasks."""
     rows = tasks[(tasks["statistic"] == "r2_dev") & ~tasks["method"].isin(names.TRIVIAL)]
     if rows.empty:
         return ""
+    count = tasks["task"].nunique()
     above, below = [], []
     for method, values in rows.groupby("method", sort=False)["value"]:
-        positive, count = int((values > 0).sum()), len(values)
-        share = f" ({values.iloc[0]:.2g})" if count == 1 else f" on {positive} of {count} tasks"
-        (above if positive else below).append(names.method(method) + (share if positive else ""))
-    text = f"{_listed(above)} beat{'s' if len(above) == 1 else ''} the mean trajectory (R²dev > 0)" if above else ""
-    none = f"{_listed(below)} {'does' if len(below) == 1 else 'do'} not{' on any task' if len(tasks['task'].unique()) > 1 else ''}"
-    if not below:
-        return f"{text}."
+        won = int((values > 0).sum())
+        if not won:
+            below.append(names.method(method))
+        else:
+            share = f"R²dev {values.iloc[0]:.2g}" if count == 1 else f"on {won} of {count} tasks"
+            above.append(f"{names.method(method)} ({share})")
     if not above:
-        return f"{none.replace(' not', ' not beat the mean trajectory')} (R²dev ≤ 0)."
-    return f"{text}; {none}."
+        return f"No better than the mean trajectory of the training runs (R²dev ≤ 0): {_listed(below)}."
+    text = f"Better than the mean trajectory of the training runs (R²dev > 0): {_listed(above)}"
+    nowhere = "not" if count == 1 else "on no task"
+    return f"{text}; {nowhere}: {_listed(below)}." if below else f"{text}."
 
 
 def _agreement(tasks: pd.DataFrame) -> str:
+    """Whether the methods that the paper reports come in the paper's order by MSE."""
     same = compared = 0
     for _, rows in tasks.groupby("task"):
         paper = _ranking(rows, "all_steps_mse", "paper")
@@ -242,10 +248,11 @@ def _agreement(tasks: pd.DataFrame) -> str:
             same += measured == list(paper.index)
     if not compared:
         return ""
+    who = "By MSE the methods that the paper reports, too, come"
     if tasks["task"].nunique() == 1:
-        return f"By MSE the methods that the paper reports come in {'the same' if same else 'another'} order as there."
-    return f"By MSE the methods that the paper reports come in its order on {same} of {compared} tasks."
+        return f"{who} in {'the same' if same else 'another'} order as there."
+    return f"{who} in its order on {same} of {compared} tasks."
 
 
 def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

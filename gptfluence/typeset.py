@@ -176,9 +176,10 @@ class Table:
     def _lower(self) -> list[str]:
         """The lower line of the header, right above the cells: also the headings that stand alone."""
         lower: list[str] = []
-        for heading, span in self._spans():
+        for _, span in self._spans():
             start = len(lower)
-            lower += [second for _, second in self.columns[start : start + span]] if span > 1 else [heading]
+            alone = ", ".join(filter(None, self.columns[start]))
+            lower += [second for _, second in self.columns[start : start + span]] if span > 1 else [alone]
         return lower
 
     def _left(self, column: int) -> bool:
