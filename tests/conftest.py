@@ -1,0 +1,35 @@
+"""What several test modules share: a GPT small enough to be trained in milliseconds, and texts for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptfluence.config import NanoModel
+from gptfluence.models import GPT, ModelSource
+from gptfluence.tasks import Task, mini
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory) -> ModelSource:
+    """A GPT-NeoX of one layer, trained for a moment."""
+    config = NanoModel(source="nano", width=16, layers=1, heads=2, vocabulary=400, positions=128, pretraining_steps=5)
+    corpus = {"names": ["sst2", "webnlg"], "seed": 0, "examples_per_task": 60}
+    return ModelSource("nano-test", config, tmp_path_factory.mktemp("models"), corpus)
+
+
+@pytest.fixture(scope="session")
+def gpt(nano) -> GPT:
+    """The same, loaded once; a test that changes it loads its own with `nano.load()`."""
+    return nano.load()
+
+
+@pytest.fixture(scope="session")
+def sst2() -> Task:
+    """Labels as targets."""
+    return mini.generate("sst2", pool_size=12, test_size=7)
+
+
+@pytest.fixture(scope="session")
+def webnlg() -> Task:
+    """Sentences of different lengths as targets."""
+    return mini.generate("webnlg", pool_size=12, test_size=7)
