@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gptfluence import names
+from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
 from gptfluence.provenance import save
 from gptfluence.typeset import Table, text_width, wrap_text
@@ -112,6 +113,62 @@ def plot_trajectories(
                 axis.set_xlabel(xlabel)
         _legend(figure, series, width, cut)
     return figure
+
+
+def trajectory_frame(
+    simulated: Mapping[str, tuple[GPTDynamics, Mapping[str, np.ndarray]]],
+    *,
+    metric: str = "loss",
+    examples: int = 2,
+    observed: int = 1,
+) -> pd.DataFrame:
+    """The frame that `plot_trajectories` draws: `examples` test examples of each task, in its first held-out run.
+
+    simulated: task -> what `Study.simulate` returns: recorded runs, and method -> float32 [runs, steps + 1, tests].
+    Examples lie at equal ranks of the error of GPTfluence (or of the last method), from the best to the worst predicted.
+    """
+    rows = []
+    for task, (recorded, predicted) in simulated.items():
+        if not predicted:
+            raise ConfigurationError("trajectory_frame: no method given; simulate with one at least")
+        run, truth = recorded.names[0], recorded.trajectories(metric)[0]
+        by = "gptfluence" if "gptfluence" in predicted else list(predicted)[-1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = np.nan_to_num(np.square(predicted[by][0] - truth).mean(axis=0), nan=np.inf)
+        ranks = np.linspace(0, len(error) - 1, min(examples, len(error)) + 2)[1:-1].round().astype(int)
+        for example in np.argsort(error, kind="stable")[ranks].tolist():
+            series = {"recorded": truth, **{method: values[0] for method, values in predicted.items()}}
+            for name, values in series.items():
+                steps = np.arange(len(truth))
+                rows.append(
+                    pd.DataFrame(
+                        {
+                            "panel": f"{names.task(task)}, example {example}",
+                            "task": task,
+                            "run": run,
+                            "example": recorded.tests[example].id,
+                            "series": name,
+                            "step": steps,
+                            "value": np.asarray(values[:, example], dtype=np.float64),
+                            "observed": steps < observed,
+                        }
+                    )
+                )
+    return pd.concat(rows, ignore_index=True)
+
+
+def reading(frame: pd.DataFrame) -> str:
+    """What the panels show, computed: in how many each method comes closest, and how far off it is on average."""
+    wide = frame[~frame["observed"]].pivot(index=["panel", "step"], columns="series", values="value")
+    with np.errstate(over="ignore", invalid="ignore"):
+        mse = (wide.drop(columns="recorded").sub(wide["recorded"], axis=0) ** 2).groupby(level="panel").mean()
+    mse = mse.fillna(np.inf)
+    won = mse.idxmin(axis=1).value_counts()
+    parts = [
+        f"{names.method(name)} in {int(won.get(name, 0))} (mean squared error {mse[name].mean():.3g})"
+        for name in sorted(mse.columns, key=lambda name: (-won.get(name, 0), mse[name].mean()))
+    ]
+    return f"Closest to what was recorded, of {len(mse)} panels: {', '.join(parts)}."
 
 
 def save_figure(

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from gptfluence import figures, provenance, tables
-from gptfluence.config import ROOT, canonical
+from gptfluence.config import ROOT
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.study import Study
 
@@ -49,7 +49,7 @@ class Notebook:
     def __init__(self, name: str, namespace: Mapping[str, Any]):
         """Raises ConfigurationError that names the parameter and what is allowed."""
         self.name = name
-        self._started = time.time()
+        self._started = time.monotonic()
         declared = declared_parameters(NOTEBOOKS / f"{name}.py")
         self.parameters = check_parameters(name, declared, namespace)
         for parameter, value in self.parameters.items():
@@ -101,17 +101,13 @@ class Notebook:
         shown.pop("output_dir", None)
         options = "".join(f" -p {name} {value}" for name, value in shown.items() if not isinstance(value, list))
         lists = "".join(f" -y '{name}: {value}'" for name, value in shown.items() if isinstance(value, list))
-        artifacts = {
-            f"{source.provenance['folder']}/{run}": sha for source in sources for run, sha in source.provenance["runs"].items()
-        }
-        return provenance.provenance(
+        return provenance.collect(
             command=f"papermill notebooks/{self.name}.ipynb out.ipynb{options}{lists}",
-            profile=self.study.label,
-            parameters={**shown, "study": canonical(self.study.profile)},
-            seeds=[self.study.profile.seed],
-            artifacts=artifacts,
+            profile=self.study.profile,
+            parameters=shown,
+            sources={source.provenance["folder"]: source.provenance["runs"] for source in sources},
             device=sources[0].provenance["device"] if sources else "cpu",
-            started=self._started,
+            seconds=time.monotonic() - self._started,
         )
 
 

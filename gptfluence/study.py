@@ -78,6 +78,10 @@ class Study:
             options["jobs"] = jobs
         return cls(loaded, label, str(profile), overrides, **options)
 
+    def with_overrides(self, *overrides: str) -> Study:
+        """The same study with more fields replaced, e.g. `"settings.fine_tuning.runs.train=8"`."""
+        return Study.load(self.source, (*self.overrides, *overrides), artifacts=self.artifacts, jobs=self.jobs)
+
     # --- what there is ---
 
     def setting(self, name: str = "fine_tuning") -> Setting:

@@ -1,0 +1,166 @@
+"""The `gptfluence` command: record, fit, doctor, cite."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptfluence import config
+from gptfluence.errors import GPTfluenceError, unknown
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+ProfileOption = Annotated[str, typer.Option(help="a name in profiles/, or the path of a YAML file")]
+SettingOption = Annotated[str, typer.Option(help="a setting of the profile")]
+TaskOption = Annotated[str, typer.Option(help="a task of the profile")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value: change a field of the profile")]
+JobsOption = Annotated[int | None, typer.Option(help="runs recorded at once (default: one per core)")]
+IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as JSON, to this file")]
+
+
+@app.command()
+def record(
+    task: TaskOption,
+    profile: ProfileOption = "mini",
+    setting: SettingOption = "fine_tuning",
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+    index: IndexOption = None,
+) -> None:
+    """Record the runs of a task that are missing; stop at any time, a rerun goes on."""
+    from gptfluence.study import Study
+
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    dynamics = study.dynamics(setting, task)
+    print(dynamics)
+    print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
+    _write_index(index, dynamics.provenance)
+
+
+@app.command()
+def fit(
+    task: TaskOption,
+    simulator: Annotated[str, typer.Option(help="a simulator of the profile")],
+    profile: ProfileOption = "mini",
+    setting: SettingOption = "fine_tuning",
+    metric: Annotated[str, typer.Option(help="the recorded metric to simulate")] = "loss",
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+    index: IndexOption = None,
+) -> None:
+    """Fit a simulator on the training runs of a task (recording them first if need be)."""
+    from gptfluence.study import Study
+
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    fitted = study.simulator(simulator, setting, task, metric=metric)
+    print(fitted.report)
+    _write_index(index, {"simulator": simulator, "task": task, "metric": metric})
+
+
+def _write_index(index: Path | None, facts: dict) -> None:
+    if index is not None:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+@app.command()
+def cite(
+    figure: Annotated[str, typer.Argument(help="a figure or table, e.g. fig16 or tab02_fine_tuning_loss")],
+    profile: Annotated[str, typer.Option(help="the study it was drawn from")] = "mini",
+) -> None:
+    """Print BibTeX for a figure or table, and a line of provenance for its caption."""
+    from gptfluence.citation import cite as entry
+
+    print(entry(figure, config.ROOT / "figures" / profile))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: device, cores, hub, encoder, and versions against the lock."""
+    import torch
+
+    from gptfluence import encoders
+    from gptfluence.models import hub_reachable
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"python     {platform.python_version()} in {sys.prefix}")
+    print(f"device     {', '.join(gpus) or 'cpu (no CUDA device)'}")
+    print(f"cores      {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}")
+    print(f"hub        {'reachable' if hub_reachable() else 'not reachable: only mini, smoke and local files work'}")
+    for key, value in encoders.describe().items():
+        print(f"encoder    {key}: {value}")
+    print(f"artifacts  {config.artifacts_dir()}")
+    lock = config.ROOT / "requirements.lock"
+    if not lock.is_file():
+        print("versions   no requirements.lock beside the package: nothing to compare with")
+        return
+    different = _different_from(lock)
+    print(f"versions   {'as in requirements.lock' if not different else 'other than in requirements.lock:'}")
+    for line in different:
+        print(f"           {line}")
+    if different:
+        raise GPTfluenceError("this environment is not the locked one; ./run_all.sh makes one that is")
+
+
+def _different_from(lock: Path) -> list[str]:
+    from packaging.requirements import Requirement
+
+    different = []
+    for line in lock.read_text().splitlines():
+        text = line.split("#")[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            found = "not installed"
+        if not wanted.specifier.contains(found.split("+")[0] if found[0].isdigit() else "0", prereleases=True):
+            different.append(f"{wanted.name}: {found}, locked {wanted.specifier}")
+    return different
+
+
+@app.command(hidden=True)
+def run_notebook(
+    notebook: Annotated[str, typer.Argument(help="a notebook of notebooks/, by name")],
+    output: Annotated[Path, typer.Option(help="the executed notebook")],
+    parameters: Annotated[str, typer.Option(help="parameters, as JSON")] = "{}",
+) -> None:
+    """Execute a notebook with papermill; its error, if any, is shown without the machinery around it."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = config.ROOT / "notebooks" / f"{notebook}.ipynb"
+    if not source.is_file():
+        known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
+        raise GPTfluenceError(unknown("notebook", notebook, known))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".running.ipynb")
+    try:
+        papermill.execute_notebook(
+            str(source), str(partial), json.loads(parameters), kernel_name="python3", progress_bar=False
+        )
+    except PapermillExecutionError as error:
+        print("\n".join(error.traceback[-1:]), file=sys.stderr)
+        raise GPTfluenceError(
+            f"notebook {notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (executed so far: {partial})"
+        ) from error
+    partial.replace(output)
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line on standard error and exit code 1."""
+    try:
+        app()
+    except GPTfluenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,118 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What would this GPT have learned from other data?
+#
+# The whole method on one page, in under two minutes: record a few training runs, look at them, fit a simulator, ask it
+# about a curriculum nobody trained on, then really train on that curriculum and compare.
+#
+# ![A curriculum nobody trained on: simulated, then really trained](../figures/mini/explore_quickstart.png)
+#
+# `papermill notebooks/explore_quickstart.ipynb out.ipynb -p task rte -p runs 12`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+task: str = "sst2"
+runs: int = 8  # recorded to fit on; two more are kept apart
+overrides: list[str] = []  # changes to the profile: field=value
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import numpy as np
+import pandas as pd
+
+import gptfluence as gf
+
+nb = gf.Notebook("explore_quickstart", globals())
+nb.choose("runs", runs, range(1, 1001))
+study = nb.study.with_overrides(
+    f"settings.fine_tuning.runs.train={runs}", "settings.fine_tuning.runs.validation=1", "settings.fine_tuning.runs.test=1"
+)
+
+# %% [markdown]
+# ## 1. Record
+# A small GPT is trained again and again, each time on a random subset of the pool in a random order: the *curriculum*. The
+# loss of every test example is measured before training and after every update. Runs that were recorded before are loaded.
+
+# %%
+dynamics = study.dynamics("fine_tuning", task)
+dynamics
+
+# %%
+print("a training example:", repr(dynamics.pool[0].text))
+print("a test example:    ", repr(dynamics.tests[0].text))
+print("the first batches of a curriculum:", dynamics.curricula[0].batches[:3].tolist())
+dynamics.to_frame("loss").head(3)
+
+# %% [markdown]
+# How far do curves drift over a run, and how much do they differ from run to run? Only the second is the curriculum's doing.
+
+# %%
+losses = dynamics.trajectories("loss")
+mean = losses.mean(axis=0)
+print(f"mean loss before {losses[:, 0].mean():.3f}, after {losses[:, -1].mean():.3f} nats per target token")
+print(f"drift (mean squared change of the mean curve) {np.square(mean - mean[0]).mean():.4f}")
+print(f"difference between runs (variance)             {losses.var(axis=0, ddof=1).mean():.4f}")
+
+# %% [markdown]
+# ## 2. Fit
+# GPTfluence predicts the next loss of a test example from its last one and from the batch, through features of the texts:
+# $\hat y_t = \alpha(c_t)\, y_{t-1} + \beta(c_t)$, each a sum over the examples of the batch.
+
+# %%
+train, validation, test = dynamics.split()
+simulator = study.simulator("gptfluence", "fine_tuning", task)
+simulator.report
+
+# %% [markdown]
+# ## 3. Simulate a curriculum that nobody trained on
+# Take the held-out run's curriculum, leave a quarter of its examples out, and show one example eight times more. The
+# simulator sees the losses before training and the new curriculum, nothing else.
+
+# %%
+curriculum = test.curricula[0]
+dropped = np.unique(curriculum.batches)[::4].tolist()
+what_if = curriculum.without(examples=dropped).repeated(example=int(np.unique(curriculum.batches)[1]), times=8)
+start = test.trajectories("loss")[:, :1]
+simulated = simulator.simulate([what_if], start)
+what_if, simulated.shape
+
+# %% [markdown]
+# ## 4. Compare with really training on it
+
+# %%
+truth = study.record(what_if, "fine_tuning", task)
+reference = train.trajectories("loss").mean(axis=0)[: what_if.steps + 1]
+predicted = {
+    "persistence": np.broadcast_to(start, simulated.shape),
+    "mean_trajectory": reference[None],
+    "gptfluence": simulated,
+}
+scores = [gf.evaluate(values, truth, reference=reference).assign(task=task, method=name) for name, values in predicted.items()]
+table = gf.tables.methods_by_task(gf.summarize(pd.concat(scores)))
+table
+
+# %%
+frame = gf.figures.trajectory_frame({task: (truth, predicted)}, metric="loss", examples=4)
+picture = gf.figures.plot_trajectories(frame, metric="loss")
+picture
+
+# %%
+caption = (
+    f"A curriculum that nobody trained on, simulated and then really trained. {study.profile.title} ({truth.model}), task "
+    f"{gf.names.task(task)}; GPTfluence fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
+)
+nb.save_figure(picture, frame, "explore_quickstart", caption=caption, sources=[dynamics, truth])
+print(gf.figures.reading(frame))
+print(gf.tables.reading(table))

@@ -1,0 +1,76 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Table 2: loss simulation in fine-tuning
+#
+# A GPT is fine-tuned on each task 32 times, each time on another random curriculum. 25 runs fit a simulator, 2 choose its
+# best epoch, and on 5 runs it never saw it starts from the loss before training and predicts the rest. *Lower errors are
+# better; R²dev above 0 means that a method explains something of what the curriculum changes, below 0 that the mean of the
+# training runs, which knows nothing of the curriculum, predicts better.*
+#
+# ![Table 2, profile mini](../figures/mini/tab02_fine_tuning_loss.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab02_fine_tuning_loss.*`.
+# With everything recorded it takes a few seconds; from nothing, profile `mini` takes about ten minutes on two cores.
+#
+# `papermill notebooks/tab02_fine_tuning_loss.ipynb out.ipynb -p profile smoke -y 'tasks: [sst2]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+tasks: list[str] = []  # all of the profile's
+methods: list[str] = []  # all of the profile's
+overrides: list[str] = []  # changes to the profile: field=value
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+
+nb = gf.Notebook("tab02_fine_tuning_loss", globals())
+dynamics = [nb.study.dynamics("fine_tuning", task) for task in nb.tasks]
+dynamics
+
+# %% [markdown]
+# Every method simulates the held-out runs; one row for each run and statistic.
+
+# %%
+results = nb.study.evaluate("fine_tuning", metric="loss", tasks=nb.tasks, methods=nb.methods)
+results.head(12)
+
+# %% [markdown]
+# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper; its numbers beside them
+# are those of Pythia-410M on the real tasks.
+
+# %%
+summary = gf.summarize(results).drop(columns=["setting", "model", "metric"])
+reported = gf.paper.table(2)
+reported = reported[reported["metric"] == "loss"]
+table = gf.tables.methods_by_task(summary, paper=reported)
+table
+
+# %% [markdown]
+# How much of the error is from run to run? (the spread over runs of the mean error, beside the spread over trajectories)
+
+# %%
+spread = summary[summary["statistic"] == "all_steps_mse"]
+spread.pivot(index="task", columns="method", values=["std", "std_over_runs"]).round(4)
+
+# %%
+caption = (
+    f"Loss simulation in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}); "
+    f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "
+    "examples a task; mean (standard deviation over runs and examples). Paper: table 2, Pythia-410M on the real tasks. "
+    "R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
+nb.save_table(table, "tab02_fine_tuning_loss", caption=caption, sources=dynamics)
+print(gf.tables.reading(table))
