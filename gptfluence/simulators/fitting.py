@@ -2,8 +2,8 @@
 
 Both say yhat_t = sum_j alpha_j(c_t) y_{t-j} + beta(c_t), where alpha and beta are sums over the batch c_t of entries of
 tables [pool, tests], one table for each lag j and one for beta. They differ only in where the tables come from: heads
-on text features, or free entries. So that an update costs little more with all transitions than with 128, tables are made
-once per update from the unique examples, and transitions only look entries up.
+on text features, or free entries. So that an update costs little more with all transitions than with 128, tables are
+made once per update from the unique examples, and transitions only look entries up.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ class TableSimulator(Simulator):
 
     @torch.no_grad()
     def _rollout(self, prepared: Tensor, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        ids = torch.tensor(batches, device=prepared.device)
-        start = torch.tensor(observed, dtype=torch.float32, device=prepared.device)
+        ids = torch.tensor(np.ascontiguousarray(batches, np.int32), device=prepared.device)
+        start = torch.tensor(np.ascontiguousarray(observed), device=prepared.device)
         with flushed_denormals():
             return rollout(prepared, ids, start).cpu().numpy()
 
@@ -304,7 +304,7 @@ class TableSimulator(Simulator):
             return self._descend(transitions.to(self.device), validate)
 
     def _validator(self, validation: GPTDynamics, metric: str) -> Callable[[], tuple[float, int]]:
-        """A rollout over the validation runs: all-steps MSE (infinite if undefined), number of diverged trajectories."""
+        """Rollouts over the validation runs: all-steps MSE (infinite if undefined), number of diverged trajectories."""
         recorded, batches = validation.trajectories(metric), validation.batches
         known = min(self.order, recorded.shape[1] - 1)
 
@@ -366,6 +366,7 @@ class TableSimulator(Simulator):
                 last_logged = time.perf_counter()
                 shown = f", validation all-steps MSE {errors[-1]:.4g}" if errors else ""
                 log.info("%s: epoch %d, one-step MSE %.4g%s", self.name, epoch, losses[-1], shown)
+        optimizer.zero_grad(set_to_none=True)  # a fitted simulator has no use for its last gradient
         if validate is not None:
             model.load_state_dict(best)
             report.selected_by = "best validation all-steps MSE"

@@ -34,19 +34,27 @@ class MLPHeads(nn.Module):
         self.bias1, self.bias2 = (_uniform(heads, dimension, fan_in=dimension) for _ in range(2))
 
     def forward(self, pool: Tensor, tests: Tensor) -> Tensor:
+        outputs = self._outputs(torch.cat([pool, tests]))
+        return outputs[:, : len(pool)] @ outputs[:, len(pool) :].transpose(1, 2)
+
+    def _outputs(self, examples: Tensor) -> Tensor:
+        """f_j(h): float32 [order + 1, examples, dimension]; the first layers of all heads are one product."""
         heads, dimension = self.bias1.shape
-        examples = torch.cat([pool, tests])  # one product for all heads: half the time of one each
         hidden = torch.addmm(self.bias1.flatten(), examples, self.weight1.flatten(0, 1).T).relu()
         hidden = hidden.view(len(examples), heads, dimension).transpose(0, 1)
-        outputs = torch.baddbmm(self.bias2[:, None], hidden, self.weight2.transpose(1, 2))
-        return outputs[:, : len(pool)] @ outputs[:, len(pool) :].transpose(1, 2)
+        return torch.baddbmm(self.bias2[:, None], hidden, self.weight2.transpose(1, 2))
 
     @torch.no_grad()
     def start_near_identity(self, pool: Tensor, tests: Tensor, batch_size: int) -> None:
-        """Lag 1 starts from a constant output vector v with <v, v> = 1/batch, plus a little of the random network."""
+        """Lag 1 starts from a constant output v with <v, v> = 1/batch, plus a little of the random network.
+
+        v is orthogonal to the random network's mean output, or their product would move alpha for all pairs alike.
+        """
         self.bias2.zero_()
         _shrink(self, [self.weight2], pool, tests, batch_size, degree=2)
-        self.bias2[0] = (batch_size * self.bias2.shape[1]) ** -0.5
+        mean = nn.functional.normalize(self._outputs(torch.cat([pool, tests]))[0].mean(0), dim=0)
+        constant = torch.ones_like(mean) - mean.sum() * mean
+        self.bias2[0] = constant / (constant.norm() * batch_size**0.5)
 
 
 class LinearHeads(nn.Module):
