@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: models this small gain nothing from threads
 
 from gptfluence.config import NanoModel
 from gptfluence.models import GPT, ModelSource

@@ -1,0 +1,267 @@
+"""Profiles: those that ship are valid, and what is wrong with one is said with its name, the field and the remedy."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from gptfluence import config
+from gptfluence.config import AdamW, load_profile
+from gptfluence.errors import ConfigurationError
+from gptfluence.study import Study
+
+MINIMAL = {
+    "name": "mine",
+    "title": "a try",
+    "tasks": {"sst2": {"source": "mini", "pool_size": 8, "test_size": 4}},
+    "models": {"tiny": {"source": "nano", "width": 16, "layers": 1, "heads": 2}},
+    "settings": {"fine_tuning": {"model": "tiny", "tasks": ["sst2"]}},
+    "simulators": {"persistence": {}},
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes a profile's text and returns its path."""
+
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+        return path
+
+    return write
+
+
+def complaint(profile, *overrides):
+    with pytest.raises(ConfigurationError) as caught:
+        load_profile(profile, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", config.profile_names())
+def test_profiles_that_ship_are_valid_and_named_after_their_files(name):
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.title
+    assert profile.settings["fine_tuning"].model in profile.models
+
+
+def test_a_profile_of_ones_own_is_read_from_its_path(written):
+    profile = load_profile(written(MINIMAL))
+    assert profile.tasks["sst2"].pool_size == 8
+    assert "nano-410m" in profile.models  # known everywhere
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_profile_names_the_nearest():
+    message = complaint("smokey")
+    assert "profile 'smokey' is not known" in message
+    assert "did you mean 'smoke'?" in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "absent.yaml does not exist" in complaint(tmp_path / "absent.yaml")
+
+
+def test_an_unknown_field_is_named_with_its_path():
+    message = complaint("smoke", "settings.fine_tuning.curriculum.bach_size=2")
+    assert message.startswith("profile 'smoke': settings.fine_tuning.curriculum.bach_size: is not a field here")
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "given"),
+    [
+        ("settings.fine_tuning.runs.train=many", "settings.fine_tuning.runs.train", "'many'"),
+        ("settings.fine_tuning.runs.train=0", "settings.fine_tuning.runs.train", "0"),
+        ("settings.fine_tuning.runs.train=2.5", "settings.fine_tuning.runs.train", "2.5"),
+        ("settings.fine_tuning.recording.loss_tokens=none", "settings.fine_tuning.recording.loss_tokens", "'none'"),
+        ("seed=-1", "seed", "-1"),
+        ("tasks.sst2.pool_size=0", "tasks.sst2.pool_size", "0"),
+        ("models.nano-smoke.layers=two", "models.nano-smoke.layers", "'two'"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_shown_with_its_field(override, field, given):
+    message = complaint("smoke", override)
+    assert message.startswith(f"profile 'smoke': {field}: ")
+    assert f"(got {given})" in message
+
+
+def test_a_missing_field_is_named(written):
+    assert complaint(written({**MINIMAL, "title": None})).startswith("profile 'mine': title: ")
+    absent = {name: value for name, value in MINIMAL.items() if name != "simulators"}
+    assert "profile 'mine': simulators: is missing" in complaint(written(absent))
+
+
+def test_malformed_yaml_is_shown_with_file_and_line(written):
+    assert re.search(
+        r"mine\.yaml, line 2, column \d+: not valid YAML", complaint(written("name: mine\ntasks: {sst2: ]}\n"))
+    )
+
+
+def test_a_key_that_occurs_twice_is_shown_with_its_line(written):
+    assert re.search(
+        r"mine\.yaml, line 3, .*key 'seed' occurs twice", complaint(written("name: a\nseed: 1\nseed: 2\n"))
+    )
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n"])
+def test_a_file_that_is_no_mapping_is_refused(written, text):
+    assert "a profile is a mapping of fields" in complaint(written(text))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    assert "mine.yaml" in complaint(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["name: a\x00b\n", "name: {[a, b]: 1}\n", "{name: a}: b\n", "name: !!python/name:os\n"]
+)
+def test_yaml_that_is_no_plain_data_is_an_error_with_the_file(written, text):
+    assert re.search(r"mine\.yaml.*not valid YAML", complaint(written(text)))
+
+
+def test_unknown_models_and_tasks_are_named_with_the_nearest():
+    assert "settings.fine_tuning.model: model 'nano-smok' is not known" in (
+        message := complaint("smoke", "settings.fine_tuning.model=nano-smok")
+    )
+    assert "did you mean 'nano-smoke'?" in message
+    assert "settings.fine_tuning.tasks: task 'sst3' is not known; known: rte, sst2, webnlg (did you mean 'sst2'?)" in (
+        complaint("smoke", "settings.fine_tuning.tasks=[sst3]")
+    )
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "", "  = 3"])
+def test_an_override_is_field_equals_value(override):
+    assert complaint("smoke", override).startswith(f"override {override!r}: expected field=value")
+
+
+def test_an_override_below_a_value_is_refused():
+    assert "override 'title.x': title has no fields" in complaint("smoke", "title.x=1")
+
+
+def test_an_override_that_is_no_yaml_is_refused():
+    assert "is not a YAML value" in complaint("smoke", "seed=[1")
+
+
+def test_learning_rates_are_needed_for_every_task():
+    message = complaint("smoke", "settings.fine_tuning.recording.optimizer.learning_rate={sst2: 1e-3}")
+    assert "no value for task 'rte'" in message
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-5", 1e-5), ("5E-7", 5e-7), ("3.0e-3", 3e-3), ("1e3", 1e3), ("1", 1.0)]
+)
+def test_numbers_are_numbers_in_every_spelling(text, value):
+    field = "settings.fine_tuning.recording.optimizer.learning_rate"
+    profile = load_profile("smoke", [f"{field}={text}"])
+    assert profile.settings["fine_tuning"].recording.optimizer.learning_rate == value
+
+
+def test_words_for_yes_and_no_stay_words(written):
+    labels = "{0: no, 1: yes, 2: on, 3: off}"
+    task = f"{{source: local, prompt: '{{a}}', target: ' {{label}}', label: a, pool: p.jsonl, labels: {labels}}}"
+    profile = load_profile("smoke", [f"tasks.sst2={task}"])
+    assert list(profile.tasks["sst2"].labels.values()) == ["no", "yes", "on", "off"]
+
+
+def test_true_and_false_are_truth_values():
+    profile = load_profile("smoke", ["settings.fine_tuning.recording.record_pool=false"])
+    assert profile.settings["fine_tuning"].recording.record_pool is False
+
+
+def test_overrides_are_the_same_as_texts_and_as_a_mapping():
+    field = "settings.fine_tuning.runs.train"
+    assert load_profile("smoke", [f"{field}=3"]) == load_profile("smoke", {field: 3})
+
+
+def test_a_builtin_model_can_be_changed_in_part():
+    model = load_profile("smoke", ["models.nano-14m.layers=1"]).models["nano-14m"]
+    assert (model.layers, model.width) == (1, 32)
+
+
+def test_reading_a_profile_leaves_the_builtin_models_alone():
+    load_profile("smoke", ["models.nano-14m.layers=1"])
+    assert load_profile("smoke").models["nano-14m"].layers == 2
+
+
+# --- studies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("curriculum.subset_size=25", "a subset of 25 cannot be drawn from a pool of 24"),
+        ("curriculum.subset_size=18", "a batch of 4 does not divide a subset of 18"),
+    ],
+)
+def test_a_curriculum_that_cannot_be_drawn_is_an_error_before_anything_is_recorded(tmp_path, override, message):
+    study = Study.load("smoke", [f"settings.fine_tuning.{override}"], artifacts=tmp_path)
+    with pytest.raises(ConfigurationError, match=message):
+        study.dynamics(task="sst2")
+    assert not list(tmp_path.rglob("train-*"))
+
+
+def test_unknown_names_are_errors_of_the_study(tmp_path):
+    study = Study.load("smoke", artifacts=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"profile 'smoke': task 'sst3' .*did you mean 'sst2'"):
+        study.dynamics(task="sst3")
+    with pytest.raises(ConfigurationError, match="profile 'smoke': model 'gpt-9' is not known"):
+        study.model("gpt-9")
+    with pytest.raises(ConfigurationError, match=r"profile 'smoke': .*method 'simfluenc' .*did you mean 'simfluence'"):
+        study.methods(["simfluenc"])
+    with pytest.raises(ConfigurationError, match="jobs must be 1 or more, not 0"):
+        Study.load("smoke", jobs=0)
+
+
+def label(*overrides):
+    return Study.load("smoke", overrides).label
+
+
+def test_the_label_tells_studies_with_other_numbers_apart():
+    changed = "settings.fine_tuning.runs.train=3", "seed=1"
+    labels = {label(), label(changed[0]), label(changed[1]), label(*changed)}
+    assert len(labels) == 4
+    assert all(re.fullmatch(r"smoke(-[0-9a-f]{6})?", text) for text in labels)
+    assert label(*changed) == label(*reversed(changed))
+
+
+@pytest.mark.parametrize("override", ["data_dir=elsewhere", "jobs_per_device=2"])
+def test_the_label_stays_where_no_number_changes(override):
+    assert label(override) == "smoke"
+
+
+def test_a_name_of_ones_own_is_the_label():
+    assert label("name=mine", "seed=1") == "mine"
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_falls_to_zero_after_the_last_update():
+    assert AdamW(learning_rate=1.0).learning_rates(4) == [1.0, 0.75, 0.5, 0.25]
+    assert AdamW(learning_rate=1.0, schedule="constant").learning_rates(3) == [1.0] * 3
+
+
+def test_schedules_are_those_of_transformers():
+    import torch
+    from transformers import get_scheduler
+
+    for schedule, name in (("linear_decay", "linear"), ("constant", "constant_with_warmup")):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=10)
+        expected = []
+        for _ in range(10):
+            expected.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        ours = AdamW(learning_rate=0.3, schedule=schedule, warmup_steps=3).learning_rates(10)
+        assert ours == pytest.approx(expected)
