@@ -12,7 +12,7 @@ It can be stopped at any time; the next run goes on where this one stopped.
 
   --profile NAME    the study: a file of profiles/ without .yaml, or the path of a YAML file (default: mini)
   --jobs N          how many processes at once (default: one per core)
-  --only PATTERN    only the notebooks whose names match, for example --only 'tab02*'
+  --only PATTERN    only the figures, tables or notebooks whose names match, for example --only 'tab02*'
   --set KEY=VALUE   change one value of the profile; may be given several times
   --dry-run         say what would be done and do nothing
   --test            run the checks and the tests instead
@@ -99,16 +99,6 @@ case $jobs in
     '') jobs=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) ;;
     0* | *[!0-9]*) fail "--jobs $jobs: a whole number of at least 1 is wanted" 2 ;;
 esac
-
-if [ -n "$only" ]; then
-    matched=false
-    for notebook in "$root"/notebooks/*.py; do
-        notebook=${notebook##*/}
-        # shellcheck disable=SC2254  # the pattern is meant as a pattern
-        case ${notebook%.py} in $only) matched=true ;; esac
-    done
-    $matched || fail "--only $only: matches no notebook; known: $(names_of "$root/notebooks" .py)" 2
-fi
 
 for override in ${overrides[@]+"${overrides[@]}"}; do
     case $override in
@@ -319,6 +309,19 @@ show() {
 
 json() { printf '"%s"' "$(printf %s "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 
+# What results are filed under: the name that a profile gives itself, with a mark of the changes behind it.
+study_label() {
+    "$python" - "$profile" "$@" <<'EOF'
+import sys
+from gptfluence.errors import GPTfluenceError
+from gptfluence.study import Study
+try:
+    print(Study.load(sys.argv[1], sys.argv[2:]).label)
+except GPTfluenceError as error:
+    sys.exit(f"error: {error}")
+EOF
+}
+
 run_tests() {
     local worst=0 status
     cd "$root"
@@ -351,7 +354,7 @@ run_workflow() {
         --keep-going --rerun-incomplete --show-failed-logs --quiet host
         --cores "$jobs" ${extra[@]+"${extra[@]}"}
     )
-    say "study $study${only:+, notebooks $only}, $jobs processes at once"
+    say "study $study${only:+, only $only}, $jobs processes at once"
     show "$python" "${command[@]}"
     if $dry_run; then
         if [ -z "${GPTFLUENCE_SKIP_SETUP:-}" ] && ! is_set_up; then
@@ -360,6 +363,10 @@ run_workflow() {
         fi
         "$python" "${command[@]}" --dry-run --quiet rules
         return
+    fi
+
+    if [ ${#overrides[@]} -gt 0 ] || [ "$profile" != "$study" ]; then
+        study=$(study_label ${overrides[@]+"${overrides[@]}"}) || exit 2
     fi
 
     # One run per study and checkout. Snakemake's own lock outlives a killed run; it may be removed only if nobody else
@@ -410,6 +417,11 @@ export PATH="$environment/bin:$PATH"
 # Small models gain nothing from threads; one single-threaded process per core does about twice the work. It also keeps
 # the order of floating-point sums, and so the numbers, independent of the machine's number of cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-export TOKENIZERS_PARALLELISM=false PYTHONHASHSEED=0 MPLBACKEND=Agg
+export TOKENIZERS_PARALLELISM=false PYTHONHASHSEED=0
 
-if $test_run; then run_tests; else run_workflow; fi
+if $test_run; then
+    export MPLBACKEND=Agg # no windows. Not for the workflow: it would take the pictures out of executed notebooks
+    run_tests
+else
+    run_workflow
+fi

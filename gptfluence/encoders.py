@@ -186,7 +186,7 @@ class TextEncoder(Encoder):
             warnings.warn(
                 f"{pool.name}: {len(too_long)} examples (first: {too_long[0]!r}) have targets longer than the "
                 f"{self.max_tokens} tokens that encoder {self.name!r} reads; it sees only how those targets begin",
-                stacklevel=3,
+                stacklevel=4,
             )
         return rows
 

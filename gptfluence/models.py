@@ -170,14 +170,32 @@ def _from_pretrained(name: str, path: str, **options: object) -> tuple[PreTraine
     try:
         weights = {} if "gguf_file" in options else {"use_safetensors": True}
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa", **weights, **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **weights,
+            **options,
         )
     except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own
         raise ModelError(f"model {name!r}: {path} cannot be loaded as a causal language model: {_first_line(error)}") from error
     finally:
         if bar:
             logging.enable_progress_bar()
+    # transformers fills both gaps without an error: weights with random numbers, the vocabulary with nothing
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"model {name!r}: {path} lacks {len(missing)} of the weights of a {type(model).__name__}, among them "
+            f"{missing[0]}; save the whole model again"
+        )
+    if not tokenizer("a b", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"model {name!r}: {path} has no tokenizer with a vocabulary; put it there with "
+            "tokenizer.save_pretrained(folder)"
+        )
     return model, tokenizer
 
 

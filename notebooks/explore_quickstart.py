@@ -25,7 +25,7 @@
 profile: str = "mini"
 task: str = "sst2"
 runs: int = 8  # recorded to fit on; two more are kept apart
-overrides: list[str] = []  # changes to the profile: field=value
+overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
 # %%

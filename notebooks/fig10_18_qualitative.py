@@ -32,7 +32,7 @@ figure: int = 16
 tasks: list[str] = []  # all of the profile's
 methods: list[str] = []  # all of the profile's
 examples: int = 2  # panels for each task
-overrides: list[str] = []  # changes to the profile: field=value
+overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
 # %%

@@ -30,7 +30,7 @@
 profile: str = "mini"
 tasks: list[str] = []  # all of the profile's
 methods: list[str] = []  # all of the profile's
-overrides: list[str] = []  # changes to the profile: field=value
+overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
 # %%
