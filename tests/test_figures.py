@@ -1,0 +1,361 @@
+"""Figures and tables: drawn to be read, saved so that a rerun changes nothing, and honest in what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gptfluence import figures, names, paper, provenance, tables
+from gptfluence.errors import ConfigurationError
+from gptfluence.typeset import Table
+
+ROOT = Path(__file__).parents[1]
+
+
+def trajectories(panels: int = 2, observed: int = 1, methods: tuple[str, ...] = ("gptfluence", "simfluence")):
+    rows = []
+    for panel in range(panels):
+        recorded = 2 + np.exp(-np.arange(13) / 5) + 0.1 * panel
+        for shift, name in enumerate(["recorded", *methods]):
+            for step, value in enumerate(recorded):
+                given = step < observed
+                rows.append((f"panel {panel}", name, step, value + (0 if given else 0.05 * shift), given))
+    return pd.DataFrame(rows, columns=["panel", "series", "step", "value", "observed"])
+
+
+def facts(**changed) -> dict:
+    return provenance.collect(**{"command": "make it", "profile": "mini", "parameters": {"seed": 0}, **changed})
+
+
+def lines_of(axis, color: str) -> list:
+    return [line for line in axis.lines if line.get_color() == color and len(line.get_xdata()) > 1]
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def rendered(figure: Figure):
+    """Draw the figure; returns the renderer, which knows how large everything came out."""
+    canvas = FigureCanvasAgg(figure)
+    with figures.style():
+        canvas.draw()
+    return canvas.get_renderer()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# --- trajectories ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("observed", [1, 4])
+def test_a_simulated_line_starts_where_the_observed_part_ends(observed):
+    frame = trajectories(observed=observed)
+    axis = figures.plot_trajectories(frame).axes[0]
+    recorded = frame[(frame["panel"] == "panel 0") & (frame["series"] == "recorded")]
+    (drawn,) = lines_of(axis, names.LINES["recorded"].color)
+    np.testing.assert_allclose(drawn.get_ydata(), recorded["value"])
+    for method in ("gptfluence", "simfluence"):
+        (line,) = lines_of(axis, names.LINES[method].color)
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(observed - 1, 13))
+        assert line.get_ydata()[0] == recorded["value"].iloc[observed - 1]
+
+
+def test_a_method_without_its_observed_part_starts_at_the_recorded_one():
+    frame = trajectories()
+    short = frame[~(frame["observed"] & (frame["series"] != "recorded"))]
+    for whole, cut in zip(figures.plot_trajectories(frame).axes, figures.plot_trajectories(short).axes, strict=True):
+        color = names.LINES["gptfluence"].color
+        np.testing.assert_array_equal(lines_of(whole, color)[0].get_ydata(), lines_of(cut, color)[0].get_ydata())
+
+
+def test_a_diverging_line_does_not_hide_the_others_and_is_marked():
+    frame = trajectories()
+    lost = (frame["series"] == "simfluence") & (frame["step"] > 6) & (frame["panel"] == "panel 0")
+    frame.loc[lost, "value"] = 10.0 ** (2 * frame.loc[lost, "step"])
+    frame.loc[lost & (frame["step"] == 12), "value"] = np.inf
+    figure = figures.plot_trajectories(frame)
+    low, high = figure.axes[0].get_ylim()
+    assert high - low < 4
+    assert any(line.get_marker() == "^" and list(line.get_xdata()) == [7] for line in figure.axes[0].lines)
+    assert "leaves the axes" in legend_of(figure)
+    assert "leaves the axes" not in legend_of(figures.plot_trajectories(trajectories()))
+
+
+@pytest.mark.parametrize(("width", "panels"), [(figures.PAGE, 5), (figures.PAGE, 8), (figures.COLUMN, 2)])
+def test_nothing_overlaps_and_nothing_is_cut_at_print_size(width, panels):
+    frame = trajectories(panels, methods=("gptfluence", "simfluence", "tracin_cp", "grad_dot", "mean_trajectory"))
+    frame["panel"] = frame["panel"] + ": WMT16 DE/EN, one example of many"
+    figure = figures.plot_trajectories(frame, width=width)
+    renderer, page = rendered(figure), figure.bbox
+    assert figure.get_size_inches()[0] == width
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(axes) == panels
+    boxes = [figure.legends[0].get_window_extent(renderer), *(axis.get_tightbbox(renderer) for axis in axes)]
+    for number, box in enumerate(boxes):
+        assert box.x0 >= page.x0 - 1 and box.y0 >= page.y0 - 1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1  # noqa: PT018
+        for other in boxes[number + 1 :]:
+            overlap = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert min(overlap) < 2  # a pixel of rounding
+    assert all(axis.get_window_extent(renderer).width > 0.6 * figure.dpi for axis in axes)
+
+
+def test_axes_have_names_and_units_and_each_method_its_own_look():
+    frame = trajectories(4).assign(metric=lambda rows: np.where(rows["panel"] < "panel 2", "loss", "bleu"))
+    labels = [axis.get_ylabel().replace("\n", " ") for axis in figures.plot_trajectories(frame).axes]
+    assert labels == ["loss (nats per target token)"] * 2 + ["BLEU (0–100)"] * 2
+    looks = [(line.dash, line.marker) for line in names.LINES.values()]
+    assert len(set(looks)) == len(looks)
+    assert names.line("gptfluence order=2") == names.LINES["gptfluence"]
+
+
+def test_the_readers_own_settings_neither_matter_nor_change(tmp_path):
+    mine = save(tmp_path / "a")
+    with mpl.rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.dpi": 30, "axes.grid": False}):
+        other = save(tmp_path / "b")
+        assert mpl.rcParams["font.size"] == 20
+    assert mine["fig.png"] == other["fig.png"]
+    assert mine["fig.pdf"] == other["fig.pdf"]
+
+
+def test_a_frame_that_cannot_be_drawn_is_refused():
+    frame = trajectories()
+    with pytest.raises(ConfigurationError, match="no column observed, step"):
+        figures.plot_trajectories(frame.drop(columns=["step", "observed"]))
+    with pytest.raises(ConfigurationError, match="is empty"):
+        figures.plot_trajectories(frame.iloc[:0])
+    with pytest.raises(ConfigurationError, match="no recorded trajectory in panel panel 1"):
+        figures.plot_trajectories(frame[(frame["series"] != "recorded") | (frame["panel"] == "panel 0")])
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+DRAW = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_figures import save, save_a_table
+save(Path(sys.argv[1])), save_a_table(Path(sys.argv[1]))
+"""
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    arguments = [sys.executable, "-c", DRAW, str(tmp_path / "other"), str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
+    subprocess.run(arguments, env=environment, check=True)
+    save(tmp_path / "mine")
+    save_a_table(tmp_path / "mine")
+    first, second = contents(tmp_path / "mine"), contents(tmp_path / "other")
+    kinds = {"fig": ("csv", "json", "pdf", "png"), "tab": ("csv", "json", "md", "png", "tex")}
+    assert sorted(first) == [f"{name}.{suffix}" for name, suffixes in kinds.items() for suffix in suffixes]
+    for name in first:
+        if name.endswith(".json"):
+            mine, other = json.loads(first[name]), json.loads(second[name])
+            run = mine.pop("run")
+            assert {"commit", "clean", "date", "wall_time_seconds", "device"} <= run.keys() == other.pop("run").keys()
+            assert mine == other
+        else:
+            assert first[name] == second[name], name
+    assert b"Matplotlib" not in first["fig.png"]
+    assert b"CreationDate" not in first["fig.pdf"]
+    assert b"/Type3" not in first["fig.pdf"]  # fonts are embedded as TrueType
+    assert b"/FontFile2" in first["fig.pdf"]
+
+
+def save(folder: Path, **changed) -> dict[str, bytes]:
+    frame = trajectories(panels=1)
+    options = {"caption": "A caption.", "provenance": facts(), **changed}
+    figures.save_figure(figures.plot_trajectories(frame, width=figures.COLUMN), frame, folder, "fig", **options)
+    return contents(folder)
+
+
+def save_a_table(folder: Path) -> None:
+    table = tables.methods_by_task(summary())
+    figures.save_table(table, folder, "tab", caption="100 % of it.", provenance=facts())
+
+
+def test_a_rerun_leaves_every_file_as_it_is_and_a_change_does_not(tmp_path):
+    first = save(tmp_path, provenance=facts(seconds=1.0))
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert save(tmp_path, provenance=facts(seconds=2.0, device="cuda")) == first
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    later = json.loads(save(tmp_path, provenance=facts(seconds=3.0, parameters={"seed": 1}))["fig.json"])
+    assert (later["parameters"], later["run"]["wall_time_seconds"]) == ({"seed": 1}, 3.0)
+    assert json.loads(save(tmp_path, caption="Another.")["fig.json"])["caption"] == "Another."
+    (tmp_path / "fig.json").write_text("{")
+    assert json.loads(save(tmp_path)["fig.json"])["command"] == "make it"
+
+
+def test_the_csv_holds_every_number_that_was_drawn(tmp_path):
+    save(tmp_path)
+    frame = trajectories(panels=1)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "fig.csv"), frame, check_dtype=False, rtol=1e-8)
+
+
+def test_the_state_of_git_is_that_of_this_code_or_nothing(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+        return subprocess.run(["git", *names, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    code = tmp_path / "package" / "code.py"
+    (tmp_path / "figures").mkdir()
+    code.parent.mkdir()
+    code.write_text("1")
+    (tmp_path / "figures" / "fig.csv").write_text("1")
+    assert provenance.git_state(code) == {"commit": None, "clean": None}
+    git("init")
+    git("add", "figures")
+    git("commit", "-m", "figures only")
+    assert provenance.git_state(code)["commit"] is None  # a copy inside somebody else's repository
+    git("add", "package")
+    git("commit", "-m", "code")
+    assert provenance.git_state(code) == {"commit": git("rev-parse", "HEAD"), "clean": True}
+    (tmp_path / "figures" / "fig.csv").write_text("2")  # an output of the very run that asks
+    assert provenance.git_state(code)["clean"] is True
+    code.write_text("2")
+    assert provenance.git_state(code)["clean"] is False
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_state(code) == {"commit": None, "clean": None}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def summary(**mse: tuple[float, ...]) -> pd.DataFrame:
+    """A summary frame: method -> all-steps MSE on rte and sst2; the mean trajectory's is 0.02 on both."""
+    mse = {"gptfluence": (0.01, 0.03), "simfluence": (0.04, 0.05), **mse, "mean_trajectory": (0.02, 0.02)}
+    rows = []
+    for method, values in mse.items():
+        for task, value in zip(("rte", "sst2"), values, strict=False):
+            rows += [
+                (task, method, "all_steps_mse", value, value / 2, 0.001, 0),
+                (task, method, "all_steps_mae", value**0.5, 0.01, 0.001, 0),
+                (task, method, "final_step_spearman", 0.9 - value, 0.02, 0.02, 0),
+                (task, method, "r2_dev", 1 - value / 0.02, np.nan, 0.1, 0),
+                (task, method, "diverged", 0.0, np.nan, 0.0, 0),
+            ]
+    return pd.DataFrame(rows, columns=tables.SUMMARY)
+
+
+def test_a_table_prints_means_deviations_the_papers_values_and_the_best_in_bold():
+    table = tables.methods_by_task(summary(), paper.table(2))
+    shown = table.to_frame().set_index(["Task", "Method"])
+    assert shown.loc[("RTE", "GPTfluence"), "MSE ↓, measured"] == "0.0100 (0.0050)"
+    assert shown.loc[("RTE", "GPTfluence"), "MSE ↓, paper"] == "0.036 (0.029)"
+    assert shown.loc[("Average", "GPTfluence"), "MSE ↓, measured"] == "0.0200"
+    assert shown.loc[("Average", "GPTfluence"), "MSE ↓, paper"] == ""  # the paper's is over five tasks, not these two
+    bold = {tuple(table.rows[i][:2]) for i, j in zip(*np.nonzero(table.bold), strict=True) if j == 2}
+    ties = {("Average", "GPTfluence"), ("Average", "Mean trajectory")}  # as far as is printed
+    assert bold == {("RTE", "GPTfluence"), ("SST-2", "Mean trajectory")} | ties
+    assert "**0.0100 (0.0050)**" in table.to_markdown()
+    assert r"\textbf{0.0100 (0.0050)}" in table.to_tex()
+    values = table.numbers.set_index(["task", "method", "statistic"])["value"]
+    assert values["average", "simfluence", "all_steps_mse"] == pytest.approx(0.045, abs=1e-12)  # unrounded
+
+
+def test_what_is_undefined_diverged_or_fitted_on_the_test_run_is_shown_as_such():
+    frame = summary(**{"tracin_cp oracle": (0.001, 0.001), "grad_dot": (3e5, np.inf)})
+    undefined = (frame["method"] == "simfluence") & (frame["statistic"] == "final_step_spearman")
+    frame.loc[undefined, ["value", "undefined"]] = np.nan, 5
+    frame.loc[(frame["method"] == "grad_dot") & (frame["statistic"] == "diverged"), "value"] = 7
+    table = tables.methods_by_task(frame)
+    shown = table.to_frame().set_index(["Task", "Method"])
+    assert shown.loc[("RTE", "Simfluence"), "Spearman ρ ↑"] == "–†"
+    assert table.notes[0].startswith("† undefined")
+    assert shown.loc[("RTE", "Grad-Dot"), "MSE ↓"] == "3.0e5 (1.5e5)"
+    assert shown.loc[("SST-2", "Grad-Dot"), "MSE ↓"].startswith("∞")
+    assert shown.loc[("SST-2", "Grad-Dot"), "diverged"] == "7"
+    row = next(i for i, cells in enumerate(table.rows) if cells[1] == "TracIn-CP (oracle)")
+    assert not table.bold[row].any()
+    assert "TracIn-CP" not in tables.reading(frame)
+
+
+def test_a_table_that_would_mix_results_is_refused():
+    with pytest.raises(ConfigurationError, match="all_steps_mse of gptfluence on rte occurs twice"):
+        tables.methods_by_task(pd.concat([summary(), summary()]))
+    with pytest.raises(ConfigurationError, match="several models or metrics"):
+        tables.methods_by_task(summary(), paper.table(1))
+    with pytest.raises(ConfigurationError, match="no column undefined"):
+        tables.methods_by_task(summary().drop(columns="undefined"))
+
+
+texts = st.text(alphabet="ab1_%&$#{}\\^~<>|²ρ↓−† ", min_size=1, max_size=6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(texts, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_any_text_is_safe_in_latex_and_keeps_its_columns(rows):
+    table = Table([("a", ""), ("b", "x"), ("b", "y")], rows, pd.DataFrame())
+    body = table.to_tex("of 100 %\nand more").split(r"\midrule")[1].split(r"\bottomrule")[0]
+    for line in body.strip().splitlines():
+        bare = line.removesuffix(r" \\")
+        for escaped in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}", r"\%", r"\&", r"\#", r"\_"):
+            bare = bare.replace(escaped, "")
+        assert bare.count(" & ") >= 2
+        assert "%" not in bare
+        assert bare.replace(r"\{", "").count("{") == bare.replace(r"\}", "").count("}")
+        assert bare.replace(r"\$", "").count("$") % 2 == 0
+
+
+def test_a_plain_frame_is_printed_as_it_is_and_saved_unrounded(tmp_path):
+    frame = pd.DataFrame({"order": [1, 2], "MSE": [0.123456789, -2.0], "differs": [True, False]})
+    figures.save_table(frame, tmp_path, "tab", caption="Orders.", provenance=facts())
+    assert "| 1" in (tmp_path / "tab.md").read_text()
+    assert "0.1235" in (tmp_path / "tab.tex").read_text()
+    assert "$-$2" in (tmp_path / "tab.tex").read_text()
+    assert (tmp_path / "tab.csv").read_text().splitlines()[1] == "1,0.123456789,True"
+
+
+def test_a_drawn_table_fits_the_page():
+    figure = tables.methods_by_task(summary(), paper.table(2)).draw(figures.PAGE)
+    renderer = rendered(figure)
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
+    assert figure.get_size_inches()[0] == pytest.approx(figures.PAGE)
+    for number, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def test_the_reading_says_who_wins_by_how_much_and_what_it_beats():
+    text = tables.reading(summary(gptfluence=(0.01, 0.02)), paper.table(2))
+    assert (
+        "GPTfluence has the lowest all-steps MSE averaged over 2 tasks: 0.015, 25% below Mean trajectory (0.02)" in text
+    )
+    assert "GPTfluence (on 1 of 2 tasks); on no task: Simfluence" in text
+    # on RTE the paper has Simfluence before GPTfluence, on SST-2 after it
+    assert "in its order on 1 of 2 tasks" in text
+    assert tables.reading(tables.methods_by_task(summary(gptfluence=(0.01, 0.02)), paper.table(2))) == text
+
+
+def test_the_reading_is_plain_when_a_trivial_baseline_wins():
+    text = tables.reading(summary(gptfluence=(0.03, 0.04)))
+    assert text.startswith("Mean trajectory, a trivial baseline, has the lowest all-steps MSE")
+    assert "Mean trajectory (a trivial baseline)" in text
+    assert "No better than the mean trajectory of the training runs (R²dev ≤ 0): " in text
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["gptfluence", "simfluence", "grad_dot"]), st.tuples(*[st.floats(1e-9, 1e9)] * 2))
+)
+def test_the_reading_names_the_method_with_the_smallest_error(mse):
+    frame = summary(**mse)
+    means = frame[frame["statistic"] == "all_steps_mse"].groupby("method")["value"].mean().sort_values()
+    if means.iloc[0] < means.iloc[1]:
+        assert tables.reading(frame).startswith(names.method(means.index[0]))
