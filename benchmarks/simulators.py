@@ -4,9 +4,9 @@
     python benchmarks/simulators.py --quick    # about a minute: shorter measurements, extrapolated
     python benchmarks/simulators.py --only streaming
 
-One thread. Dynamics are synthetic, of the paper's fine-tuning size: 25 training runs x 96 steps x 200 tests, a pool of
-200 of which 128 are drawn, batch 4, features of 384 dimensions. Both forms are timed in the same run, so that their
-ratio means something on a machine that also does other work.
+One thread. Seconds are processor seconds, which other work on the machine disturbs little. Dynamics are synthetic, of
+the paper's fine-tuning size: 25 training runs x 96 steps x 200 tests, a pool of 200 of which 128 are drawn, batch 4,
+features of 384 dimensions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from gptfluence.tasks.base import Example, TaskPool
 POOL, TESTS, DIMENSION, SUBSET, BATCH, EPOCHS = 200, 200, 384, 128, 4, 3
 RUNS = {"train": 25, "validation": 2}
 PUBLISHED_BATCH = 128
+T = TypeVar("T")
 
 
 class Features:
@@ -107,14 +109,16 @@ class PerTransition(nn.Module):
 
 
 def seconds(call: Callable[[], object], repeat: int) -> float:
-    """Median wall time of a call, after one to warm up."""
+    """Median time of a call, after one to warm up."""
     call()
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+    return float(np.median([timed(call)[0] for _ in range(repeat)]))
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Processor seconds of a call and its result: with one thread, wall time on a machine that does nothing else."""
+    started = time.process_time()
+    result = call()
+    return time.process_time() - started, result
 
 
 def show(what: str, value: str, obvious: str = "", ratio: float | None = None) -> None:
@@ -139,8 +143,8 @@ def measure_epoch(train: GPTDynamics, features: Features, quick: bool) -> None:
     slow = seconds(update, 10 if quick else 50) * -(-count // PUBLISHED_BATCH)
 
     def fit(epochs: int, **settings: object) -> float:
-        simulator = GPTfluence(encoder=features, max_epochs=epochs, **settings).fit(train)  # type: ignore[arg-type]
-        return simulator.report.seconds / epochs
+        simulator = GPTfluence(encoder=features, max_epochs=epochs, **settings)  # type: ignore[arg-type]
+        return timed(lambda: simulator.fit(train))[0] / epochs
 
     fast = fit(3 if quick else 10)
     show("one epoch (every transition once)", f"{fast:.2f} s", f"{slow:.0f} s", slow / fast)
@@ -168,9 +172,11 @@ def measure_validation(train: GPTDynamics, validation: GPTDynamics, features: Fe
 
 def measure_fit(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> None:
     epochs = 5 if quick else 300
-    report = GPTfluence(encoder=features, max_epochs=epochs, patience=None).fit(train, validation).report
-    note = " (extrapolated)" if quick else f" (validation MSE {report.validation_mse.min():.2e})"
-    show("300-epoch fit" + note, f"{report.seconds / epochs * 300:.0f} s")
+    simulator = GPTfluence(encoder=features, max_epochs=epochs, patience=None)
+    took, simulator = timed(lambda: simulator.fit(train, validation))
+    best = simulator.report.validation_mse.min()
+    note = " (extrapolated)" if quick else f" (validation MSE {best:.2e})"
+    show("300-epoch fit" + note, f"{took / epochs * 300:.0f} s")
 
 
 def measure_streaming(train: GPTDynamics, features: Features, quick: bool) -> None:
@@ -180,10 +186,12 @@ def measure_streaming(train: GPTDynamics, features: Features, quick: bool) -> No
     rng = np.random.default_rng(0)
     drawn = rng.integers(POOL, size=(piece, 96, BATCH), dtype=np.int32)
     start = train.trajectories()[0, 0]
-    checksum, started = 0.0, time.perf_counter()
-    for predicted in simulator.simulate_stream((drawn for _ in range(measured // piece)), start):
-        checksum += float(predicted[:, -1].mean())
-    took = (time.perf_counter() - started) * total / measured
+
+    def stream() -> int:
+        return sum(len(part) for part in simulator.simulate_stream((drawn for _ in range(measured // piece)), start))
+
+    took, done = timed(stream)
+    took *= total / done
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show("100,000 curricula, streamed" + (" (extrapolated)" if quick else ""), f"{took:.1f} s")
     show("  peak resident memory", f"{peak:.2f} GiB")
@@ -208,16 +216,16 @@ def measure_batch_sizes(
     for budget in budgets:
         for batch_size in sizes:
             first = GPTfluence(encoder=features, max_epochs=1 if batch_size else 10, batch_size=batch_size)
-            report = first.fit(train, validation).report
-            epochs = max(1, round(budget / (report.seconds / report.epochs)))
+            each = timed(lambda one=first: one.fit(train, validation))[0] / first.max_epochs  # type: ignore[misc]
+            epochs = max(1, round(budget / each))
             found, took = [], []
             for rate in rates:
                 simulator = GPTfluence(
                     encoder=features, max_epochs=epochs, batch_size=batch_size, learning_rate=rate, patience=None
                 )
-                report = simulator.fit(train, validation).report
-                found.append(float(report.validation_mse.min()))
-                took.append(report.seconds)
+                spent, simulator = timed(lambda one=simulator: one.fit(train, validation))  # type: ignore[misc]
+                found.append(float(simulator.report.validation_mse.min()))
+                took.append(spent)
             row = "".join(f"{value:>12.2e}" for value in found)
             print(f"{budget:>6.0f} s{batch_size or 'all':>8}{row}{epochs:>9}{np.mean(took):>9.0f}", flush=True)
 
@@ -230,6 +238,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short measurements, extrapolated")
     parser.add_argument("--only", choices=PARTS, help="one part of it")
     parser.add_argument("--budgets", type=json.loads, help="seconds for the comparison of batch sizes, e.g. '[30, 90]'")
+    parser.add_argument("--sizes", type=json.loads, help="batch sizes for it, null for all, e.g. '[8192, null]'")
     parser.add_argument("--rates", type=json.loads, default=[3e-4, 1e-3], help="learning rates for it")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -251,7 +260,7 @@ def main() -> None:
             measure_streaming(train, features, options.quick)
         else:
             budgets = options.budgets or ([3.0] if options.quick else [30.0, 90.0])
-            sizes: list[int | None] = [8192, 32768, None] if options.quick else [128, 1024, 8192, 32768, None]
+            sizes = options.sizes or ([8192, 32768, None] if options.quick else [128, 1024, 8192, 32768, None])
             measure_batch_sizes(train, validation, features, budgets, options.rates, sizes)
 
 

@@ -31,7 +31,7 @@ _WHERE = {
 }
 _MODULES = ("tasks", "encoders", "figures", "tables", "paper", "names")
 
-__all__ = [*_WHERE, *_MODULES]  # noqa: PLE0604
+__all__ = [*_WHERE, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

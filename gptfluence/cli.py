@@ -87,7 +87,7 @@ def doctor() -> None:
     import torch
 
     from gptfluence import encoders
-    from gptfluence.models import hub_reachable
+    from gptfluence.hub import hub_reachable
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"python     {platform.python_version()} in {sys.prefix}")

@@ -213,7 +213,9 @@ class Recording(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights and optimizer stay fp32
     truncation: Literal["error", "prompt"] = "error"  # too long for the model: refuse, or cut the prompt's beginning
     record_pool: bool = False  # record the losses of the pool's examples as well
-    token_budget: int = Field(4096, ge=16)  # padded tokens a measuring batch may hold; numbers agree to 1e-5 across budgets
+    token_budget: int = Field(
+        4096, ge=16
+    )  # padded tokens a measuring batch may hold; numbers agree to 1e-5 across budgets
 
 
 class CurriculumConfig(Settings):
@@ -358,7 +360,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

@@ -24,7 +24,7 @@ import numpy as np
 
 from gptfluence import files
 from gptfluence.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
-from gptfluence.models import hub_reachable
+from gptfluence.hub import hub_reachable
 from gptfluence.tasks.base import TaskPool, fingerprint
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ Remote code is never run and weights are never unpickled.
 
 from __future__ import annotations
 
-import os
-import socket
 import warnings
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from gptfluence import files
 from gptfluence.config import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, canonical
 from gptfluence.errors import HubUnreachableError, ModelError
+from gptfluence.hub import hub_reachable
 from gptfluence.tasks import mini
 from gptfluence.tasks.base import fingerprint
 
@@ -180,7 +179,9 @@ def _from_pretrained(name: str, path: str, **options: object) -> tuple[PreTraine
             **options,
         )
     except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own
-        raise ModelError(f"model {name!r}: {path} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        raise ModelError(
+            f"model {name!r}: {path} cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from error
     finally:
         if bar:
             logging.enable_progress_bar()
@@ -224,28 +225,6 @@ def _with_lora(model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def hub_reachable(timeout: float = 2.0) -> bool:
-    """Whether the Hugging Face Hub answers; False at once where HF_HUB_OFFLINE is set. Asked once in a process."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if "reachable" not in _HUB:
-        from urllib.parse import urlsplit
-
-        from huggingface_hub import constants
-
-        address = urlsplit(constants.ENDPOINT)
-        try:
-            port = address.port or (80 if address.scheme == "http" else 443)
-            socket.create_connection((address.hostname or "", port), timeout).close()
-            _HUB["reachable"] = True
-        except OSError:
-            _HUB["reachable"] = False
-    return _HUB["reachable"]
-
-
-_HUB: dict[str, bool] = {}
 
 
 def _hub_commit(config: HubModel) -> str:
@@ -332,7 +311,9 @@ def _train_language_model(
     if rows == 0:
         raise ModelError("the corpus of a nano model is too short to pre-train on")
     tokens = torch.tensor(stream[: rows * PRETRAINING_LENGTH]).view(rows, PRETRAINING_LENGTH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.pretraining_learning_rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.pretraining_learning_rate, weight_decay=0.01, fused=True
+    )
     warmup = max(1, config.pretraining_steps // 20)
     model.train()
     for step in range(config.pretraining_steps):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from gptfluence import figures, provenance, tables
+from gptfluence import figures, provenance
 from gptfluence.config import ROOT
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.study import Study
@@ -80,9 +80,13 @@ class Notebook:
         """Raise ConfigurationError unless `value` (or each of its items) is among `allowed`."""
         for item in value if isinstance(value, list) else [value]:
             if item not in allowed:
-                raise ConfigurationError(unknown("value", item, allowed, where=f"{self.name}: parameter {parameter!r}: "))
+                raise ConfigurationError(
+                    unknown("value", item, allowed, where=f"{self.name}: parameter {parameter!r}: ")
+                )
 
-    def save_figure(self, figure: Figure, frame: pd.DataFrame, name: str, *, caption: str, sources: Sequence[Any]) -> None:
+    def save_figure(
+        self, figure: Figure, frame: pd.DataFrame, name: str, *, caption: str, sources: Sequence[Any]
+    ) -> None:
         """Save a figure as PDF and PNG with the CSV of every plotted number. `sources`: the dynamics it is drawn from."""
         figures.save_figure(figure, frame, self.folder, name, caption=caption, provenance=self._provenance(sources))
         print(f"saved {self._shown(name)}.pdf, .png, .csv, .json")
@@ -125,8 +129,14 @@ def declared_parameters(path: Path) -> dict[str, tuple[str, Any]]:
         raise ConfigurationError(f"{path}: one cell tagged `parameters` is needed, {len(cells)} found")
     declared: dict[str, tuple[str, Any]] = {}
     for statement in ast.parse("#" + cells[0]).body:
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name) or not statement.value:
-            raise ConfigurationError(f"{path}: the parameters cell holds annotated literals only, such as `runs: int = 3`")
+        if (
+            not isinstance(statement, ast.AnnAssign)
+            or not isinstance(statement.target, ast.Name)
+            or not statement.value
+        ):
+            raise ConfigurationError(
+                f"{path}: the parameters cell holds annotated literals only, such as `runs: int = 3`"
+            )
         annotation = ast.unparse(statement.annotation)
         if annotation not in _TYPES:
             raise ConfigurationError(unknown("type", annotation, _TYPES, where=f"{path}: {statement.target.id}: "))

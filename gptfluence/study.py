@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,7 +165,13 @@ class Study:
     # --- fitted simulators ---
 
     def simulator(
-        self, name: str, setting: str = "fine_tuning", task: str = "sst2", *, metric: str = "loss", model: str | None = None
+        self,
+        name: str,
+        setting: str = "fine_tuning",
+        task: str = "sst2",
+        *,
+        metric: str = "loss",
+        model: str | None = None,
     ) -> Simulator:
         """The simulator of this name in the profile, fitted on the training runs of a task (once; then loaded)."""
         return self._simulator(name, self.dynamics(setting, task, model=model), metric)

@@ -37,7 +37,9 @@ import gptfluence as gf
 nb = gf.Notebook("explore_quickstart", globals())
 nb.choose("runs", runs, range(1, 1001))
 study = nb.study.with_overrides(
-    f"settings.fine_tuning.runs.train={runs}", "settings.fine_tuning.runs.validation=1", "settings.fine_tuning.runs.test=1"
+    f"settings.fine_tuning.runs.train={runs}",
+    "settings.fine_tuning.runs.validation=1",
+    "settings.fine_tuning.runs.test=1",
 )
 
 # %% [markdown]
@@ -99,7 +101,9 @@ predicted = {
     "mean_trajectory": reference[None],
     "gptfluence": simulated,
 }
-scores = [gf.evaluate(values, truth, reference=reference).assign(task=task, method=name) for name, values in predicted.items()]
+scores = [
+    gf.evaluate(values, truth, reference=reference).assign(task=task, method=name) for name, values in predicted.items()
+]
 table = gf.tables.methods_by_task(gf.summarize(pd.concat(scores)))
 table
 

@@ -12,7 +12,8 @@ import torch
 from gptfluence import files
 from gptfluence.config import GGUFModel, HubModel, LocalModel, NanoModel
 from gptfluence.errors import ConfigurationError, HubUnreachableError, ModelError
-from gptfluence.models import ModelSource, hub_reachable
+from gptfluence.hub import hub_reachable
+from gptfluence.models import ModelSource
 from gptfluence.study import Study
 
 

@@ -2,9 +2,9 @@
 
     python tools/run_group.py COMMAND ARGUMENT...
 
-Ctrl-C in a terminal reaches every program in the foreground, but `kill`, a closing terminal or a scheduler's time limit
-reach only one. So the command gets a process group of its own, which is interrupted as a whole: Snakemake then tidies up
-after its jobs. If it is still there after a grace period, or on a second signal, it is killed.
+Ctrl-C in a terminal reaches every program in the foreground, but `kill` or a scheduler's time limit reach only one. So
+the command gets a process group of its own, which is interrupted as a whole: Snakemake then tidies up after its jobs.
+If it is still there after a grace period, or on a second signal, it is killed.
 """
 
 from __future__ import annotations

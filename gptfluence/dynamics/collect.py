@@ -93,9 +93,7 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
                             recording = Recording.model_validate(spec["recording"])
                             recorder = Recorder(source.load(), task.pool, task.tests, recording, device=job.device)
                         given = (job.curricula or {}).get(name)
-                        curriculum = (
-                            Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(task.pool))
-                        )
+                        curriculum = Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(task.pool))
                         seed = run_seed(spec["seed"], name)
                         run = recorder.record(
                             name, curriculum, seed=seed, on_step=lambda step, name=name: report(name, step)
@@ -138,7 +136,9 @@ def collect(
             record_runs(Job(names=tuple(missing), device=devices[0], **common), progress.step)
         else:
             # each worker begins at another place, so that they rarely ask for the same lock
-            rotated = [tuple(missing[k * len(missing) // jobs :] + missing[: k * len(missing) // jobs]) for k in range(jobs)]
+            rotated = [
+                tuple(missing[k * len(missing) // jobs :] + missing[: k * len(missing) // jobs]) for k in range(jobs)
+            ]
             work = [Job(names=part, device=devices[k % len(devices)], **common) for k, part in enumerate(rotated)]
             _run_workers(work, progress.step)
     absent = [name for name in missing if not (folder / name).is_dir()]
@@ -175,7 +175,9 @@ def _run_workers(work: Sequence[Job], report: Callable[[str, int], None]) -> Non
             if line is None:
                 open_streams -= 1
                 if processes[index].wait() != 0:
-                    raise RecordingError(f"a recording process ended with code {processes[index].returncode}: {tails[index].text()}")
+                    raise RecordingError(
+                        f"a recording process ended with code {processes[index].returncode}: {tails[index].text()}"
+                    )
                 continue
             message = json.loads(line)
             if "error" in message:

@@ -83,9 +83,7 @@ class Curriculum:
         return self._from_sequence(np.insert(sequence, places, example))
 
 
-def draw_curriculum(
-    pool_size: int, *, subset: int, batch: int, epochs: int, rng: np.random.Generator
-) -> Curriculum:
+def draw_curriculum(pool_size: int, *, subset: int, batch: int, epochs: int, rng: np.random.Generator) -> Curriculum:
     """Draw `subset` of the pool's examples without replacement and shuffle them anew in each epoch (paper, section 3.1).
 
     Raises ConfigurationError if the subset is larger than the pool or is not a whole number of batches.

@@ -65,9 +65,7 @@ class Recorder:
     a context manager, or call `close()`.
     """
 
-    def __init__(
-        self, gpt: GPT, pool: TaskPool, tests: TaskPool, recording: Recording, *, device: str = "cpu"
-    ) -> None:
+    def __init__(self, gpt: GPT, pool: TaskPool, tests: TaskPool, recording: Recording, *, device: str = "cpu") -> None:
         """Raises DataError (texts and model do not fit), ConfigurationError, ModelError."""
         if device == "cpu" and recording.precision == "bf16":
             raise ConfigurationError("recording.precision: bf16 needs a GPU; use fp32 on a CPU")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptfluence.errors import DataError, HubUnreachableError
+from gptfluence.hub import hub_reachable
 from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.layouts import LAYOUTS
 from gptfluence.tasks.rows import RowMapping, check_size, draw, examples_from_rows
@@ -98,31 +96,6 @@ def load(
     tests = _draw(name, "test_size", tables[test_split], mapping, f"{path}, {test_split}", test_size, seed, seen)
     pool = _draw(name, "pool_size", tables[pool_split], mapping, f"{path}, {pool_split}", pool_size, seed, seen)
     return Task(name, TaskPool(f"{name}/pool", tuple(pool)), TaskPool(f"{name}/tests", tuple(tests)))
-
-
-def hub_reachable(timeout: float = 3.0) -> bool:
-    """Whether the Hub answers within `timeout` seconds. False at once where HF_HUB_OFFLINE is set; proxies are used."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or any(_is_on(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
-        return False
-    answers: list[bool] = []
-
-    def ask() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=timeout).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500 and error.code not in (403, 407))  # these are a proxy's refusals
-        except (OSError, ValueError):
-            answers.append(False)
-
-    # looking up a name has no timeout of its own, so the question is asked beside the one who waits for it
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout + 0.5)
-    return bool(answers and answers[0])
 
 
 def _read(
@@ -241,7 +214,3 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
