@@ -21,7 +21,7 @@ It can be stopped at any time; the next run goes on where this one stopped.
 Examples
   ./run_all.sh
   ./run_all.sh --profile smoke --jobs 2
-  ./run_all.sh --only 'fig*' --set simulators.gptfluence.epochs=20
+  ./run_all.sh --only 'fig*' --set simulators.gptfluence.max_epochs=50
   ./run_all.sh --profile paper -- --executor slurm --jobs 100
   ./run_all.sh --test -- -k curriculum
 
@@ -102,9 +102,9 @@ esac
 
 for override in ${overrides[@]+"${overrides[@]}"}; do
     case $override in
-        =* | [!a-zA-Z_]*) fail "--set $override: KEY=VALUE is wanted, for example --set settings.fine_tuning.epochs=1" 2 ;;
+        =* | [!a-zA-Z_]*) fail "--set $override: KEY=VALUE is wanted, for example --set settings.fine_tuning.runs.train=8" 2 ;;
         *=*) ;;
-        *) fail "--set $override: KEY=VALUE is wanted, for example --set settings.fine_tuning.epochs=1" 2 ;;
+        *) fail "--set $override: KEY=VALUE is wanted, for example --set settings.fine_tuning.runs.train=8" 2 ;;
     esac
 done
 

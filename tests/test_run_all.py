@@ -148,7 +148,7 @@ def test_a_profile_of_ones_own_is_found_from_where_one_stands(run_all, tmp_path)
 
 
 def test_results_of_a_changed_profile_are_announced_where_they_are(run_all):
-    answer = run_all("--profile", "smoke", "--set", "settings.fine_tuning.epochs=1")
+    answer = run_all("--profile", "smoke", "--set", "settings.fine_tuning.runs.train=3")
     assert answer.returncode == 0, answer.stderr
     assert str(run_all.root / "figures/smoke-") in answer.stdout
 
