@@ -88,7 +88,7 @@ rule fit:
 
 rule notebook:
     input:
-        lambda wildcards: f"notebooks/{RUNS[wildcards.run][0]}.ipynb",
+        lambda wildcards: f"{workflow.basedir}/notebooks/{RUNS[wildcards.run][0]}.ipynb",
         expand(f"{BUILD}/fit/{{task}}-{{simulator}}.json", task=FINE_TUNING.tasks, simulator=LEARNED),
         package("figures.py", "tables.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
     output:

@@ -1,0 +1,169 @@
+"""Notebooks: paired with their scripts, strict about parameters, and right in what they save."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pandas as pd
+import pytest
+
+from gptfluence.config import ROOT
+from gptfluence.errors import ConfigurationError
+from gptfluence.notebook import NOTEBOOKS, Notebook, check_parameters, declared_parameters
+
+SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_notebook_holds_the_cells_of_its_script_and_no_outputs(script: Path):
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    source = jupytext.read(script)
+    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
+        (cell.cell_type, cell.source) for cell in source.cells
+    ]
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_notebook_declares_profile_and_output_dir(script: Path):
+    declared = declared_parameters(script)
+    assert declared["profile"] == ("str", "mini")
+    assert declared["output_dir"] == ("str", "")
+
+
+DECLARED = {"profile": ("str", "mini"), "rates": ("list[float]", []), "runs": ("int", 3)}
+
+
+@pytest.mark.parametrize(
+    ("namespace", "said"),
+    [
+        ({"profile": "mini", "rates": ["1e-5"], "runs": 3}, "'rates' must be of type list[float]"),
+        ({"profile": "mini", "rates": [], "runs": "3"}, "'runs' must be of type int"),
+        ({"profile": "mini", "rates": [], "runs": True}, "'runs' must be of type int"),
+        ({"profile": "mini", "rates": [], "runs": 3, "run": 4}, "parameter 'run' is not known.*did you mean 'runs'"),
+    ],
+)
+def test_wrong_parameters_are_named(namespace: dict, said: str):
+    with pytest.raises(ConfigurationError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        check_parameters("fig", DECLARED, namespace)
+
+
+def test_modules_and_functions_of_the_notebook_are_not_taken_for_parameters():
+    namespace = {"profile": "mini", "rates": [1e-5], "runs": 3, "json": json, "Path": Path, "_": 1, "f": lambda: 0}
+    assert check_parameters("fig", DECLARED, namespace) == {"profile": "mini", "rates": [1e-5], "runs": 3}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"tasks": ["sst3"]}, "parameter 'tasks': value 'sst3' is not known; known: rte, sst2"),
+        ({"methods": ["gptfluenze"]}, "did you mean 'gptfluence'"),
+        ({"profile": "smokey"}, "profile 'smokey' is not known"),
+    ],
+)
+def test_values_that_the_profile_does_not_have_are_errors_with_what_is_allowed(parameters: dict, said: str):
+    defaults = {
+        name: value for name, (_, value) in declared_parameters(NOTEBOOKS / "tab02_fine_tuning_loss.py").items()
+    }
+    with pytest.raises(ConfigurationError, match=said):
+        Notebook("tab02_fine_tuning_loss", {**defaults, "profile": "smoke", **parameters})
+
+
+def test_a_try_with_other_parameters_does_not_overwrite_the_cited_outputs():
+    defaults = {
+        name: value for name, (_, value) in declared_parameters(NOTEBOOKS / "tab02_fine_tuning_loss.py").items()
+    }
+    cited = Notebook("tab02_fine_tuning_loss", {**defaults, "profile": "smoke"})
+    tried = Notebook("tab02_fine_tuning_loss", {**defaults, "profile": "smoke", "tasks": ["rte"]})
+    assert cited.folder == ROOT / "figures" / "smoke"
+    assert tried.folder == ROOT / "build" / "smoke" / "figures"
+
+
+@pytest.fixture(scope="module")
+def papermill(tmp_path_factory: pytest.TempPathFactory):
+    """Run a notebook by papermill alone, from another folder, on a store of its own."""
+    folder = tmp_path_factory.mktemp("notebooks")
+
+    def run(name: str, *arguments: str, profile: str = "smoke") -> tuple[subprocess.CompletedProcess, Path]:
+        outputs = folder / "outputs"
+        done = subprocess.run(
+            [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")]
+            + [
+                "-k",
+                "python3",
+                "--no-progress-bar",
+                "-p",
+                "profile",
+                profile,
+                "-p",
+                "output_dir",
+                str(outputs),
+                *arguments,
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GPTFLUENCE_ARTIFACTS": str(folder / "artifacts")},
+        )
+        return done, outputs
+
+    return run
+
+
+@pytest.mark.slow
+def test_table_2_by_papermill_alone(papermill):
+    done, outputs = papermill("tab02_fine_tuning_loss", "-y", "tasks: [sst2]")
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pd.read_csv(outputs / "tab02_fine_tuning_loss.csv").set_index(["method", "statistic"])["value"]
+    assert set(table.index.get_level_values("method")) == {"persistence", "mean_trajectory", "simfluence", "gptfluence"}
+    assert table["mean_trajectory", "r2_dev"] == pytest.approx(0, abs=1e-6)
+    for method in ("persistence", "simfluence", "gptfluence"):
+        expected = 1 - table[method, "all_steps_mse"] / table["mean_trajectory", "all_steps_mse"]
+        assert table[method, "r2_dev"] == pytest.approx(expected, rel=1e-4)
+    facts = json.loads((outputs / "tab02_fine_tuning_loss.json").read_text())
+    assert "generated tasks" in facts["caption"]
+    # the same again: the same bytes
+    before = {path.name: path.read_bytes() for path in outputs.iterdir()}
+    done, _ = papermill("tab02_fine_tuning_loss", "-y", "tasks: [sst2]")
+    assert done.returncode == 0
+    assert {path.name: path.read_bytes() for path in outputs.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_figure_16_shows_what_was_recorded_and_starts_there(papermill):
+    done, outputs = papermill("fig10_18_qualitative", "-y", "tasks: [sst2]", "-p", "examples", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    frame = pd.read_csv(outputs / "fig16_fine_tuning_loss.csv")
+    start = frame[frame["step"] == 0].groupby("panel")["value"]
+    assert (start.max() == start.min()).all()  # every method starts at the recorded value
+    done, _ = papermill("fig10_18_qualitative", "-p", "figure", "10")
+    assert done.returncode != 0
+    assert "parameter 'figure': value '10' is not known; known: 16" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path):
+    clone = tmp_path / "elsewhere"
+    clone.mkdir()
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(clone)]
+    command += ["--cores", "2", "--config", "profile=smoke", "--show-failed-logs"]
+    environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(tmp_path / "artifacts")}
+    figures = ROOT / "figures" / "smoke"
+    assert not figures.exists(), "figures/smoke is made by this test and removed again"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        names = {path.stem for path in figures.glob("*.csv")}
+        assert names == {"explore_quickstart", "tab02_fine_tuning_loss", "fig16_fine_tuning_loss"}
+        again = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, env=environment)
+        assert "Nothing to be done" in again.stdout + again.stderr
+    finally:
+        shutil.rmtree(figures, ignore_errors=True)
