@@ -4,7 +4,7 @@
 # artifacts, so that a notebook run by hand finds the same. Files below build/ only tell Snakemake what is done.
 #
 #   ./run_all.sh                                   on the cores of this machine
-#   ./run_all.sh --profile paper -- --executor slurm --jobs 100
+#   ./run_all.sh --profile pythia -- --executor slurm --jobs 100
 import json
 import shlex
 from fnmatch import fnmatch

@@ -22,7 +22,7 @@ Examples
   ./run_all.sh
   ./run_all.sh --profile smoke --jobs 2
   ./run_all.sh --only 'fig*' --set simulators.gptfluence.max_epochs=50
-  ./run_all.sh --profile paper -- --executor slurm --jobs 100
+  ./run_all.sh --profile pythia -- --executor slurm --jobs 100
   ./run_all.sh --test -- -k curriculum
 
 Environment

@@ -95,17 +95,9 @@ def papermill(tmp_path_factory: pytest.TempPathFactory):
     def run(name: str, *arguments: str, profile: str = "smoke") -> tuple[subprocess.CompletedProcess, Path]:
         outputs = folder / "outputs"
         done = subprocess.run(
-            [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")]
-            + [
-                "-k",
-                "python3",
-                "--no-progress-bar",
-                "-p",
-                "profile",
-                profile,
-                "-p",
-                "output_dir",
-                str(outputs),
+            [
+                *(sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")),
+                *("-k", "python3", "--no-progress-bar", "-p", "profile", profile, "-p", "output_dir", str(outputs)),
                 *arguments,
             ],
             cwd=folder,
