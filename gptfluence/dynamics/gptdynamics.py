@@ -33,6 +33,89 @@ class TrainingRun:
     gradient_norm: np.ndarray | None = field(repr=False, default=None)
 
     @property
+    def split(self) -> str:
+        return self.name.rsplit("-", 1)[0]
+
+
+@dataclass(frozen=True)
+class GPTDynamics:
+    """Recorded runs of one GPT on one task: curricula in, trajectories out. Immutable; subsets are new objects."""
+
+    task: str
+    model: str
+    pool: TaskPool
+    tests: TaskPool
+    runs: tuple[TrainingRun, ...] = field(repr=False)
+    provenance: dict = field(repr=False, default_factory=dict)  # what the runs were recorded from: spec and hashes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", tuple(self.runs))
+        for run in self.runs:
+            if run.curriculum.batches.max() >= len(self.pool):
+                raise ConfigurationError(
+                    f"run {run.name}: its curriculum names example {int(run.curriculum.batches.max())}, but the pool "
+                    f"has {len(self.pool)}"
+                )
+            for metric, values in run.trajectories.items():
+                expected = (run.curriculum.steps + 1, len(self.tests))
+                if values.shape != expected:
+                    raise ConfigurationError(
+                        f"run {run.name}: {metric} has shape {list(values.shape)}, not [steps + 1, tests] = "
+                        f"{list(expected)}"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __repr__(self) -> str:
+        steps = sorted({run.curriculum.steps for run in self.runs})
+        shape = f"{len(self)} runs x {'/'.join(map(str, steps)) or 0} steps x {len(self.tests)} tests"
+        return f"GPTDynamics: {self.task}, {self.model}, {shape}, {' and '.join(self.metrics) or 'no metric'}"
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.runs[0].trajectories) if self.runs else []
+
+    @property
+    def curricula(self) -> list[Curriculum]:
+        return [run.curriculum for run in self.runs]
+
+    @property
+    def names(self) -> list[str]:
+        return [run.name for run in self.runs]
+
+    @property
+    def batches(self) -> np.ndarray:
+        """int32 [runs, steps, batch]: the curricula as one array. Raises ConfigurationError if their shapes differ."""
+        return stack_curricula(self.curricula)
+
+    def trajectories(self, metric: str = "loss", *, of: str = "tests") -> np.ndarray:
+        """float32 [runs, steps + 1, tests]; `of="pool"`: [runs, steps + 1, pool]. Unit: see `UNITS`.
+
+        Raises ConfigurationError if the metric was not recorded or the runs differ in length.
+        """
+        if of not in ("tests", "pool"):
+            raise ConfigurationError(unknown("of", of, ["tests", "pool"]))
+        recorded = [run.trajectories if of == "tests" else run.pool_trajectories for run in self.runs]
+        for run, values in zip(self.runs, recorded, strict=True):
+            if metric not in values:
+                raise ConfigurationError(unknown("metric", metric, values, where=f"run {run.name}, {of}: "))
+        shapes = {values[metric].shape for values in recorded}
+        if len(shapes) != 1:
+            raise ConfigurationError(
+                f"trajectories: {len(self)} runs with {len(shapes)} different shapes cannot be stacked; choose runs of "
+                "equal length"
+            )
+        return np.stack([values[metric] for values in recorded])
+
+    def select(self, names: Sequence[str]) -> GPTDynamics:
+        """The runs of these names, in this order."""
+        by_name = {run.name: run for run in self.runs}
+        for name in names:
+            if name not in by_name:
+                raise ConfigurationError(unknown("run", name, by_name))
+        return replace(self, runs=tuple(by_name[name] for name in names))
+
     def split(
         self, *, validation: int | None = None, test: int | None = None
     ) -> tuple[GPTDynamics, GPTDynamics, GPTDynamics]:
