@@ -212,7 +212,7 @@ install_torch() {
     [ "${installed%%+*}" != "$version" ] || return 0
 
     if [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1 && takes_cuda_build "$version"; then
-        pip_install "no CUDA device: the CPU build of torch $version, found by uv" uv
+        pip_install "no CUDA device: uv looks for the CPU build of torch $version" uv
         printf '\n== uv pip install --torch-backend cpu torch==%s\n' "$version" >> "$log"
         "$python" -m uv pip install --python "$python" --torch-backend cpu -c "$lock" "torch==$version" >> "$log" 2>&1 && return
         warn "the CPU build of torch $version was not found (see $log); pip takes its usual build, several GB with CUDA.
