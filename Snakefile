@@ -32,6 +32,8 @@ RUNS = {
     "fig16_fine_tuning_loss": ("fig10_18_qualitative", {"figure": 16}),
 }
 WANTED = [name for name, (notebook, _) in RUNS.items() if fnmatch(name, ONLY) or fnmatch(notebook, ONLY)]
+if not WANTED:
+    raise WorkflowError(f"only={ONLY!r} matches no notebook and no output; known: {', '.join(RUNS)}")
 
 
 def parameters(run):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +87,7 @@ class ModelSource:
     def _texts(self) -> list[str]:
         if self.corpus is None:
             raise ModelError(f"model {self.name!r}: a nano model needs a corpus to be pre-trained on")
-        return mini.corpus(**self.corpus)
+        return _corpus(tuple(self.corpus["names"]), self.corpus["seed"], self.corpus["examples_per_task"])
 
     def _nano_folder(self) -> Path:
         key = fingerprint([self.identity(), "pretraining-1"])[:8]
@@ -131,6 +132,12 @@ class ModelSource:
         elif not (path / "config.json").is_file():
             raise ModelError(f"model {self.name!r}: {path} is not a model folder: it has no config.json")
         return path
+
+
+@cache
+def _corpus(names: tuple[str, ...], seed: int, examples_per_task: int) -> list[str]:
+    """Half a second's work, asked for by every look at a nano model's identity."""
+    return mini.corpus(names, seed=seed, examples_per_task=examples_per_task)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

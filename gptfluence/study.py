@@ -189,9 +189,14 @@ class Study:
         encoder = None
         if "encoder" in options:
             encoder = options["encoder"] = encoders.load(options["encoder"], cache=self.artifacts / "features")
+        simulator = simulators.create(kind, **options)
         key = fingerprint(
             {
-                "simulator": [kind, {**options, "encoder": encoder.fingerprint if encoder else None}],
+                # with its defaults, so that a fit made with other defaults is not taken for this one
+                "simulator": [
+                    kind,
+                    {**simulator.hyperparameters(), "encoder": encoder.fingerprint if encoder else None},
+                ],
                 "metric": metric,
                 "dynamics": dynamics.provenance["folder"],
                 "runs": [dynamics.provenance["runs"][run] for run in train.names + validation.names],
@@ -204,7 +209,7 @@ class Study:
                 aside = files.set_aside(folder)
                 warnings.warn(f"{problem}; set aside as {aside.name}, fitting it again", stacklevel=2)
             if not folder.is_dir():
-                fitted = simulators.create(kind, **options).fit(train, validation, metric=metric)
+                fitted = simulator.fit(train, validation, metric=metric)
                 with files.new_folder(folder, f"saving simulator {name}") as new:
                     fitted.save_pretrained(new)
         return Simulator.from_pretrained(folder)

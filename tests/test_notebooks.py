@@ -116,7 +116,7 @@ def test_table_2_by_papermill_alone(papermill):
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(outputs / "tab02_fine_tuning_loss.csv").set_index(["method", "statistic"])["value"]
     assert set(table.index.get_level_values("method")) == {"persistence", "mean_trajectory", "simfluence", "gptfluence"}
-    assert table["mean_trajectory", "r2_dev"] == pytest.approx(0, abs=1e-3)  # simulated in float32, compared in float64
+    assert table["mean_trajectory", "r2_dev"] == pytest.approx(0, abs=1e-4)  # simulated in float32, compared in float64
     for method in ("persistence", "simfluence", "gptfluence"):
         expected = 1 - table[method, "all_steps_mse"] / table["mean_trajectory", "all_steps_mse"]
         assert table[method, "r2_dev"] == pytest.approx(expected, rel=1e-4)
@@ -146,10 +146,9 @@ def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path):
     clone = tmp_path / "elsewhere"
     clone.mkdir()
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(clone)]
-    command += ["--cores", "2", "--config", "profile=smoke", "--show-failed-logs"]
+    command += ["--cores", "2", "--config", "profile=smoke", "overrides=['name=smoke-test']", "--show-failed-logs"]
     environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(tmp_path / "artifacts")}
-    figures = ROOT / "figures" / "smoke"
-    assert not figures.exists(), "figures/smoke is made by this test and removed again"
+    figures = ROOT / "figures" / "smoke-test"
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

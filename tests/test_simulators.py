@@ -514,7 +514,7 @@ def test_a_saved_simulator_predicts_the_same_bits(
     loaded = Simulator.from_pretrained(simulator.save_pretrained(tmp_path / "deep" / "folder"))
     assert type(loaded) is type(simulator)
     assert loaded.fitted == simulator.fitted
-    assert loaded._hyperparameters() == simulator._hyperparameters()
+    assert loaded.hyperparameters() == simulator.hyperparameters()
     for curve in ("training_loss", "validation_mse"):
         np.testing.assert_array_equal(getattr(loaded.report, curve), getattr(simulator.report, curve))
     np.testing.assert_array_equal(

@@ -12,8 +12,6 @@ from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.tasks.base import TaskPool
 
-UNITS = {"loss": "nats per target token"}
-
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -90,7 +88,7 @@ class GPTDynamics:
         return stack_curricula(self.curricula)
 
     def trajectories(self, metric: str = "loss", *, of: str = "tests") -> np.ndarray:
-        """float32 [runs, steps + 1, tests]; `of="pool"`: [runs, steps + 1, pool]. Unit: see `UNITS`.
+        """float32 [runs, steps + 1, tests]; `of="pool"`: [runs, steps + 1, pool]. Losses are in nats per target token.
 
         Raises ConfigurationError if the metric was not recorded or the runs differ in length.
         """

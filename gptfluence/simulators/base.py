@@ -219,7 +219,7 @@ class Simulator(ABC):
         config = {
             "simulator": self.name,
             "format": FORMAT_VERSION,
-            "hyperparameters": self._hyperparameters(),
+            "hyperparameters": self.hyperparameters(),
             "fitted": asdict(fitted),
             "report": report,
         }
@@ -271,7 +271,8 @@ class Simulator(ABC):
 
     # --- shared -----------------------------------------------------------------------------------------------------
 
-    def _hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
+        """What this simulator was made with, defaults included, as JSON values."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.init}  # type: ignore[arg-type]
 
     def _require_fitted(self) -> Fitted:

@@ -127,9 +127,9 @@ class GPTfluence(TableSimulator):
         features = self._loaded_encoder().encode(examples)
         return self._checked_features(features, examples, self._model.pool.shape[1]).to(self._model.pool.device)
 
-    def _hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         encoder = self.encoder if isinstance(self.encoder, str) else self.encoder.name
-        return super()._hyperparameters() | {"encoder": encoder, "device": "cpu"}
+        return super().hyperparameters() | {"encoder": encoder, "device": "cpu"}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {key: value.detach().cpu().numpy() for key, value in self._model.state_dict().items()}
