@@ -164,7 +164,7 @@ def compare(task: str, found: dict[str, np.ndarray]) -> float:
 
 def measure_task(study: Study, name: str, steps: int, runs: int, jobs: int) -> None:
     task, setting = study.task(name), study.setting()
-    recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_task(name)})
+    recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_one(name)})
     source = study.model(MODEL)
     obvious = ObviousLoop(source.load(), task, recording.optimizer)
     long = curricula_of(study, len(task.pool), LONGER * steps, runs)

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Study": "study",
-    "record": "study",
+    "record": "recording",
     "Notebook": "notebook",
     "AdamW": "config",
     "Recording": "config",

@@ -37,6 +37,8 @@ class MiniTask(Settings):
     source: Literal["mini"]
     pool_size: int = Field(200, ge=1)
     test_size: int = Field(64, ge=1)
+    unseen_pool_size: int = Field(0, ge=0)  # further examples, kept from the runs that simulators are fitted on
+    unseen_test_size: int = Field(0, ge=0)
 
 
 class _Mapped(Settings):
@@ -49,6 +51,8 @@ class _Mapped(Settings):
     references: str | None = None
     pool_size: int = Field(200, ge=1)
     test_size: int = Field(64, ge=1)
+    unseen_pool_size: int = Field(0, ge=0)  # further examples, kept from the runs that simulators are fitted on
+    unseen_test_size: int = Field(0, ge=0)
 
 
 class LocalTask(_Mapped):
@@ -165,7 +169,7 @@ BUILTIN_MODELS: dict[str, dict[str, Any]] = {
 class AdamW(Settings):
     """The GPT's optimizer and schedule (paper, table 7). Weight decay spares biases and norms, as the HF Trainer does."""
 
-    learning_rate: float | dict[str, float] = 5e-7  # one value, or one for each task
+    learning_rate: float | dict[str, float] = 5e-7  # one value, or one for each task (instruction tuning: model)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-6, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
@@ -181,13 +185,13 @@ class AdamW(Settings):
                 raise ValueError(f"learning_rate {task} must not be negative, got {rate}")
         return self
 
-    def for_task(self, task: str) -> AdamW:
-        """The same with one learning rate, the task's own."""
+    def for_one(self, name: str) -> AdamW:
+        """The same with one learning rate: that of this task, or in instruction tuning of this model."""
         if not isinstance(self.learning_rate, dict):
             return self
-        if task not in self.learning_rate:
-            raise ConfigurationError(unknown("task", task, self.learning_rate, where="optimizer.learning_rate: "))
-        return self.model_copy(update={"learning_rate": self.learning_rate[task]})
+        if name not in self.learning_rate:
+            raise ConfigurationError(unknown("name", name, self.learning_rate, where="optimizer.learning_rate: "))
+        return self.model_copy(update={"learning_rate": self.learning_rate[name]})
 
     def learning_rates(self, steps: int) -> list[float]:
         """The rate of each update: warm-up from 0, then constant or linear to 0 after the last one, as in transformers."""
@@ -218,12 +222,38 @@ class Recording(Settings):
     token_budget: int = Field(1024, ge=16)
 
 
+class Generation(Settings):
+    """How the texts are generated that BLEU and ROUGE-L score (paper, section 4.1: sampled, temperature 0.2, top-p 0.95)."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.2, ge=0)  # 0: greedy
+    top_p: float = Field(0.95, gt=0, le=1)
+    every: int = Field(
+        1, ge=1
+    )  # steps between generations; a value stands until the next one. The last step is measured
+
+
 class CurriculumConfig(Settings):
-    """Random curricula: `subset_size` examples of the pool, shuffled anew in each epoch."""
+    """Random curricula: `subset_size` examples of the pool (instruction tuning: of each task), shuffled in each epoch."""
 
     subset_size: int = Field(128, ge=1)
     batch_size: int = Field(4, ge=1)
-    epochs: int = Field(3, ge=1)
+    epochs: int | dict[str, int] = 3  # one value, or one for each model
+
+    @model_validator(mode="after")
+    def _epochs_are_positive(self) -> CurriculumConfig:
+        for model, epochs in self.epochs.items() if isinstance(self.epochs, dict) else [("", self.epochs)]:
+            if epochs < 1:
+                raise ValueError(f"epochs {model} must be 1 or more, got {epochs}")
+        return self
+
+    def for_model(self, name: str) -> CurriculumConfig:
+        """The same with one number of epochs, that of this model."""
+        if not isinstance(self.epochs, dict):
+            return self
+        if name not in self.epochs:
+            raise ConfigurationError(unknown("model", name, self.epochs, where="curriculum.epochs: "))
+        return self.model_copy(update={"epochs": self.epochs[name]})
 
 
 class Runs(Settings):
@@ -239,15 +269,31 @@ class Runs(Settings):
         return [f"{split}-{index:03d}" for split, count in counts.items() for index in range(count)]
 
 
-class Setting(Settings):
-    """A way to train: which GPT on which tasks, from which curricula, with what recorded."""
+Metric = Literal["loss", "bleu", "rouge_l", "accuracy"]
 
-    model: str
-    tasks: list[str]
+
+class Setting(Settings):
+    """A way to train: which GPTs on which tasks, from which curricula, with what recorded.
+
+    In fine-tuning each task has GPTs of its own; in instruction tuning a GPT is trained on all tasks at once, with
+    instructions, and tested on `test_tasks`.
+    """
+
+    models: list[str] = Field(min_length=1)  # the first is the one that is meant where none is named
+    tasks: list[str] = Field(min_length=1)
+    test_tasks: list[str] = []  # instruction tuning only; none named: all
     runs: Runs = Runs()
+    unseen_runs: int = Field(3, ge=1)  # runs on examples that no simulator was fitted on, where they are asked for
     curriculum: CurriculumConfig = CurriculumConfig()
     recording: Recording = Recording()
-    metrics: list[Literal["loss"]] = ["loss"]
+    # loss: of every test example; bleu (0-100), rouge_l (0-1): of those with free text; accuracy (0-1): of those with
+    # labels to choose from
+    metrics: list[Metric] = Field(["loss"], min_length=1)
+    generation: Generation = Generation()
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
 
 
 class Profile(Settings):
@@ -259,7 +305,7 @@ class Profile(Settings):
     data_dir: Path = Path("data")  # relative to the working directory
     tasks: dict[str, TaskConfig]
     models: dict[str, ModelConfig]
-    settings: dict[Literal["fine_tuning"], Setting]
+    settings: dict[Literal["fine_tuning", "instruction_tuning"], Setting]
     simulators: dict[str, dict[str, Any]]
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
 
@@ -273,18 +319,29 @@ class Profile(Settings):
     @model_validator(mode="after")
     def _names_exist(self) -> Profile:
         for name, setting in self.settings.items():
-            if setting.model not in self.models:
-                raise ValueError(f"settings.{name}.model: {unknown('model', setting.model, self.models)}")
+            where = f"settings.{name}"
+            for model in setting.models:
+                if model not in self.models:
+                    raise ValueError(f"{where}.models: {unknown('model', model, self.models)}")
             for task in setting.tasks:
                 if task not in self.tasks:
-                    raise ValueError(f"settings.{name}.tasks: {unknown_task(task, self.tasks)}")
-            rates = setting.recording.optimizer.learning_rate
-            for task in setting.tasks if isinstance(rates, dict) else ():
-                if task not in rates:
-                    raise ValueError(
-                        f"settings.{name}.recording.optimizer.learning_rate: no value for task {task!r}; give one number "
-                        "or one for each task"
-                    )
+                    raise ValueError(f"{where}.tasks: {unknown_task(task, self.tasks)}")
+            if setting.test_tasks and name != "instruction_tuning":
+                raise ValueError(f"{where}.test_tasks: in fine-tuning each task is tested on itself; leave it out")
+            for task in setting.test_tasks:
+                if task not in setting.tasks:
+                    raise ValueError(f"{where}.test_tasks: {unknown('task', task, setting.tasks)}")
+            rates, epochs = setting.recording.optimizer.learning_rate, setting.curriculum.epochs
+            kind, keys = ("model", setting.models) if name == "instruction_tuning" else ("task", setting.tasks)
+            for field, values, of, wanted in (
+                ("recording.optimizer.learning_rate", rates, kind, keys),
+                ("curriculum.epochs", epochs, "model", setting.models),
+            ):
+                for key in wanted if isinstance(values, dict) else ():
+                    if key not in values:
+                        raise ValueError(
+                            f"{where}.{field}: no value for {of} {key!r}; give one number or one for each {of}"
+                        )
         return self
 
 
@@ -316,7 +373,7 @@ def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] 
         raise ConfigurationError(f"profile file {path} does not exist")
     values = _read_yaml(path)
     where = f"profile {values.get('name', path.stem)!r}"
-    for field, value in _parse_overrides(overrides).items():
+    for field, value in parse_overrides(overrides).items():
         _replace(values, field, value, where)
     try:
         return Profile.model_validate(values)
@@ -370,7 +427,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
         return dict(overrides)
     if isinstance(overrides, str):

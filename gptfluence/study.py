@@ -6,7 +6,6 @@ in a folder whose name ends in a hash of everything it depends on.
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,21 +18,24 @@ import numpy as np
 import pandas as pd
 
 from gptfluence import config, evaluation, files
-from gptfluence.config import Profile, Recording, Setting
-from gptfluence.dynamics import store
-from gptfluence.dynamics.collect import collect, curriculum_of
+from gptfluence.config import Profile, Setting
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.models import ModelSource
+from gptfluence.recording import cores, named, record_missing
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
+from gptfluence.tasks.instructions import mixture
 
 if TYPE_CHECKING:
     from gptfluence.simulators.base import Simulator
 
 # Overrides that change where things are read or how fast, but no number: figures keep the profile's name.
 _NEUTRAL = re.compile(r"^(name|data_dir|jobs_per_device|tasks\.\w+\.(pool|tests)|models\.[\w.-]+\.path)$")
+
+
+UNSEEN = ("training", "test", "both")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Study:
     source: str = ""  # what `load` was given: a profile's name or a path
     overrides: tuple[str, ...] = ()
     artifacts: Path = field(default_factory=config.artifacts_dir)
-    jobs: int = field(default_factory=lambda: _cores())
+    jobs: int = field(default_factory=lambda: cores())
 
     @classmethod
     def load(
@@ -92,19 +94,66 @@ class Study:
         return self.profile.settings[name]  # type: ignore[index]
 
     @cached_property
-    def _tasks(self) -> dict[str, Task]:
+    def _tasks(self) -> dict[Any, Any]:
         return {}
 
     def task(self, name: str) -> Task:
         """The texts of a task. Raises ConfigurationError (unknown), DataError (unusable), HubUnreachableError."""
+        return self._parts(name)[0]
+
+    def unseen(self, name: str) -> Task:
+        """Further texts of a task, none of them in its pool or tests (`unseen_pool_size` and `unseen_test_size`).
+
+        Raises ConfigurationError if the profile keeps none apart.
+        """
+        unseen = self._parts(name)[1]
+        if unseen is None:
+            raise ConfigurationError(
+                f"profile {self.profile.name!r}: tasks.{name}: no unseen examples are kept apart; set unseen_pool_size and "
+                "unseen_test_size, both above 0"
+            )
+        return unseen
+
+    def _parts(self, name: str) -> tuple[Task, Task | None]:
+        """The task, and its unseen part if the profile keeps one."""
         if name not in self.profile.tasks:
             problem = config.unknown_task(name, self.profile.tasks)
             raise ConfigurationError(f"profile {self.profile.name!r}: {problem}")
         if name not in self._tasks:
-            self._tasks[name] = sources.load(
-                name, self.profile.tasks[name], seed=self.profile.seed, data_dir=self.profile.data_dir
-            )
+            given = self.profile.tasks[name]
+            self._tasks[name] = sources.load_parts(name, given, seed=self.profile.seed, data_dir=self.profile.data_dir)
         return self._tasks[name]
+
+    def _texts(self, setting: str, task: str, unseen: str | None) -> tuple[Task, list[int] | None]:
+        """What runs of a setting train on and are tested on, and the sizes of a mixture's parts.
+
+        unseen: None; "training": the unseen pool, tested on known and unseen tests; "test": the known pool, unseen tests
+        """
+        chosen = self.setting(setting)
+        if setting == "instruction_tuning":
+            key = (setting, unseen)
+            if key not in self._tasks:
+                self._tasks[key] = self._mixture(chosen, unseen)
+            return self._tasks[key]
+        return self._one(task, unseen), None
+
+    def _mixture(self, chosen: Setting, unseen: str | None) -> tuple[Task, list[int]]:
+        """Unseen parts may be kept by some tasks only: others are not tested then, nor trained on in an unseen pool."""
+        kept = [name for name in chosen.tasks if unseen is None or self._parts(name)[1] is not None]
+        if not kept:
+            self.unseen(chosen.tasks[0])  # says what to set
+        trained = kept if unseen == "training" else chosen.tasks
+        texts = {name: self._one(name, unseen if name in kept else None) for name in trained}
+        return mixture(texts, [name for name in _tested_tasks(chosen) if name in kept], self.profile.seed)
+
+    def _one(self, name: str, unseen: str | None) -> Task:
+        if unseen is None:
+            return self.task(name)
+        known, other = self.task(name), self.unseen(name)
+        if unseen == "test":
+            return Task(name, known.pool, other.tests)
+        tests = TaskPool(known.tests.name, (*known.tests, *other.tests))
+        return Task(name, other.pool, tests)
 
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
@@ -118,22 +167,49 @@ class Study:
     def dynamics(
         self,
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | None = None,
         *,
         model: str | None = None,
         metric: str | None = None,
     ) -> GPTDynamics:
-        """The profile's runs of one task; those that are missing are recorded first.
+        """The profile's runs of one task (in instruction tuning: of the mixture); those missing are recorded first.
+
+        metric: only the test examples that have it. In instruction tuning `task` leaves that task's test examples.
 
         Raises errors of `gptfluence.errors` that name profile, run, step or example; what is recorded is kept.
         """
-        return self._recorded(setting, task, model, self.setting(setting).runs.names, {})
+        chosen = self.setting(setting)
+        dynamics = self._recorded(setting, task, model, chosen.runs.names, {})
+        if metric is not None:
+            dynamics = dynamics.for_metric(metric)
+        if setting == "instruction_tuning" and task is not None:
+            dynamics = dynamics.of_tests(_rows_of(dynamics, task))
+        return dynamics
+
+    def unseen_dynamics(
+        self, setting: str = "fine_tuning", task: str | None = None, *, unseen: str, model: str | None = None
+    ) -> GPTDynamics:
+        """`unseen_runs` runs on examples that no simulator was fitted on (paper, section 4.5; tables 11 and 12).
+
+        unseen: "training": curricula over the unseen pool, the known tests; "test": curricula over the known pool, the
+            unseen tests; "both".
+        """
+        if unseen not in UNSEEN:
+            raise ConfigurationError(unknown("value", unseen, UNSEEN, where="unseen: "))
+        names = [f"test-{index:03d}" for index in range(self.setting(setting).unseen_runs)]
+        where = "test" if unseen == "test" else "training"
+        dynamics = self._recorded(setting, task, model, names, {}, unseen=where)
+        if unseen == "test":
+            return dynamics
+        known = {example.id for example in self._texts(setting, task or "", None)[0].tests}
+        rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (unseen == "training")]
+        return dynamics.of_tests(rows)
 
     def record(
         self,
         curricula: Curriculum | Sequence[Curriculum],
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | None = None,
         *,
         model: str | None = None,
     ) -> GPTDynamics:
@@ -141,20 +217,34 @@ class Study:
 
         The runs are named after their curricula (`run-<hash>`) and recorded once.
         """
-        named = _named([curricula] if isinstance(curricula, Curriculum) else curricula)
-        return self._recorded(setting, task, model, list(named), named)
+        given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
+        return self._recorded(setting, task, model, list(given), given)
 
     def _recorded(
-        self, setting: str, task: str, model: str | None, names: list[str], curricula: dict[str, Curriculum]
+        self,
+        setting: str,
+        task: str | None,
+        model: str | None,
+        names: list[str],
+        curricula: dict[str, Curriculum],
+        unseen: str | None = None,
     ) -> GPTDynamics:
         chosen = self.setting(setting)
-        return _record_missing(
+        model = model or chosen.model
+        if setting == "fine_tuning":
+            task = task or chosen.tasks[0]
+        texts, groups = self._texts(setting, task or "", unseen)
+        optimizer = chosen.recording.optimizer.for_one(model if setting == "instruction_tuning" else texts.name)
+        drawn = config.canonical(chosen.curriculum.for_model(model))
+        return record_missing(
             self.artifacts,
-            setting=setting,
-            task=self.task(task),
-            model=self.model(model or chosen.model),
-            recording=chosen.recording.model_copy(update={"optimizer": chosen.recording.optimizer.for_task(task)}),
-            drawn=config.canonical(chosen.curriculum),
+            setting=setting if unseen is None else f"{setting}-unseen_{unseen}",
+            task=texts,
+            model=self.model(model),
+            recording=chosen.recording.model_copy(update={"optimizer": optimizer}),
+            drawn=drawn | ({"groups": groups} if groups else {}),
+            metrics=_having(chosen.metrics, texts.tests),
+            generation=chosen.generation,
             seed=self.profile.seed,
             names=names,
             curricula=curricula,
@@ -168,24 +258,33 @@ class Study:
         self,
         name: str,
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | None = None,
         *,
         metric: str = "loss",
         model: str | None = None,
     ) -> Simulator:
-        """The simulator of this name in the profile, fitted on the training runs of a task (once; then loaded)."""
-        return self._simulator(name, self.dynamics(setting, task, model=model), metric)
+        """The simulator of this name in the profile, fitted on the training runs of a task (once; then loaded).
+
+        name: may change options of the profile's: "gptfluence markov_order=2". In instruction tuning one simulator is
+            fitted on the tests of all tasks.
+        """
+        return self._simulator(name, self.dynamics(setting, task, model=model, metric=metric), metric)
+
+    def options(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The kind of simulator that a name of the profile, with its changes, stands for, and its hyperparameters."""
+        known, *changes = name.split()
+        if known not in self.profile.simulators:
+            where = f"profile {self.profile.name!r}: methods: "
+            raise ConfigurationError(unknown("method", known, self.profile.simulators, where=where))
+        options = self.profile.simulators[known] | config.parse_overrides(changes)
+        return options.pop("kind", known), options
 
     def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
         from gptfluence import encoders, simulators
         from gptfluence.simulators.base import FORMAT_VERSION, Simulator
 
-        if name not in self.profile.simulators:
-            where = f"profile {self.profile.name!r}: "
-            raise ConfigurationError(unknown("method", name, self.profile.simulators, where=where))
+        kind, options = self.options(name)
         train, validation, _ = dynamics.split()
-        options = dict(self.profile.simulators[name])
-        kind = options.pop("kind", name)
         encoder = None
         if "encoder" in options:
             encoder = options["encoder"] = encoders.load(options["encoder"], cache=self.artifacts / "features")
@@ -203,7 +302,8 @@ class Study:
                 "format": FORMAT_VERSION,
             }
         )
-        folder = self.artifacts / "simulators" / f"{name}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
+        known = name.split()[0]
+        folder = self.artifacts / "simulators" / f"{known}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
         with files.locked(folder.parent / f".{folder.name}.lock"):
             if folder.is_dir() and (problem := files.damage(folder)):
                 aside = files.set_aside(folder)
@@ -212,44 +312,58 @@ class Study:
                 fitted = simulator.fit(train, validation, metric=metric)
                 with files.new_folder(folder, f"saving simulator {name}") as new:
                     fitted.save_pretrained(new)
-        return Simulator.from_pretrained(folder)
+        loaded = Simulator.from_pretrained(folder)
+        if encoder is not None:
+            loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
+        return loaded
 
     # --- predictions ---
 
     def simulate(
         self,
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | None = None,
         *,
         metric: str = "loss",
         methods: Sequence[str] = (),
         model: str | None = None,
         observed: int = 1,
+        unseen: str | None = None,
     ) -> tuple[GPTDynamics, dict[str, np.ndarray]]:
         """The held-out runs, and what each method predicts for them from their first `observed` values.
 
+        unseen: predict runs of `unseen_dynamics` instead.
+
         Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests].
         """
-        dynamics = self.dynamics(setting, task, model=model)
-        test = dynamics.split()[2]
+        # in instruction tuning a simulator is fitted on all tasks' tests, whichever task is looked at
+        fitted_on = None if setting == "instruction_tuning" else task
+        dynamics = self.dynamics(setting, fitted_on, model=model, metric=metric)
+        if unseen is None:
+            test = dynamics.split()[2]
+        else:
+            test = self.unseen_dynamics(setting, task, unseen=unseen, model=model).for_metric(metric)
         if not len(test):
             raise ConfigurationError(
                 f"profile {self.profile.name!r}: settings.{setting}.runs.test is 0; one held-out run at least is needed"
             )
         start = test.trajectories(metric)[:, :observed]
         predicted = {
-            name: self._simulator(name, dynamics, metric).simulate(test.curricula, start)
+            name: self._simulator(name, dynamics, metric).simulate(
+                test.curricula, start, pool=test.pool, tests=test.tests
+            )
             for name in self.methods(methods)
         }
+        if setting == "instruction_tuning" and task is not None:
+            rows = _rows_of(test, task)
+            test, predicted = test.of_tests(rows), {name: values[:, :, rows] for name, values in predicted.items()}
         return test, predicted
 
     def methods(self, names: Sequence[str] = ()) -> list[str]:
         """These methods, or all of the profile's. Raises ConfigurationError for one the profile does not have."""
         for name in names:
-            if name not in self.profile.simulators:
-                where = f"profile {self.profile.name!r}: methods: "
-                raise ConfigurationError(unknown("method", name, self.profile.simulators, where=where))
-        return [name for name in self.profile.simulators if not names or name in names]
+            self.options(name)
+        return list(names) or list(self.profile.simulators)
 
     def evaluate(
         self,
@@ -259,134 +373,55 @@ class Study:
         tasks: Sequence[str] = (),
         methods: Sequence[str] = (),
         model: str | None = None,
+        observed: int = 1,
+        unseen: str | None = None,
     ) -> pd.DataFrame:
         """Every method on the held-out runs of every task.
 
         Returns a tidy frame: setting, task, model, metric, method, run, statistic, value (see `evaluation.evaluate`).
         """
-        chosen = self.setting(setting)
         frames = []
-        for task in tasks or chosen.tasks:
-            train = self.dynamics(setting, task, model=model).split()[0]
-            test, predicted = self.simulate(setting, task, metric=metric, methods=methods, model=model)
+        for task in tasks or self.tested(setting, metric):
+            train = self.dynamics(setting, task, model=model, metric=metric).split()[0]
+            test, predicted = self.simulate(
+                setting, task, metric=metric, methods=methods, model=model, observed=observed, unseen=unseen
+            )
+            reference: Any = train
+            if unseen is not None:
+                from gptfluence.simulators.reference import MeanTrajectory
+
+                fitted = MeanTrajectory().fit(train, metric=metric)
+                start = test.trajectories(metric)[:, :observed]
+                reference = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
             for method, values in predicted.items():
-                frame = evaluation.evaluate(values, test, metric=metric, reference=train)
+                frame = evaluation.evaluate(values, test, metric=metric, observed=observed, reference=reference)
                 columns = {"setting": setting, "task": task, "model": test.model, "metric": metric, "method": method}
                 frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
         return pd.concat(frames, ignore_index=True)
 
-
-# --- recording without a profile ---------------------------------------------------------------------------------------
-
-
-def record(
-    model: str | Path,
-    pool: TaskPool,
-    tests: TaskPool,
-    *,
-    curricula: Sequence[Curriculum],
-    optimizer: config.AdamW | None = None,
-    recording: Recording | None = None,
-    artifacts: str | Path | None = None,
-    seed: int = 0,
-    jobs: int | None = None,
-) -> GPTDynamics:
-    """Train a GPT on each of `curricula` and record the loss of every test example at every step.
-
-    Args:
-        model: a Hub name, a folder, or a GGUF file.
-        optimizer: AdamW and its schedule; `recording`: everything else (its optimizer gives way to `optimizer`).
-        artifacts: where runs are kept; what is there already is not recorded again.
-        jobs: runs recorded at once on the CPU (default: as many as there are cores).
-
-    Returns the runs in the order of `curricula`.
-    """
-    recording = recording or Recording()
-    if optimizer is not None:
-        recording = recording.model_copy(update={"optimizer": optimizer})
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        chosen: Any = config.GGUFModel(source="gguf", path=path.resolve())
-    elif path.exists():
-        chosen = config.LocalModel(source="local", path=path.resolve())
-    else:
-        chosen = config.HubModel(source="hub", path=str(model))
-    named = _named(curricula)
-    artifacts = Path(artifacts).expanduser().resolve() if artifacts else config.artifacts_dir()
-    return _record_missing(
-        artifacts,
-        setting="record",
-        task=Task(pool.name.split("/")[0], pool, tests),
-        model=ModelSource(path.stem, chosen, artifacts / "models"),
-        recording=recording,
-        drawn=None,
-        seed=seed,
-        names=list(named),
-        curricula=named,
-        jobs=jobs or _cores(),
-        jobs_per_device=1,
-    )
+    def tested(self, setting: str = "fine_tuning", metric: str = "loss") -> list[str]:
+        """The tasks of a setting that are tested and have the metric."""
+        chosen = self.setting(setting)
+        if metric not in chosen.metrics:
+            raise ConfigurationError(
+                unknown("metric", metric, chosen.metrics, where=f"profile {self.profile.name!r}: settings.{setting}: ")
+            )
+        return [task for task in _tested_tasks(chosen) if metric in _having([metric], self.task(task).tests)]
 
 
-def _named(curricula: Sequence[Curriculum]) -> dict[str, Curriculum]:
-    if not len(curricula):
-        raise ConfigurationError("curricula: none given; give one at least")
-    return {f"run-{curriculum.fingerprint}": curriculum for curriculum in curricula}
+def _tested_tasks(setting: Setting) -> list[str]:
+    return [task for task in setting.tasks if not setting.test_tasks or task in setting.test_tasks]
 
 
-def _record_missing(
-    artifacts: Path,
-    *,
-    setting: str,
-    task: Task,
-    model: ModelSource,
-    recording: Recording,
-    drawn: dict | None,
-    seed: int,
-    names: list[str],
-    curricula: dict[str, Curriculum],
-    jobs: int,
-    jobs_per_device: int,
-) -> GPTDynamics:
-    """Record those runs of `names` that are missing and load them all. `drawn`: how curricula not given are drawn."""
-    spec = {
-        "format": store.FORMAT,
-        "setting": setting,
-        "task": task.name,
-        "pool_fingerprint": task.pool.fingerprint,
-        "tests_fingerprint": task.tests.fingerprint,
-        "model": {"name": model.name, "identity": model.identity()},
-        "recording": config.canonical(recording),
-        "curriculum": drawn,
-        "seed": seed,
-    }
-    if curricula:
-        steps = max(curriculum.steps for curriculum in curricula.values())
-    else:
-        steps = curriculum_of(spec, names[0], len(task.pool)).steps  # says what is wrong before any process is started
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{setting}-{task.name}-{model.name}")
-    folder = artifacts / "dynamics" / f"{name}-{fingerprint(spec)[:8]}"
-    store.write_folder(folder, spec, task)
-    devices = _devices()
-    collect(
-        folder,
-        names,
-        model={"name": model.name, "config": config.canonical(model.config), "corpus": model.corpus},
-        models=artifacts / "models",
-        jobs=jobs if devices == ["cpu"] else len(devices) * jobs_per_device,
-        devices=devices,
-        curricula=curricula,
-        steps=steps,
-        title=f"recording {task.name} with {model.name}",
-    )
-    return store.load(folder, names)
+def _rows_of(dynamics: GPTDynamics, task: str) -> list[int]:
+    rows = [row for row, example in enumerate(dynamics.tests) if example.task == task]
+    if not rows:
+        raise ConfigurationError(unknown("task", task, dict.fromkeys(example.task for example in dynamics.tests)))
+    return rows
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _devices() -> list[str]:
-    import torch
-
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+def _having(metrics: Sequence[str], tests: TaskPool) -> list[str]:
+    """Those metrics that some of the tests have: accuracy needs choices, BLEU and ROUGE-L free text."""
+    with_choices = {bool(example.choices) for example in tests}
+    needed = {"loss": with_choices, "accuracy": {True}, "bleu": {False}, "rouge_l": {False}}
+    return [metric for metric in metrics if needed[metric] & with_choices]

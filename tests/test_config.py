@@ -17,7 +17,7 @@ MINIMAL = {
     "title": "a try",
     "tasks": {"sst2": {"source": "mini", "pool_size": 8, "test_size": 4}},
     "models": {"tiny": {"source": "nano", "width": 16, "layers": 1, "heads": 2}},
-    "settings": {"fine_tuning": {"model": "tiny", "tasks": ["sst2"]}},
+    "settings": {"fine_tuning": {"models": ["tiny"], "tasks": ["sst2"]}},
     "simulators": {"persistence": {}},
 }
 
@@ -127,8 +127,8 @@ def test_yaml_that_is_no_plain_data_is_an_error_with_the_file(written, text):
 
 
 def test_unknown_models_and_tasks_are_named_with_the_nearest():
-    assert "settings.fine_tuning.model: model 'nano-smok' is not known" in (
-        message := complaint("smoke", "settings.fine_tuning.model=nano-smok")
+    assert "settings.fine_tuning.models: model 'nano-smok' is not known" in (
+        message := complaint("smoke", "settings.fine_tuning.models=[nano-smok]")
     )
     assert "did you mean 'nano-smoke'?" in message
     assert "settings.fine_tuning.tasks: task 'sst3' is not known; known: rte, sst2, webnlg (did you mean 'sst2'?)" in (

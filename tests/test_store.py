@@ -46,7 +46,7 @@ Study.load("smoke", sys.argv[3], artifacts=sys.argv[1], jobs=int(sys.argv[2])).d
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("gptfluence.study._devices", lambda: ["cpu"])
+    monkeypatch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
 
 
 def study(root, jobs=1, *overrides):
@@ -82,7 +82,7 @@ def recorded(tmp_path_factory):
     """A store recorded by one process in one go."""
     root = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptfluence.study._devices", lambda: ["cpu"])
+        patch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
         study(root).dynamics(task="sst2")
     return root
 

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from gptfluence import errors, files
-from gptfluence.config import ModelConfig, Recording
+from gptfluence.config import Generation, ModelConfig, Recording
 from gptfluence.dynamics import store
 from gptfluence.dynamics.curriculum import Curriculum, draw_curriculum
 from gptfluence.dynamics.progress import Progress
@@ -40,6 +40,7 @@ class Job:
     models: Path  # cache of models made here
     device: str = "cpu"
     curricula: dict[str, list[list[int]]] | None = None
+    scoring_processes: int = 0
 
     def to_json(self) -> str:
         return json.dumps({**self.__dict__, "folder": str(self.folder), "models": str(self.models)})
@@ -64,6 +65,7 @@ def curriculum_of(spec: dict, name: str, pool_size: int) -> Curriculum:
         subset=drawn["subset_size"],
         batch=drawn["batch_size"],
         epochs=drawn["epochs"],
+        groups=drawn.get("groups"),
         rng=np.random.default_rng(run_seed(spec["seed"], name)),
     )
 
@@ -90,8 +92,16 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
                         if not mine or (job.folder / name).is_dir():
                             continue
                         if recorder is None:
-                            recording = Recording.model_validate(spec["recording"])
-                            recorder = Recorder(source.load(), task.pool, task.tests, recording, device=job.device)
+                            recorder = Recorder(
+                                source.load(),
+                                task.pool,
+                                task.tests,
+                                Recording.model_validate(spec["recording"]),
+                                metrics=spec.get("metrics", ["loss"]),
+                                generation=Generation.model_validate(spec.get("generation", {})),
+                                device=job.device,
+                                scoring_processes=job.scoring_processes,
+                            )
                         given = (job.curricula or {}).get(name)
                         curriculum = Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(task.pool))
                         seed = run_seed(spec["seed"], name)
@@ -130,7 +140,9 @@ def collect(
         return
     given = {name: c.batches.tolist() for name, c in (curricula or {}).items() if name in missing}
     jobs = max(1, min(jobs, len(missing)))
-    common = {"folder": folder, "model": model, "models": models, "curricula": given}
+    # on a CPU the cores are busy training; beside a GPU they are free to score texts
+    scoring = 0 if devices[0] == "cpu" else max(1, (os.cpu_count() or 1) // jobs - 1)
+    common = {"folder": folder, "model": model, "models": models, "curricula": given, "scoring_processes": scoring}
     with Progress(title, total=len(missing) * (steps + 1), runs=len(missing)) as progress:
         if jobs == 1:
             record_runs(Job(names=tuple(missing), device=devices[0], **common), progress.step)

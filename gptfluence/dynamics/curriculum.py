@@ -83,25 +83,38 @@ class Curriculum:
         return self._from_sequence(np.insert(sequence, places, example))
 
 
-def draw_curriculum(pool_size: int, *, subset: int, batch: int, epochs: int, rng: np.random.Generator) -> Curriculum:
+def draw_curriculum(
+    pool_size: int,
+    *,
+    subset: int,
+    batch: int,
+    epochs: int,
+    rng: np.random.Generator,
+    groups: Sequence[int] | None = None,
+) -> Curriculum:
     """Draw `subset` of the pool's examples without replacement and shuffle them anew in each epoch (paper, section 3.1).
+
+    groups: sizes of the consecutive parts of the pool (the tasks of a mixture); `subset` is then drawn from each of them
 
     Raises ConfigurationError if the subset is larger than the pool or is not a whole number of batches.
     """
     for name, value in (("subset", subset), ("batch", batch), ("epochs", epochs)):
         if value < 1:
             raise ConfigurationError(f"curriculum: {name} must be 1 or more, not {value}")
-    if subset > pool_size:
+    sizes = list(groups) if groups else [pool_size]
+    if subset > min(sizes):
         raise ConfigurationError(
-            f"curriculum: a subset of {subset} cannot be drawn from a pool of {pool_size}; lower the subset size or "
+            f"curriculum: a subset of {subset} cannot be drawn from a pool of {min(sizes)}; lower the subset size or "
             "enlarge the pool"
         )
-    if subset % batch:
+    total = subset * len(sizes)
+    if total % batch:
         raise ConfigurationError(
-            f"curriculum: a batch of {batch} does not divide a subset of {subset}; only full batches are trained on "
-            f"(a subset of {subset - subset % batch or batch} would do)"
+            f"curriculum: a batch of {batch} does not divide a subset of {total}; only full batches are trained on "
+            f"(a subset of {total - total % batch or batch} would do)"
         )
-    chosen = rng.permutation(pool_size)[:subset]
+    starts = np.cumsum([0, *sizes[:-1]])
+    chosen = np.concatenate([start + rng.permutation(size)[:subset] for start, size in zip(starts, sizes, strict=True)])
     order = np.concatenate([rng.permutation(chosen) for _ in range(epochs)])
     return Curriculum(order.reshape(-1, batch))
 

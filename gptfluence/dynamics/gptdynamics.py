@@ -17,7 +17,8 @@ from gptfluence.tasks.base import TaskPool
 class TrainingRun:
     """One GPT trained on one curriculum.
 
-    trajectories: metric name -> float32 [steps + 1, tests]; row 0 is measured before the first update
+    trajectories: metric name -> float32 [steps + 1, tests]; row 0 is measured before the first update; nan for tests
+        that do not have the metric (see `GPTDynamics.for_metric`)
     pool_trajectories: the same for the examples of the pool, float32 [steps + 1, pool]; empty if not recorded
     learning_rate, batch_loss, gradient_norm: float32 [steps]; of update t in row t-1 (nats per target token)
     """
@@ -105,6 +106,25 @@ class GPTDynamics:
                 "equal length"
             )
         return np.stack([values[metric] for values in recorded])
+
+    def of_tests(self, positions: Sequence[int]) -> GPTDynamics:
+        """The same runs with these test examples only, in this order (positions in `tests`)."""
+        chosen = np.asarray(positions, dtype=np.int64)
+        if len(chosen) == len(self.tests) and (chosen == np.arange(len(self.tests))).all():
+            return self
+        runs = tuple(
+            replace(run, trajectories={metric: values[:, chosen] for metric, values in run.trajectories.items()})
+            for run in self.runs
+        )
+        return replace(self, tests=TaskPool(self.tests.name, tuple(self.tests[row] for row in chosen)), runs=runs)
+
+    def for_metric(self, metric: str) -> GPTDynamics:
+        """The same runs with the test examples that have this metric (BLEU and ROUGE-L: those with free text)."""
+        if not self.runs:
+            return self
+        if metric not in self.metrics:
+            raise ConfigurationError(unknown("metric", metric, self.metrics, where=f"run {self.runs[0].name}, tests: "))
+        return self.of_tests(np.flatnonzero(~np.isnan(self.runs[0].trajectories[metric]).all(axis=0)))
 
     def select(self, names: Sequence[str]) -> GPTDynamics:
         """The runs of these names, in this order."""

@@ -6,100 +6,22 @@ The recorder knows nothing of files, studies or processes: a model, texts and a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from gptfluence.config import AdamW, Recording
+from gptfluence.config import AdamW, Generation, Recording
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import TrainingRun
+from gptfluence.dynamics.logits import ScoredLogits, example_losses
+from gptfluence.dynamics.measures import Accuracy, GeneratedTexts
+from gptfluence.dynamics.text_metrics import TEXT_METRICS
 from gptfluence.dynamics.tokens import Batch, TokenizedExample, collate, length_buckets, tokenize
-from gptfluence.errors import ConfigurationError, ModelError, RecordingError
+from gptfluence.errors import ConfigurationError, RecordingError
 from gptfluence.models import GPT
 from gptfluence.tasks.base import TaskPool
-
-PROBED = torch.tensor([2, 7])  # of the eight positions of a probe
-
-
-class ScoredLogits:
-    """Makes a causal LM compute at chosen positions only what no other position needs, whatever its architecture.
-
-    A hook before the output embedding picks the rows it is to see; what the model does to logits afterwards (scaling,
-    soft caps) acts on them alone. The last layer's MLP sees the same rows, where a probe shows that no logit depends on
-    the others; in a model of three layers that is a quarter of the work.
-    """
-
-    def __init__(self, model: torch.nn.Module):
-        self._model = model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft wraps the model
-        head = base.get_output_embeddings()
-        if head is None:
-            raise ModelError(f"{type(base).__name__} has no output embedding; it is not a causal language model")
-        self._positions: torch.Tensor | None = None
-        self._hooks = [head.register_forward_pre_hook(self._select)]
-        mlp = _last_mlp(base)
-        if mlp is not None:
-            probe = torch.arange(8, device=head.weight.device).view(2, 4) % base.config.vocab_size
-            expected = self._logits(probe, PROBED)
-            hooks = [mlp.register_forward_pre_hook(self._select), mlp.register_forward_hook(self._spread)]
-            if self._agrees(probe, expected):
-                self._hooks += hooks
-            else:
-                for hook in hooks:
-                    hook.remove()
-
-    def _select(self, _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = inputs[0]
-        self._shape = hidden.shape
-        return (hidden.reshape(-1, hidden.shape[-1])[self._positions], *inputs[1:])
-
-    def _spread(self, _module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        """The rows back in their places; the residual stream has zeros added elsewhere, where nobody looks any more."""
-        whole = output.new_zeros(self._shape[:-1].numel(), self._shape[-1])
-        return whole.index_put((self._positions,), output).view(self._shape)
-
-    @torch.inference_mode()
-    def _agrees(self, probe: torch.Tensor, expected: torch.Tensor) -> bool:
-        try:
-            found = self._logits(probe, PROBED)
-        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):  # an MLP that is no map of rows
-            return False
-        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-    @torch.inference_mode()
-    def _logits(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        self._positions = positions.to(input_ids.device)
-        training = self._model.training
-        self._model.eval()
-        logits = self._model(input_ids=input_ids, use_cache=False).logits
-        self._model.train(training)
-        return logits
-
-    def token_losses(self, batch: Batch) -> torch.Tensor:
-        """float32 [scored tokens]: cross-entropy of each scored token, nats."""
-        self._positions = batch.scored
-        logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
-        return F.cross_entropy(logits.float(), batch.labels, reduction="none")
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-
-def _last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The MLP of the last of the model's layers, by the names that Hugging Face models have for them."""
-    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
-    layers = [stack[-1] for stack in stacks if isinstance(getattr(stack[-1], "mlp", None), torch.nn.Module)]
-    return layers[0].mlp if len(layers) == 1 else None
-
-
-def example_losses(token_losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """float32 [examples]: mean over each example's scored tokens, nats per token."""
-    sums = token_losses.new_zeros(len(batch.counts)).index_add_(0, batch.owner, token_losses)
-    return sums / batch.counts
 
 
 class Recorder:
@@ -109,8 +31,26 @@ class Recorder:
     a context manager, or call `close()`.
     """
 
-    def __init__(self, gpt: GPT, pool: TaskPool, tests: TaskPool, recording: Recording, *, device: str = "cpu") -> None:
-        """Raises DataError (texts and model do not fit), ConfigurationError, ModelError."""
+    def __init__(
+        self,
+        gpt: GPT,
+        pool: TaskPool,
+        tests: TaskPool,
+        recording: Recording,
+        *,
+        metrics: Sequence[str] = ("loss",),
+        generation: Generation | None = None,
+        device: str = "cpu",
+        scoring_processes: int = 0,
+    ) -> None:
+        """
+        Args:
+            metrics: what is recorded of the tests; the loss always is. See `config.Setting.metrics`.
+            generation: how texts are generated for BLEU and ROUGE-L; None: the defaults.
+            scoring_processes: see `text_metrics.TextScorer`.
+
+        Raises DataError (texts and model do not fit, an empty reference), ConfigurationError, ModelError.
+        """
         if device == "cpu" and recording.precision == "bf16":
             raise ConfigurationError("recording.precision: bf16 needs a GPU; use fp32 on a CPU")
         self.gpt, self.pool, self.tests, self.recording, self.device = gpt, pool, tests, recording, device
@@ -122,6 +62,21 @@ class Recorder:
         self._trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         self._initial = {name: p.detach().clone() for name, p in self._trainable.items()}
         self._scored = ScoredLogits(self._model)
+        self._accuracy = self._texts = None
+        if "accuracy" in metrics:
+            self._accuracy = Accuracy(gpt, tests, recording, self._scored, device)
+        if text_metrics := [metric for metric in metrics if metric in TEXT_METRICS]:
+            self._texts = GeneratedTexts(
+                gpt,
+                tests,
+                [tokens.ids[: tokens.target_start] for tokens in test_tokens],
+                recording,
+                generation or Generation(),
+                self._scored,
+                text_metrics,
+                device,
+                scoring_processes,
+            )
 
     def __enter__(self) -> Recorder:
         return self
@@ -133,6 +88,8 @@ class Recorder:
         """Give the model back as it came: initial weights, no hook."""
         self._reset()
         self._scored.close()
+        if self._texts is not None:
+            self._texts.close()
 
     def record(
         self, name: str, curriculum: Curriculum, *, seed: int = 0, on_step: Callable[[int], None] | None = None
@@ -155,6 +112,8 @@ class Recorder:
         optimizer = build_optimizer(self._trainable, self.recording.optimizer, fused=True)
         rates = self.recording.optimizer.learning_rates(curriculum.steps)
         tests = np.empty((curriculum.steps + 1, len(self.tests)), dtype=np.float32)
+        accuracy = np.empty((curriculum.steps + 1 if self._accuracy else 0, len(self.tests)), dtype=np.float32)
+        texts = []
         pool = np.empty((curriculum.steps + 1, len(self.pool) if self._pool_batches else 0), dtype=np.float32)
         batch_loss = np.empty(curriculum.steps, dtype=np.float32)
         gradient_norm = np.empty(curriculum.steps, dtype=np.float32)
@@ -172,12 +131,23 @@ class Recorder:
                 tests[step] = self._measure(self._test_batches, self.tests, name, step)
                 if self._pool_batches:
                     pool[step] = self._measure(self._pool_batches, self.pool, name, step)
+                if self._accuracy is not None:
+                    with self._autocast():
+                        accuracy[step] = self._accuracy.measure()
+                if self._texts is not None:
+                    with self._autocast():
+                        texts.append(self._texts.submit(seed, step, last=step == curriculum.steps))
                 if on_step is not None:
                     on_step(step)
+        trajectories = {"loss": tests}
+        if self._accuracy is not None:
+            trajectories["accuracy"] = accuracy
+        if self._texts is not None:
+            trajectories |= self._texts.trajectories(texts)
         return TrainingRun(
             name=name,
             curriculum=curriculum,
-            trajectories={"loss": tests},
+            trajectories=trajectories,
             pool_trajectories={"loss": pool} if self._pool_batches else {},
             learning_rate=np.array(rates, dtype=np.float32),
             batch_loss=batch_loss,

@@ -86,6 +86,24 @@ def apply(
     return _pool(given, seed, known) if isinstance(given, TaskPool) else _example(given, seed, known)
 
 
+def mixture(
+    tasks: Mapping[str, Task], test_tasks: Sequence[str] = (), seed: int = 0, *, name: str = "mixture"
+) -> tuple[Task, list[int]]:
+    """All tasks as one, with instructions: the pools one after another, and the tests of `test_tasks` (none named: all).
+
+    Ids become "<task>/<id>". Returns the mixture and the size of each task's part of the pool, in order.
+    """
+    pool: list[Example] = []
+    tests: list[Example] = []
+    for task, given in tasks.items():
+        instructed = apply(given, seed)
+        pool += [replace(example, id=f"{task}/{example.id}", task=task) for example in instructed.pool]
+        if not test_tasks or task in test_tasks:
+            tests += [replace(example, id=f"{task}/{example.id}", task=task) for example in instructed.tests]
+    sizes = [len(given.pool) for given in tasks.values()]
+    return Task(name, TaskPool(f"{name}/pool", tuple(pool)), TaskPool(f"{name}/tests", tuple(tests))), sizes
+
+
 def _pool(pool: TaskPool, seed: int, known: Mapping[str, Sequence[str]]) -> TaskPool:
     return TaskPool(pool.name, tuple(_example(example, seed, known) for example in pool))
 
