@@ -19,7 +19,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 
 ProfileOption = Annotated[str, typer.Option(help="a name in profiles/, or the path of a YAML file")]
 SettingOption = Annotated[str, typer.Option(help="a setting of the profile")]
-TaskOption = Annotated[str, typer.Option(help="a task of the profile")]
+TaskOption = Annotated[str | None, typer.Option(help="a task of the setting (default: its first; instruction tuning: all)")]
+ModelOption = Annotated[str | None, typer.Option(help="a model of the setting (default: its first)")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value: change a field of the profile")]
 JobsOption = Annotated[int | None, typer.Option(help="runs recorded at once (default: one per core)")]
 IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as JSON, to this file")]
@@ -27,9 +28,13 @@ IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as 
 
 @app.command()
 def record(
-    task: TaskOption,
+    task: TaskOption = None,
     profile: ProfileOption = "mini",
     setting: SettingOption = "fine_tuning",
+    model: ModelOption = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="the runs on unseen training and test examples, too")
+    ] = False,
     overrides: SetOption = None,
     jobs: JobsOption = None,
     index: IndexOption = None,
@@ -38,30 +43,42 @@ def record(
     from gptfluence.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    dynamics = study.dynamics(setting, task)
-    print(dynamics)
-    print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
-    _write_index(index, dynamics.provenance)
+    recorded = [study.dynamics(setting, task, model=model)]
+    if unseen:
+        recorded += [study.unseen_dynamics(setting, task, unseen=part, model=model) for part in ("training", "test")]
+    for dynamics in recorded:
+        print(dynamics)
+        print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
+    _write_index(index, {"recorded": [dynamics.provenance for dynamics in recorded]})
 
 
 @app.command()
 def fit(
-    task: TaskOption,
-    simulator: Annotated[str, typer.Option(help="a simulator of the profile")],
+    simulators: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[METRIC:]SIMULATOR...",
+            help='a simulator of the profile, with changes if need be: gptfluence, "bleu:gptfluence markov_order=2"',
+        ),
+    ],
+    task: TaskOption = None,
     profile: ProfileOption = "mini",
     setting: SettingOption = "fine_tuning",
-    metric: Annotated[str, typer.Option(help="the recorded metric to simulate")] = "loss",
+    model: ModelOption = None,
     overrides: SetOption = None,
     jobs: JobsOption = None,
     index: IndexOption = None,
 ) -> None:
-    """Fit a simulator on the training runs of a task (recording them first if need be)."""
+    """Fit simulators on the training runs of a task (recording them first if need be)."""
     from gptfluence.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    fitted = study.simulator(simulator, setting, task, metric=metric)
-    print(fitted.report)
-    _write_index(index, {"simulator": simulator, "task": task, "metric": metric})
+    for given in simulators:
+        metric, colon, name = given.partition(":")
+        metric, name = (metric, name) if colon else ("loss", given)
+        fitted = study.simulator(name, setting, task, metric=metric, model=model)
+        print(f"{metric}: {name}: {fitted.report}", flush=True)
+    _write_index(index, {"setting": setting, "task": task, "model": model, "simulators": simulators})
 
 
 def _write_index(index: Path | None, facts: dict) -> None:

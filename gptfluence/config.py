@@ -282,6 +282,8 @@ class Setting(Settings):
     models: list[str] = Field(min_length=1)  # the first is the one that is meant where none is named
     tasks: list[str] = Field(min_length=1)
     test_tasks: list[str] = []  # instruction tuning only; none named: all
+    pool_size: int | None = Field(None, ge=1)  # of each task only the first so many examples; None: all
+    test_size: int | None = Field(None, ge=1)
     runs: Runs = Runs()
     unseen_runs: int = Field(3, ge=1)  # runs on examples that no simulator was fitted on, where they are asked for
     curriculum: CurriculumConfig = CurriculumConfig()

@@ -135,7 +135,7 @@ class Study:
             if key not in self._tasks:
                 self._tasks[key] = self._mixture(chosen, unseen)
             return self._tasks[key]
-        return self._one(task, unseen), None
+        return self._one(chosen, task, unseen), None
 
     def _mixture(self, chosen: Setting, unseen: str | None) -> tuple[Task, list[int]]:
         """Unseen parts may be kept by some tasks only: others are not tested then, nor trained on in an unseen pool."""
@@ -143,17 +143,17 @@ class Study:
         if not kept:
             self.unseen(chosen.tasks[0])  # says what to set
         trained = kept if unseen == "training" else chosen.tasks
-        texts = {name: self._one(name, unseen if name in kept else None) for name in trained}
+        texts = {name: self._one(chosen, name, unseen if name in kept else None) for name in trained}
         return mixture(texts, [name for name in _tested_tasks(chosen) if name in kept], self.profile.seed)
 
-    def _one(self, name: str, unseen: str | None) -> Task:
+    def _one(self, chosen: Setting, name: str, unseen: str | None) -> Task:
+        known = _first(self.task(name), chosen)
         if unseen is None:
-            return self.task(name)
-        known, other = self.task(name), self.unseen(name)
+            return known
+        other = _first(self.unseen(name), chosen)
         if unseen == "test":
             return Task(name, known.pool, other.tests)
-        tests = TaskPool(known.tests.name, (*known.tests, *other.tests))
-        return Task(name, other.pool, tests)
+        return Task(name, other.pool, TaskPool(known.tests.name, (*known.tests, *other.tests)))
 
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
@@ -407,6 +407,14 @@ class Study:
                 unknown("metric", metric, chosen.metrics, where=f"profile {self.profile.name!r}: settings.{setting}: ")
             )
         return [task for task in _tested_tasks(chosen) if metric in _having([metric], self.task(task).tests)]
+
+
+def _first(task: Task, setting: Setting) -> Task:
+    """The first examples of a task, as many as the setting uses."""
+    if setting.pool_size is None and setting.test_size is None:
+        return task
+    pool, tests = task.pool[: setting.pool_size], task.tests[: setting.test_size]
+    return Task(task.name, TaskPool(task.pool.name, pool), TaskPool(task.tests.name, tests))
 
 
 def _tested_tasks(setting: Setting) -> list[str]:
