@@ -1,48 +1,55 @@
-# The graph: record the runs of each task, fit each simulator, run each notebook.
+# The graph: record the runs of each GPT, fit the simulators on them, run each notebook.
 #
-# It holds no logic of its own: jobs call the `gptfluence` command, which keeps what it makes in content-addressed
-# artifacts, so that a notebook run by hand finds the same. Files below build/ only tell Snakemake what is done.
+# It holds no logic of its own: `gptfluence.plan` says what the notebooks need, and jobs call the `gptfluence` command,
+# which keeps what it makes in content-addressed artifacts, so that a notebook run by hand finds the same. Files below
+# build/ only tell Snakemake what is done.
 #
 #   ./run_all.sh                                   on the cores of this machine
 #   ./run_all.sh --profile pythia -- --executor slurm --jobs 100
 import json
 import shlex
-from fnmatch import fnmatch
 from pathlib import Path
 
 from gptfluence import config as profiles
-from gptfluence.names import TRIVIAL
+from gptfluence import plan
+from gptfluence.errors import GPTfluenceError
 from gptfluence.study import Study
 
 PROFILE = str(config.get("profile", "mini"))
 OVERRIDES = [str(override) for override in config.get("overrides", [])]
-ONLY = str(config.get("only") or "*")
-STUDY = Study.load(PROFILE, OVERRIDES)
+try:
+    STUDY = Study.load(PROFILE, OVERRIDES)
+    WANTED = plan.chosen(STUDY, str(config.get("only") or "*"))
+except GPTfluenceError as error:
+    raise WorkflowError(str(error)) from None
+FITTING, UNSEEN = plan.merged(WANTED)
 BUILD = f"build/{STUDY.label}"
-FINE_TUNING = STUDY.setting("fine_tuning")
 PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(profiles.PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
+ON_GPU = {runs for runs in FITTING if not FITTING[runs][0].model.startswith("nano")}
 
-LEARNED = [name for name in STUDY.profile.simulators if name not in TRIVIAL]  # the others take no time to fit
 
-# Notebook runs: output name -> (notebook, its parameters besides the profile's).
-RUNS = {
-    "explore_quickstart": ("explore_quickstart", {}),
-    "tab02_fine_tuning_loss": ("tab02_fine_tuning_loss", {}),
-    "fig16_fine_tuning_loss": ("fig10_18_qualitative", {"figure": 16}),
-}
-WANTED = [name for name, (notebook, _) in RUNS.items() if fnmatch(name, ONLY) or fnmatch(notebook, ONLY)]
-if not WANTED:
-    raise WorkflowError(f"only={ONLY!r} matches no notebook and no output; known: {', '.join(RUNS)}")
+def options(runs):
+    found = FITTING[runs][0]
+    return f"--setting {found.setting} --model {shlex.quote(found.model)}" + (f" --task {found.task}" if found.task else "")
 
 
 def parameters(run):
-    return shlex.quote(json.dumps({"profile": PROFILE, "overrides": OVERRIDES, **RUNS[run][1]}))
+    return shlex.quote(json.dumps({"profile": PROFILE, "overrides": OVERRIDES, **WANTED[run].parameters}))
+
+
+def needed(run):
+    return [f"{BUILD}/fit/{runs.name}.json" for runs in WANTED[run].fits] + (
+        [f"{BUILD}/unseen/{runs.name}.json" for runs in WANTED[run].fits] if WANTED[run].unseen else []
+    )
 
 
 def package(*modules):
     """The sources that a step's numbers come from: editing one makes the step up for renewal."""
     return sorted(str(path) for module in modules for path in Path(workflow.basedir, "gptfluence").glob(module))
+
+
+RECORDED_BY = package("tasks/**/*.py", "dynamics/recorder.py", "dynamics/measures.py", "dynamics/generation.py", "models.py")
 
 
 rule all:
@@ -53,50 +60,78 @@ rule all:
 rule collect:
     input:
         PROFILE_FILE,
-        package("tasks/**/*.py", "dynamics/recorder.py", "dynamics/tokens.py", "models.py"),
+        RECORDED_BY,
     output:
-        f"{BUILD}/collect/{{task}}.json",
+        f"{BUILD}/collect/{{runs}}.json",
     log:
-        f"{BUILD}/logs/collect-{{task}}.log",
+        f"{BUILD}/logs/collect-{{runs}}.log",
     benchmark:
-        f"{BUILD}/benchmarks/collect-{{task}}.tsv"
-    threads: workflow.cores or 1  # the runs of a task use every core; tasks follow one another
+        f"{BUILD}/benchmarks/collect-{{runs}}.tsv"
+    params:
+        options=lambda wildcards: options(wildcards.runs),
+    priority: 2  # what others wait for comes first
+    threads: workflow.cores or 1  # the runs of a GPT use every core; GPTs follow one another
     resources:
-        mem_mb=4000 if FINE_TUNING.model.startswith("nano") else 32000,
+        mem_mb=lambda wildcards: 32000 if wildcards.runs in ON_GPU else 4000,
         runtime=24 * 60,  # minutes
-        gpu=0 if FINE_TUNING.model.startswith("nano") else 1,
+        gpu=lambda wildcards: 1 if wildcards.runs in ON_GPU else 0,
     shell:
-        f"gptfluence record --task {{wildcards.task}} {STUDY_OPTIONS} --jobs {{threads}} --index {{output}} 2> {{log}}"
+        f"gptfluence record {{params.options}} {STUDY_OPTIONS} --jobs {{threads}} --index {{output}} 2> {{log}}"
+
+
+rule unseen:
+    input:
+        f"{BUILD}/collect/{{runs}}.json",
+    output:
+        f"{BUILD}/unseen/{{runs}}.json",
+    log:
+        f"{BUILD}/logs/unseen-{{runs}}.log",
+    benchmark:
+        f"{BUILD}/benchmarks/unseen-{{runs}}.tsv"
+    params:
+        options=lambda wildcards: options(wildcards.runs),
+    priority: 1
+    threads: workflow.cores or 1
+    resources:
+        mem_mb=lambda wildcards: 32000 if wildcards.runs in ON_GPU else 4000,
+        runtime=24 * 60,
+        gpu=lambda wildcards: 1 if wildcards.runs in ON_GPU else 0,
+    shell:
+        f"gptfluence record --unseen {{params.options}} {STUDY_OPTIONS} --jobs {{threads}} --index {{output}} 2> {{log}}"
 
 
 rule fit:
     input:
-        f"{BUILD}/collect/{{task}}.json",
+        f"{BUILD}/collect/{{runs}}.json",
         package("simulators/*.py", "encoders.py"),
     output:
-        f"{BUILD}/fit/{{task}}-{{simulator}}.json",
+        f"{BUILD}/fit/{{runs}}.json",
     log:
-        f"{BUILD}/logs/fit-{{task}}-{{simulator}}.log",
+        f"{BUILD}/logs/fit-{{runs}}.log",
     benchmark:
-        f"{BUILD}/benchmarks/fit-{{task}}-{{simulator}}.tsv"
+        f"{BUILD}/benchmarks/fit-{{runs}}.tsv"
+    params:
+        options=lambda wildcards: options(wildcards.runs),
+        simulators=lambda wildcards: " ".join(map(shlex.quote, FITTING[wildcards.runs][1])),
+    priority: 1
     threads: 1
     resources:
         mem_mb=4000,
-        runtime=120,
+        runtime=240,
     shell:
-        f"gptfluence fit --task {{wildcards.task}} --simulator {{wildcards.simulator}} {STUDY_OPTIONS} --jobs 1 "
+        f"gptfluence fit {{params.simulators}} {{params.options}} {STUDY_OPTIONS} --jobs 1 "
         "--index {output} > {log} 2>&1"
 
 
 rule notebook:
     input:
-        lambda wildcards: f"{workflow.basedir}/notebooks/{RUNS[wildcards.run][0]}.ipynb",
-        expand(f"{BUILD}/fit/{{task}}-{{simulator}}.json", task=FINE_TUNING.tasks, simulator=LEARNED),
+        lambda wildcards: f"{workflow.basedir}/notebooks/{WANTED[wildcards.run].notebook}.ipynb",
+        lambda wildcards: needed(wildcards.run),
         package("figures.py", "tables.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:
-        notebook=lambda wildcards: RUNS[wildcards.run][0],
+        notebook=lambda wildcards: WANTED[wildcards.run].notebook,
         parameters=lambda wildcards: parameters(wildcards.run),
     log:
         f"{BUILD}/logs/notebook-{{run}}.log",

@@ -19,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 
 ProfileOption = Annotated[str, typer.Option(help="a name in profiles/, or the path of a YAML file")]
 SettingOption = Annotated[str, typer.Option(help="a setting of the profile")]
-TaskOption = Annotated[str | None, typer.Option(help="a task of the setting (default: its first; instruction tuning: all)")]
+TaskOption = Annotated[
+    str | None, typer.Option(help="a task of the setting (default: its first; instruction tuning: all)")
+]
 ModelOption = Annotated[str | None, typer.Option(help="a model of the setting (default: its first)")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value: change a field of the profile")]
 JobsOption = Annotated[int | None, typer.Option(help="runs recorded at once (default: one per core)")]
@@ -55,12 +57,12 @@ def record(
 @app.command()
 def fit(
     simulators: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[METRIC:]SIMULATOR...",
             help='a simulator of the profile, with changes if need be: gptfluence, "bleu:gptfluence markov_order=2"',
         ),
-    ],
+    ] = None,
     task: TaskOption = None,
     profile: ProfileOption = "mini",
     setting: SettingOption = "fine_tuning",
@@ -69,11 +71,11 @@ def fit(
     jobs: JobsOption = None,
     index: IndexOption = None,
 ) -> None:
-    """Fit simulators on the training runs of a task (recording them first if need be)."""
+    """Fit simulators on the training runs of a task, recording them first if need be; none named: all of the profile's."""
     from gptfluence.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    for given in simulators:
+    for given in study.methods() if simulators is None else simulators:
         metric, colon, name = given.partition(":")
         metric, name = (metric, name) if colon else ("loss", given)
         fitted = study.simulator(name, setting, task, metric=metric, model=model)

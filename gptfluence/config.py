@@ -309,6 +309,7 @@ class Profile(Settings):
     models: dict[str, ModelConfig]
     settings: dict[Literal["fine_tuning", "instruction_tuning"], Setting]
     simulators: dict[str, dict[str, Any]]
+    encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
 
     @model_validator(mode="before")

@@ -84,6 +84,12 @@ class ModelSource:
             model = _with_lora(model, config.lora)
         return GPT(self.name, model.eval(), tokenizer, length)
 
+    def location(self) -> str:
+        """The folder that holds the model (a nano model is made first), or its name on the Hub."""
+        if isinstance(self.config, NanoModel):
+            return str(self._nano_folder())
+        return self.config.path if isinstance(self.config, HubModel) else str(self._path())
+
     def _texts(self) -> list[str]:
         if self.corpus is None:
             raise ModelError(f"model {self.name!r}: a nano model needs a corpus to be pre-trained on")

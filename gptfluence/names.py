@@ -38,6 +38,7 @@ OTHER_LINES = (
     Line("#8C6D31", (0, (2, 1)), "*"),
     Line("#5E3C99", (0, (7, 2)), "<"),
 )
+PYTHIA_SIZES = ("14m", "70m", "160m", "410m", "1b", "2.8b")
 TRIVIAL = ("persistence", "mean_trajectory")  # baselines that know nothing of the curriculum
 METRICS = {"loss": "loss", "bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
 UNITS = {"loss": "nats per target token", "bleu": "0–100", "rouge_l": "0–1", "accuracy": "0–1"}
@@ -71,6 +72,16 @@ def method(name: str) -> str:
         return name.replace("_", " ")
     variant = name[len(known) :].replace("_", " ").replace("=", " ").strip()
     return METHODS[known] + (f" ({variant})" if variant else "")
+
+
+def size(model: str) -> str:
+    """The size of the Pythia that a model is or stands for: "410m" of "nano-410m"; "" if its name has none."""
+    return next((part for part in model.lower().split("-") if part in PYTHIA_SIZES), "")
+
+
+def paper_model(model: str) -> str:
+    """The paper's name for the model that this one is or stands for: "pythia-410m"; "" if there is none."""
+    return f"pythia-{size(model)}" if size(model) else ""
 
 
 def family(name: str) -> str | None:

@@ -46,8 +46,11 @@ class Notebook:
     try never overwrites what is cited; `output_dir` says otherwise.
     """
 
-    def __init__(self, name: str, namespace: Mapping[str, Any]):
-        """Raises ConfigurationError that names the parameter and what is allowed."""
+    def __init__(self, name: str, namespace: Mapping[str, Any], setting: str = "fine_tuning"):
+        """setting: the one that `tasks`, `task`, `models` and `model` are of.
+
+        Raises ConfigurationError that names the parameter and what is allowed.
+        """
         self.name = name
         self._started = time.monotonic()
         declared = declared_parameters(NOTEBOOKS / f"{name}.py")
@@ -56,21 +59,29 @@ class Notebook:
             if not hasattr(self, parameter):
                 setattr(self, parameter, value)
         self.study = Study.load(self.parameters["profile"], self.parameters.get("overrides", ()))
-        setting = self.study.setting("fine_tuning")
-        known: dict[str, Sequence[str]] = {"tasks": setting.tasks, "methods": list(self.study.profile.simulators)}
+        chosen = self.study.setting(setting)
+        tested = self.study.tested(setting, chosen.metrics[0])
+        known: dict[str, Sequence[str]] = {
+            "tasks": tested,
+            "methods": list(self.study.profile.simulators),
+            "models": chosen.models,
+        }
         for parameter, allowed in known.items():
             if parameter in self.parameters:
                 given = self.parameters[parameter]
                 self.choose(parameter, given, allowed)
                 setattr(self, parameter, [value for value in allowed if not given or value in given])
         if "task" in self.parameters:
-            self.choose("task", self.parameters["task"], setting.tasks)
-        if self.parameters.get("model"):
-            self.choose("model", self.parameters["model"], list(self.study.profile.models))
+            self.task = self.parameters["task"] or tested[0]
+            self.choose("task", self.task, tested)
+        if "model" in self.parameters:
+            self.model = self.parameters["model"] or chosen.model
+            self.choose("model", self.model, chosen.models)
         changed = {
             parameter: value
             for parameter, value in self.parameters.items()
-            if parameter not in ("profile", "overrides", "output_dir", "figure") and value != declared[parameter][1]
+            if parameter not in ("profile", "overrides", "output_dir", "figure", "setting")
+            and value != declared[parameter][1]
         }
         label = self.study.label
         default = ROOT / "build" / label / "figures" if changed else ROOT / "figures" / label

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gptfluence import config, evaluation, files
+from gptfluence import config, evaluation, files, names
 from gptfluence.config import Profile, Setting
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
@@ -27,8 +27,10 @@ from gptfluence.recording import cores, named, record_missing
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
 from gptfluence.tasks.instructions import mixture
+from gptfluence.tasks.layouts import LAYOUTS
 
 if TYPE_CHECKING:
+    from gptfluence.encoders import Encoder
     from gptfluence.simulators.base import Simulator
 
 # Overrides that change where things are read or how fast, but no number: figures keep the profile's name.
@@ -243,7 +245,7 @@ class Study:
             model=self.model(model),
             recording=chosen.recording.model_copy(update={"optimizer": optimizer}),
             drawn=drawn | ({"groups": groups} if groups else {}),
-            metrics=_having(chosen.metrics, texts.tests),
+            metrics=_metrics_of({bool(example.choices) for example in texts.tests}, chosen.metrics),
             generation=chosen.generation,
             seed=self.profile.seed,
             names=names,
@@ -280,14 +282,14 @@ class Study:
         return options.pop("kind", known), options
 
     def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
-        from gptfluence import encoders, simulators
+        from gptfluence import simulators
         from gptfluence.simulators.base import FORMAT_VERSION, Simulator
 
         kind, options = self.options(name)
         train, validation, _ = dynamics.split()
         encoder = None
         if "encoder" in options:
-            encoder = options["encoder"] = encoders.load(options["encoder"], cache=self.artifacts / "features")
+            encoder = options["encoder"] = self._encoder(options["encoder"])
         simulator = simulators.create(kind, **options)
         key = fingerprint(
             {
@@ -316,6 +318,16 @@ class Study:
         if encoder is not None:
             loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
         return loaded
+
+    def _encoder(self, spec: str) -> Encoder:
+        """An encoder by what `encoders.load` calls it, or a model of the profile (its last token)."""
+        from gptfluence import encoders
+
+        of_model = spec in self.profile.models
+        found = f"{self.model(spec).location()}:last" if of_model else spec
+        encoder = encoders.load(found, cache=self.artifacts / "features")
+        encoder.name = spec
+        return encoder
 
     # --- predictions ---
 
@@ -406,7 +418,23 @@ class Study:
             raise ConfigurationError(
                 unknown("metric", metric, chosen.metrics, where=f"profile {self.profile.name!r}: settings.{setting}: ")
             )
-        return [task for task in _tested_tasks(chosen) if metric in _having([metric], self.task(task).tests)]
+        return [task for task in _tested_tasks(chosen) if metric in _metrics_of({self._is_labelled(task)}, [metric])]
+
+    def _is_labelled(self, task: str) -> bool:
+        """Whether a task's targets are labels, by the profile alone: texts may be far away."""
+        given = self.profile.tasks[task]
+        label = getattr(given, "label", None)
+        return label is not None or (given.source != "local" and task in LAYOUTS and LAYOUTS[task].label is not None)
+
+    def keeps_unseen(self, task: str) -> bool:
+        """Whether the profile keeps training and test examples of a task apart."""
+        return self.profile.tasks[task].unseen_pool_size > 0
+
+    def is_fitted(self, method: str) -> bool:
+        """Whether a method of the profile is fitted on runs, and takes time for it."""
+        from gptfluence.simulators import SIMULATORS
+
+        return method not in names.TRIVIAL and self.options(method)[0] in SIMULATORS
 
 
 def _first(task: Task, setting: Setting) -> Task:
@@ -428,8 +456,7 @@ def _rows_of(dynamics: GPTDynamics, task: str) -> list[int]:
     return rows
 
 
-def _having(metrics: Sequence[str], tests: TaskPool) -> list[str]:
-    """Those metrics that some of the tests have: accuracy needs choices, BLEU and ROUGE-L free text."""
-    with_choices = {bool(example.choices) for example in tests}
-    needed = {"loss": with_choices, "accuracy": {True}, "bleu": {False}, "rouge_l": {False}}
-    return [metric for metric in metrics if needed[metric] & with_choices]
+def _metrics_of(labelled: set[bool], metrics: Sequence[str]) -> list[str]:
+    """Those metrics that some of the tests have: accuracy needs labels, BLEU and ROUGE-L free text."""
+    needed = {"loss": labelled, "accuracy": {True}, "bleu": {False}, "rouge_l": {False}}
+    return [metric for metric in metrics if needed[metric] & labelled]

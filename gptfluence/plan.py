@@ -1,0 +1,201 @@
+"""What each notebook of the paper needs: which runs recorded and which simulators fitted.
+
+Notebooks make for themselves what is missing; the workflow asks here what to make before, in parallel. A profile without
+instruction tuning, or without unseen examples, has the outputs that need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+from gptfluence import names
+from gptfluence.config import ROOT
+from gptfluence.errors import ConfigurationError
+from gptfluence.study import Study
+
+NOTEBOOKS = ROOT / "notebooks"
+INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
+ORDERS = (1, 2, 3, 5, 10)  # table 10, figure 4
+ORDER_TASKS = ("rte", "webnlg")  # table 10, tables 11 and 12
+TEXT_TASKS = ("webnlg", "wmt16_de_en")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The recorded runs of one GPT; task is "" for a mixture."""
+
+    setting: str
+    model: str
+    task: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}--{self.model}--{self.task or 'mixture'}"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One run of a notebook. `fits`: runs -> the "metric:simulator" to fit on them; `unseen`: runs needed unseen, too."""
+
+    notebook: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    fits: dict[Runs, list[str]] = field(default_factory=dict)
+    unseen: bool = False
+
+
+def gallery(figure: int) -> tuple[str, str, str]:
+    """Setting, metric and size of model of figures 10 to 18."""
+    if figure >= 16:
+        return "fine_tuning", ("loss", "bleu", "rouge_l")[figure - 16], ""
+    return "instruction_tuning", ("loss", "bleu", "rouge_l")[(figure - 10) // 2], ("410m", "1b")[figure % 2]
+
+
+def unseen_gallery(figure: int) -> tuple[str, str, str]:
+    """Task, metric and what is unseen of figures 19 to 30."""
+    row, column = divmod(figure - 19, 3)
+    task, metric = (("rte", "loss"), ("webnlg", "loss"), ("webnlg", "bleu"), ("webnlg", "rouge_l"))[row]
+    return task, metric, ("test", "training", "both")[column]
+
+
+def gallery_name(figure: int) -> str:
+    """What figure 10 to 30 is called: fig10_instruction_tuning_loss_410m, fig19_rte_loss_unseen_test."""
+    if figure <= 18:
+        return f"fig{figure}_" + "_".join(part for part in gallery(figure) if part)
+    task, metric, unseen = unseen_gallery(figure)
+    return f"fig{figure}_{task}_{metric}_unseen_{unseen}"
+
+
+def paper_models(study: Study, setting: str = "instruction_tuning") -> list[str]:
+    """The models that stand for those of tables 1 and 3 (410M, 1B, 2.8B), or all where the profile has none of them."""
+    models = study.setting(setting).models
+    chosen = [model for size in ("410m", "1b", "2.8b") for model in models if names.size(model) == size]
+    return chosen or list(models)
+
+
+def outputs(study: Study) -> dict[str, Output]:
+    """Every output that the profile can make: its name -> the notebook's run."""
+    settings, found = study.profile.settings, dict[str, Output]()
+    learned = [name for name in study.profile.simulators if study.is_fitted(name)]
+
+    def fits(
+        setting: str, models: Iterable[str], tasks: Iterable[str], metrics: Iterable[str], simulators: Sequence[str]
+    ):
+        needed: dict[Runs, list[str]] = {}
+        for model in models:
+            for task in tasks:
+                runs = Runs(setting, model, task if setting == "fine_tuning" else "")
+                wanted = needed.setdefault(runs, [])
+                for metric in metrics:
+                    if task in study.tested(setting, metric):
+                        wanted += [entry for name in simulators if (entry := f"{metric}:{name}") not in wanted]
+        return needed
+
+    if "fine_tuning" in settings:
+        chosen = study.setting("fine_tuning")
+        model, tasks, metrics = chosen.models[:1], chosen.tasks, [m for m in chosen.metrics if m != "accuracy"]
+        texts = [metric for metric in metrics if metric != "loss"]
+        found["explore_quickstart"] = Output(
+            "explore_quickstart", fits=fits("fine_tuning", model, tasks[:1], ["loss"], [])
+        )
+        found["fig01_overview"] = Output(
+            "fig01_overview", fits=fits("fine_tuning", model, tasks[:1], ["loss"], learned)
+        )
+        loss = fits("fine_tuning", model, tasks, ["loss"], learned)
+        found["tab02_fine_tuning_loss"] = Output("tab02_fine_tuning_loss", fits=loss)
+        found["fig09_convergence"] = Output("fig09_convergence", fits=loss)
+        text_tasks = [task for task in tasks if any(task in study.tested("fine_tuning", metric) for metric in texts)]
+        if text_tasks:
+            text = fits("fine_tuning", model, text_tasks, texts, learned)
+            found["tab04_fine_tuning_generation"] = Output("tab04_fine_tuning_generation", fits=text)
+        for figure in (16, 17, 18):
+            metric = gallery(figure)[1]
+            if metric in metrics and study.tested("fine_tuning", metric):
+                needed = fits("fine_tuning", model, study.tested("fine_tuning", metric), [metric], learned)
+                found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
+        ordered = [task for task in ORDER_TASKS if task in tasks]
+        if ordered and "gptfluence" in learned:
+            variants = [f"gptfluence markov_order={order}" for order in ORDERS]
+            found["tab10_markov_order"] = Output(
+                "tab10_markov_order", fits=fits("fine_tuning", model, ordered, metrics, variants)
+            )
+        unseen = [task for task in ordered if study.keeps_unseen(task)]
+        if unseen:
+            needed = fits("fine_tuning", model, unseen, metrics, ["gptfluence"])
+            found["tab11_unseen_fine_tuning"] = Output(
+                "tab11_12_unseen", {"setting": "fine_tuning"}, needed, unseen=True
+            )
+            found["fig08_unseen_examples"] = Output("fig08_unseen_examples", fits=needed, unseen=True)
+            for figure in range(19, 31):
+                task, metric, _ = unseen_gallery(figure)
+                if task in unseen and metric in metrics:
+                    parameters = {"figure": figure}
+                    one = fits("fine_tuning", model, [task], [metric], ["gptfluence"])
+                    found[gallery_name(figure)] = Output("fig19_30_unseen_qualitative", parameters, one, unseen=True)
+    if "instruction_tuning" in settings:
+        chosen = study.setting("instruction_tuning")
+        metrics = [metric for metric in chosen.metrics if metric != "accuracy"]
+        texts, main = [metric for metric in metrics if metric != "loss"], paper_models(study)
+        tasks, first = study.tested("instruction_tuning", "loss"), chosen.models[:1]
+        loss = fits("instruction_tuning", main, tasks, ["loss"], learned)
+        found["tab01_instruction_tuning_loss"] = Output("tab01_instruction_tuning_loss", fits=loss)
+        if any(study.tested("instruction_tuning", metric) for metric in texts):
+            text = fits("instruction_tuning", main, tasks, texts, learned)
+            found["tab03_instruction_tuning_generation"] = Output("tab03_instruction_tuning_generation", fits=text)
+        every = fits("instruction_tuning", first, tasks, metrics, learned)
+        found["fig02_example_trajectories"] = Output("fig02_example_trajectories", fits=every)
+        variants = [
+            f"{name} checkpoint_interval={c}"
+            for name in learned
+            if name in ("simfluence", "gptfluence")
+            for c in INTERVALS
+        ]
+        found["fig03_checkpoint_interval"] = Output(
+            "fig03_checkpoint_interval", fits=fits("instruction_tuning", first, tasks, ["loss"], variants)
+        )
+        if "gptfluence" in learned:
+            variants = [f"gptfluence encoder={encoder}" for encoder in study.profile.encoders]
+            found["fig05_encoders"] = Output(
+                "fig05_encoders", fits=fits("instruction_tuning", first, tasks, ["loss"], variants)
+            )
+        sizes = fits("instruction_tuning", chosen.models, tasks, ["loss"], learned)
+        found["fig06_model_sizes"] = Output("fig06_model_sizes", fits=sizes)
+        for figure in range(10, 16):
+            _, metric, size = gallery(figure)
+            models = [model for model in chosen.models if names.size(model) == size]
+            if models and metric in metrics:
+                needed = fits(
+                    "instruction_tuning", models, study.tested("instruction_tuning", metric), [metric], learned
+                )
+                found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
+        if any(study.keeps_unseen(task) for task in ORDER_TASKS if task in tasks):
+            needed = fits("instruction_tuning", first, tasks, metrics, ["gptfluence"])
+            parameters = {"setting": "instruction_tuning"}
+            found["tab12_unseen_instruction_tuning"] = Output("tab11_12_unseen", parameters, needed, unseen=True)
+    found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
+    found["tab13_computational_cost"] = Output("tab13_computational_cost", fits=found["tab02_fine_tuning_loss"].fits)
+    return {name: output for name, output in found.items() if (NOTEBOOKS / f"{output.notebook}.py").is_file()}
+
+
+def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:
+    """The outputs whose name, or whose notebook's, fits the pattern. Raises ConfigurationError if none does."""
+    known = outputs(study)
+    wanted = {name: o for name, o in known.items() if fnmatch(name, pattern) or fnmatch(o.notebook, pattern)}
+    if not wanted:
+        raise ConfigurationError(f"only={pattern!r} matches no notebook and no output; known: {', '.join(known)}")
+    return wanted
+
+
+def merged(wanted: Mapping[str, Output]) -> tuple[dict[str, tuple[Runs, list[str]]], dict[str, Runs]]:
+    """What these outputs need together, by name: runs with the simulators to fit on them, and runs needed unseen."""
+    fitting: dict[str, tuple[Runs, list[str]]] = {}
+    unseen: dict[str, Runs] = {}
+    for output in wanted.values():
+        for runs, simulators in output.fits.items():
+            known = fitting.setdefault(runs.name, (runs, []))[1]
+            known += [simulator for simulator in simulators if simulator not in known]
+            if output.unseen:
+                unseen[runs.name] = runs
+    return fitting, unseen
