@@ -20,7 +20,7 @@ import pandas as pd
 
 from gptfluence import config, evaluation, files
 from gptfluence.config import Profile, Recording, Setting
-from gptfluence.dynamics import store
+from gptfluence.dynamics import published, store
 from gptfluence.dynamics.collect import collect, curriculum_of
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
@@ -123,11 +123,22 @@ class Study:
         model: str | None = None,
         metric: str | None = None,
     ) -> GPTDynamics:
-        """The profile's runs of one task; those that are missing are recorded first.
+        """The profile's runs of one task; those that are missing are recorded first (published ones must be imported).
 
         Raises errors of `gptfluence.errors` that name profile, run, step or example; what is recorded is kept.
         """
+        source = self.model(model or self.setting(setting).model).config
+        if isinstance(source, config.PublishedModel):
+            return self._published(source, setting, task)
         return self._recorded(setting, task, model, self.setting(setting).runs.names, {})
+
+    def _published(self, source: config.PublishedModel, setting: str, task: str) -> GPTDynamics:
+        if task not in self.profile.tasks:
+            problem = config.unknown_task(task, self.profile.tasks)
+            raise ConfigurationError(f"profile {self.profile.name!r}: {problem}")
+        folder = published.find(self.artifacts / "dynamics", source, setting=setting, task=task)
+        seeds = source.seeds[task].model_dump() if task in source.seeds else None
+        return published.load(folder, self.setting(setting).runs, seeds)
 
     def record(
         self,
@@ -141,6 +152,12 @@ class Study:
 
         The runs are named after their curricula (`run-<hash>`) and recorded once.
         """
+        name = model or self.setting(setting).model
+        if isinstance(self.model(name).config, config.PublishedModel):
+            raise ConfigurationError(
+                f"profile {self.profile.name!r}: model {name!r} has published runs only and cannot be trained; record "
+                "with a profile whose model has another `source`"
+            )
         named = _named([curricula] if isinstance(curricula, Curriculum) else curricula)
         return self._recorded(setting, task, model, list(named), named)
 
