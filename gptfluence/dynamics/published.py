@@ -220,12 +220,16 @@ class _Import:
                 absent = [test for test in tests if test not in found]
                 if not absent:
                     stored[metric] = np.array([found[test] for test in tests], np.float32).T.copy()
+                elif metric == "loss":
+                    raise DataError(
+                        f"{task}: the loss of {len(absent)} of {len(tests)} tests is missing, test {absent[0]} first"
+                    )
                 elif len(absent) < len(tests):
                     notes.append(f"{task}: {metric} left out, as {len(absent)} of {len(tests)} tests have none")
             if not stored:
                 raise DataError(f"{task}: no metric has a value for all of its {len(tests)} tests; {'; '.join(notes)}")
-            report.metrics += [metric for metric in stored if metric not in report.metrics]
             to_write.append((folder, stored))
+        report.metrics = list(dict.fromkeys(metric for _, stored in to_write for metric in stored))
         report.note = "; ".join(notes)
         for folder, stored in to_write:
             training_run = TrainingRun(

@@ -144,7 +144,7 @@ def outline(archive: Archive, run: FoundRun, texts: TextReader) -> Outline:
         rates = np.array([row["learning_rate"] for row in rows], np.float32)
         losses = np.array([row["loss"] for row in rows], np.float32)
     where = SAMPLES if run.layout == "processed" else LOG
-    order = _in_order(steps, range(1, max(steps) + 1), "step", where)
+    order = _in_order(steps, range(1, len(steps) + 1), "step", where)
     if len(steps) < 2:
         raise DataError(f"{where}: one step only; an imported run begins at step 1, so it needs two")
     if len({len(batch) for batch in batches}) != 1:
@@ -232,7 +232,7 @@ def _log(archive: Archive, run: FoundRun) -> list[dict]:
             where = f"{LOG}, line {number}"
             try:
                 row = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
                 raise DataError(f"{where}: a training step that cannot be read: {text[:80]!r}") from None
             step = row.get("step") if isinstance(row, dict) else None
             if type(step) is not int or not _is_batch(row.get("samples_id")):
@@ -332,7 +332,10 @@ def _column(rows: Sequence[dict], key: str, where: str, *, whole: bool = True) -
 
 def _numbers(values: Sequence[float], metric: str, where: str) -> np.ndarray:
     """float64, checked: finite, and in the unit that the metric is published in."""
-    numbers = np.array(values, np.float64)
+    try:
+        numbers = np.array(values, np.float64)
+    except OverflowError:  # a whole number beyond float64
+        numbers = np.array([np.inf])
     slack = 1e-6  # sums of rounded shares
     wrong = ~(np.isfinite(numbers) & (numbers >= -slack) & (numbers <= LARGEST[metric] + slack))
     if wrong.any():
