@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import os
@@ -562,6 +563,26 @@ def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path):
     tar.write_bytes(data)
     with pytest.raises(DataError, match=f"damaged or cut short at byte {middle}"):
         import_published(tar, tmp_path / "store")
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), suffix=st.sampled_from(["tar", "tar.gz", "tar.bz2", "folder"]))
+def test_no_damage_is_more_than_an_error_or_a_skip(tmp_path_factory, seed, suffix):
+    draw, place = random.Random(seed), tmp_path_factory.mktemp("damaged")
+    content = archive(draw.choice(LAYOUTS), "webnlg", seeds=(1,))
+    if suffix == "folder":
+        in_folder(content, place / "given")
+        damaged = place / "given" / draw.choice(sorted(content))
+    else:
+        damaged = in_tar(content, place / f"given.{suffix}", "w:" + suffix[4:])
+    data = bytearray(damaged.read_bytes())
+    for _ in range(3):
+        at = draw.randrange(len(data))
+        change = draw.choice([bytes([draw.randrange(256)]), data[max(0, at - 20) : at], b"", b"[", b"-1"])
+        data[at : at + draw.choice([0, 1, 30])] = change
+    damaged.write_bytes(data or b" ")
+    with contextlib.suppress(DataError):
+        import_published(place / "given" if suffix == "folder" else damaged, place / "store")
 
 
 def test_what_is_no_archive_is_refused(tmp_path):

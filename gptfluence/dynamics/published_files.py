@@ -10,9 +10,9 @@ import bz2
 import gzip
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -135,11 +135,18 @@ def _plain(path: Path, opener: Callable[..., IO[bytes]], scratch: Path) -> Itera
     """A compressed tar, decompressed into a file without a name: its members are then read in any order."""
     with write_errors(scratch, f"decompressing {path.name}"):
         scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=scratch) as plain:
-            try:
-                with opener(path) as compressed:
-                    shutil.copyfileobj(compressed, plain, 2**20)
-            except (EOFError, lzma.LZMAError, gzip.BadGzipFile, ValueError) as error:
-                raise DataError(f"{path} cannot be decompressed: {error}; get the archive again") from error
+        plain = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (closed below)
+    with plain, opener(path) as compressed:
+        while chunk := _next_chunk(compressed, path):
+            with write_errors(scratch, f"decompressing {path.name}"):
+                plain.write(chunk)
+        with write_errors(scratch, f"decompressing {path.name}"):
             plain.seek(0)
-            yield plain
+        yield plain
+
+
+def _next_chunk(compressed: IO[bytes], path: Path) -> bytes:
+    try:
+        return compressed.read(2**20)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path} cannot be decompressed: {error}; get the archive again") from error
