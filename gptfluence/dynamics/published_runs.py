@@ -174,9 +174,6 @@ def trajectories(archive: Archive, run: FoundRun, texts: TextReader, steps: int)
     return {METRICS[metric]: values[metric] for metric in METRICS if metric in values}
 
 
-# --- processed -------------------------------------------------------------------------------------------------------
-
-
 def _measured(archive: Archive, run: FoundRun, texts: TextReader) -> list[int]:
     """Ids of the tests that the run's most telling file has, without reading values."""
     if run.layout == "raw":
@@ -194,6 +191,9 @@ def _measured(archive: Archive, run: FoundRun, texts: TextReader) -> list[int]:
                 ids = _column(read_lines(content, file), "id", file)  # type: ignore[assignment]  # other order of keys
             return ids
     raise DataError("no trajectory file (all_loss_trajectory.out, ...)")
+
+
+# --- processed -------------------------------------------------------------------------------------------------------
 
 
 def _processed(archive: Archive, run: FoundRun, texts: TextReader, steps: int) -> dict[str, dict[int, np.ndarray]]:
