@@ -144,7 +144,7 @@ class GGUFModel(_Model):
 
 
 class PublishedSeeds(Settings):
-    """Which published runs fit the simulators, select among their epochs, and are held out, by the seeds in their names."""
+    """Which published runs fit, select and are held out (as in `Runs`), by the seeds in their names."""
 
     train: list[int] = Field(min_length=1)
     validation: list[int] = []
@@ -152,7 +152,7 @@ class PublishedSeeds(Settings):
 
 
 class PublishedModel(Settings):
-    """Runs that others recorded, published with the paper and imported by `gptfluence import-published`; never trained here."""
+    """Runs that were published with the paper and imported by `gptfluence import-published`; never trained here."""
 
     source: Literal["published"]
     gpt: str  # as run names have it, without "-deduped", e.g. pythia-410m

@@ -630,6 +630,15 @@ def test_an_import_that_is_killed_goes_on_and_ends_with_the_same_bytes(tmp_path)
     assert import_published(given_archive, tmp_path / "killed").count("there already") == 3
 
 
+def test_two_imports_at_once_share_one_store(tmp_path):
+    given_archive = in_folder(archive("raw", "flan"), tmp_path / "given")
+    import_published(given_archive, tmp_path / "one")
+    command = [sys.executable, "-c", IMPORT_AND_DIE, given_archive, tmp_path / "two", "999"]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [each.wait() for each in both] == [0, 0]
+    assert stored(tmp_path / "two") == stored(tmp_path / "one")
+
+
 # --- in a study ----------------------------------------------------------------------------------------------------------
 
 

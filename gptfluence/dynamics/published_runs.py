@@ -214,7 +214,9 @@ def _processed(archive: Archive, run: FoundRun, texts: TextReader, steps: int) -
                 raise DataError(f'{where}: must have "loss_trajectory": [{{"step": 1, "loss": ...}}, ...]')
             at = _column(points, "step", where)
             numbers = _numbers(_column(points, "loss", where, whole=False), metric, where)
-            found[ids[number]] = numbers if at == expected else numbers[_in_order(at, expected, "step", where)]  # type: ignore[index]
+            if at != expected:
+                numbers = numbers[_in_order(at, expected, "step", where)]
+            found[ids[number]] = numbers  # type: ignore[index]
     return values
 
 
@@ -295,7 +297,9 @@ def _raw(archive: Archive, run: FoundRun, texts: TextReader, steps: int) -> dict
                     table = np.empty((steps, len(first)))
                 ids = _column(rows, "id", file)
                 numbers = _numbers(_column(rows, metric, file, whole=False), metric, file)
-                table[step - 1] = numbers if ids == first else numbers[_in_order(ids, first, "test example", file)]  # type: ignore[index,arg-type]
+                if ids != first:
+                    numbers = numbers[_in_order(ids, first, "test example", file)]
+                table[step - 1] = numbers  # type: ignore[index]
             if table is not None:
                 found = values.setdefault(metric, {})
                 for position, local in enumerate(first):
