@@ -1,4 +1,4 @@
-"""The `gptfluence` command: record, fit, doctor, cite."""
+"""The `gptfluence` command: record, fit, doctor, cite; the published GPTDynamics data."""
 
 from __future__ import annotations
 
@@ -98,6 +98,35 @@ def cite(
     from gptfluence.citation import cite as entry
 
     print(entry(figure, config.ROOT / "figures" / profile))
+
+
+@app.command()
+def download_published(
+    folder: Annotated[Path, typer.Argument(help="where the data set goes")] = Path("data/GPTDynamics"),
+    revision: Annotated[
+        str,
+        typer.Option(
+            help="branch, tag or commit; for a paper give a commit (40 digits; download.json says which it was)"
+        ),
+    ] = "main",
+) -> None:
+    """Download the published GPTDynamics data from the Hugging Face Hub; stop at any time, a rerun goes on."""
+    from gptfluence.dynamics.published_download import download
+
+    found = download(folder, revision)
+    print(f"commit {found['commit']} of {found['dataset']} is in {folder}; next: gptfluence import-published {folder}")
+
+
+@app.command()
+def import_published(
+    path: Annotated[Path, typer.Argument(help="the folder of the data set, or its tar of runs")],
+    index: IndexOption = None,
+) -> None:
+    """Import published runs, raw or processed, with their texts; stop at any time, a rerun goes on."""
+    from gptfluence.dynamics import published_report
+
+    report = published_report.run(path, config.artifacts_dir())
+    _write_index(index, {"runs": [run.to_row() for run in report.runs], "notes": report.notes})
 
 
 @app.command()

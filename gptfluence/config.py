@@ -77,7 +77,13 @@ class HubTask(_Mapped):
     test_split: str | None = None
 
 
-TaskConfig = Annotated[MiniTask | LocalTask | HubTask, Field(discriminator="source")]
+class PublishedTask(Settings):
+    """Texts that come with published runs (see `PublishedModel`)."""
+
+    source: Literal["published"]
+
+
+TaskConfig = Annotated[MiniTask | LocalTask | HubTask | PublishedTask, Field(discriminator="source")]
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -141,7 +147,25 @@ class GGUFModel(_Model):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
 
-ModelConfig = Annotated[NanoModel | HubModel | LocalModel | GGUFModel, Field(discriminator="source")]
+class PublishedSeeds(Settings):
+    """Which published runs fit, select and are held out (as in `Runs`), by the seeds in their names."""
+
+    train: list[int] = Field(min_length=1)
+    validation: list[int] = []
+    test: list[int] = []
+
+
+class PublishedModel(Settings):
+    """Runs that were published with the paper and imported by `gptfluence import-published`; never trained here."""
+
+    source: Literal["published"]
+    gpt: str  # as run names have it, without "-deduped", e.g. pythia-410m
+    pool: Literal["seen", "unseen"] = "seen"  # unseen: runs on training texts that the others never use
+    series: str = "*"  # a pattern for run names without their seed, where several series fit
+    seeds: dict[str, PublishedSeeds] = {}  # task -> its runs; for others, by number: see `dynamics.published.load`
+
+
+ModelConfig = Annotated[NanoModel | HubModel | LocalModel | GGUFModel | PublishedModel, Field(discriminator="source")]
 
 
 def _nano(width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -467,7 +491,11 @@ def _explain(error: ValidationError, where: str) -> str:
     for problem in error.errors():
         # pydantic puts the discriminator's value into the path of a union; the user's YAML has no such level
         parts = [str(part) for part in problem["loc"]]
-        if len(parts) > 2 and parts[0] in ("tasks", "models") and parts[2] in ("mini", "local", "hub", "nano", "gguf"):
+        if (
+            len(parts) > 2
+            and parts[0] in ("tasks", "models")
+            and parts[2] in ("mini", "local", "hub", "nano", "gguf", "published")
+        ):
             del parts[2]
         message = {
             "extra_forbidden": "is not a field here; check its spelling and place",

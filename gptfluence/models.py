@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptfluence import files
-from gptfluence.config import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, canonical
+from gptfluence.config import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, PublishedModel, canonical
 from gptfluence.errors import HubUnreachableError, ModelError
 from gptfluence.hub import hub_reachable
 from gptfluence.tasks import mini
@@ -111,6 +111,11 @@ class ModelSource:
 
     def _path(self) -> Path:
         config = self.config
+        if isinstance(config, PublishedModel):
+            raise ModelError(
+                f"model {self.name!r}: only its published runs are here, not the GPT, so it cannot be trained or asked; "
+                "for that choose a model with another `source`"
+            )
         path = Path(config.path).expanduser()  # type: ignore[union-attr]
         if isinstance(config, GGUFModel) and config.package:
             package, _, version = config.package.partition("==")

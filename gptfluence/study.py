@@ -19,8 +19,9 @@ import pandas as pd
 
 from gptfluence import config, evaluation, files, names
 from gptfluence.config import Profile, Setting
+from gptfluence.dynamics import published
 from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.dynamics.gptdynamics import GPTDynamics, join_tests
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.models import ModelSource
 from gptfluence.recording import cores, named, record_missing
@@ -175,13 +176,18 @@ class Study:
         metric: str | None = None,
     ) -> GPTDynamics:
         """The profile's runs of one task (in instruction tuning: of the mixture); those missing are recorded first.
+        Published ones must have been imported.
 
         metric: only the test examples that have it. In instruction tuning `task` leaves that task's test examples.
 
         Raises errors of `gptfluence.errors` that name profile, run, step or example; what is recorded is kept.
         """
         chosen = self.setting(setting)
-        dynamics = self._recorded(setting, task, model, chosen.runs.names, {})
+        source = self.model(model or chosen.model).config
+        if isinstance(source, config.PublishedModel):
+            dynamics = self._published(source, setting, task)
+        else:
+            dynamics = self._recorded(setting, task, model, chosen.runs.names, {})
         if metric is not None:
             dynamics = dynamics.for_metric(metric)
         if setting == "instruction_tuning" and task is not None:
@@ -207,6 +213,19 @@ class Study:
         rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (unseen == "training")]
         return dynamics.of_tests(rows)
 
+    def _published(self, source: config.PublishedModel, setting: str, task: str | None) -> GPTDynamics:
+        chosen = self.setting(setting)
+        tasks = _tested_tasks(chosen) if setting == "instruction_tuning" else [task or chosen.tasks[0]]
+        parts = []
+        for name in tasks:
+            if name not in self.profile.tasks:
+                problem = config.unknown_task(name, self.profile.tasks)
+                raise ConfigurationError(f"profile {self.profile.name!r}: {problem}")
+            folder = published.find(self.artifacts / "dynamics", source, setting=setting, task=name)
+            seeds = source.seeds[name].model_dump() if name in source.seeds else None
+            parts.append(published.load(folder, chosen.runs, seeds))
+        return parts[0] if len(parts) == 1 else join_tests("mixture", parts)
+
     def record(
         self,
         curricula: Curriculum | Sequence[Curriculum],
@@ -219,6 +238,12 @@ class Study:
 
         The runs are named after their curricula (`run-<hash>`) and recorded once.
         """
+        name = model or self.setting(setting).model
+        if isinstance(self.model(name).config, config.PublishedModel):
+            raise ConfigurationError(
+                f"profile {self.profile.name!r}: model {name!r} has published runs only and cannot be trained; record "
+                "with a profile whose model has another `source`"
+            )
         given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
         return self._recorded(setting, task, model, list(given), given)
 
@@ -428,7 +453,7 @@ class Study:
 
     def keeps_unseen(self, task: str) -> bool:
         """Whether the profile keeps training and test examples of a task apart."""
-        return self.profile.tasks[task].unseen_pool_size > 0
+        return getattr(self.profile.tasks[task], "unseen_pool_size", 0) > 0
 
     def is_fitted(self, method: str) -> bool:
         """Whether a method of the profile is fitted on runs, and takes time for it."""

@@ -183,6 +183,47 @@ class GPTDynamics:
         return pd.concat(frames, ignore_index=True)
 
 
+def join_tests(task: str, parts: Sequence[GPTDynamics]) -> GPTDynamics:
+    """Runs whose tests were stored task by task, as runs on all of them: ids become "<task>/<id>".
+
+    A metric that a part lacks is nan there. Raises ConfigurationError if the parts are not of the same runs.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if (
+            part.names != first.names
+            or part.curricula != first.curricula
+            or part.pool.fingerprint != first.pool.fingerprint
+        ):
+            raise ConfigurationError(
+                f"runs on {part.task} are not those on {first.task}: names, curricula and pools must be the same"
+            )
+    tests = tuple(
+        replace(example, id=f"{part.task}/{example.id}", task=part.task) for part in parts for example in part.tests
+    )
+    metrics = dict.fromkeys(metric for part in parts for metric in part.metrics)
+    runs = []
+    for index, run in enumerate(first.runs):
+        shape = run.curriculum.steps + 1
+        trajectories = {
+            metric: np.concatenate(
+                [
+                    part.runs[index].trajectories.get(metric, np.full((shape, len(part.tests)), np.nan, np.float32))
+                    for part in parts
+                ],
+                axis=1,
+            )
+            for metric in metrics
+        }
+        runs.append(replace(run, trajectories=trajectories))
+    provenance = {
+        **first.provenance,
+        "folder": "+".join(part.provenance["folder"] for part in parts),
+        "runs": {name: "+".join(part.provenance["runs"][name] for part in parts) for name in first.names},
+    }
+    return GPTDynamics(task, first.model, first.pool, TaskPool(f"{task}/tests", tests), tuple(runs), provenance)
+
+
 def stack_curricula(curricula: Sequence[Curriculum] | np.ndarray) -> np.ndarray:
     """int32 [curricula, steps, batch] from curricula of equal shape (an array of that shape is passed through)."""
     if isinstance(curricula, np.ndarray):

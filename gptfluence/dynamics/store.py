@@ -63,7 +63,8 @@ def read_task(folder: Path) -> Task:
         pools[part] = TaskPool(f"{spec['task']}/{part}", tuple(Example.from_dict(row) for row in rows))
         if pools[part].fingerprint != spec[f"{part}_fingerprint"]:
             raise ArtifactError(f"{path} has changed since it was written; delete {folder} to have it made again")
-    return Task(spec["task"], pools["pool"], pools["tests"])
+    # whether texts may overlap was decided when the folder was made
+    return Task(spec["task"], pools["pool"], pools["tests"], may_overlap=True)
 
 
 def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:

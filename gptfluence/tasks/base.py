@@ -99,14 +99,18 @@ class TaskPool(Sequence[Example]):
 class Task:
     """A pool of training examples and the test examples whose metrics are recorded; unpacks as `pool, tests = task`.
 
-    Raises DataError if a text of the pool is also a test text.
+    Raises DataError if a text of the pool is also a test text, unless it `may_overlap`: what was recorded elsewhere is as
+    it is.
     """
 
     name: str
     pool: TaskPool
     tests: TaskPool
+    may_overlap: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.may_overlap:
+            return
         texts = {example.text: example.id for example in self.pool}
         for example in self.tests:
             if example.text in texts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptfluence.config import LocalTask, MiniTask, TaskConfig
+from gptfluence.config import LocalTask, MiniTask, PublishedTask, TaskConfig
 from gptfluence.errors import ConfigurationError, DataError
 from gptfluence.tasks import hub, local, mini
 from gptfluence.tasks.base import Task, TaskPool
@@ -44,6 +44,10 @@ def load(name: str, config: TaskConfig, *, seed: int = 0, data_dir: Path = Path(
 
     Raises ConfigurationError, DataError or HubUnreachableError that name the task, or file and line.
     """
+    if isinstance(config, PublishedTask):
+        raise ConfigurationError(
+            f"tasks.{name}: its texts come with the published runs: Study.dynamics(...) has them as `pool` and `tests`"
+        )
     given = config.model_dump(exclude={"source", "id", "unseen_pool_size", "unseen_test_size"}, exclude_none=True)
     if isinstance(config, MiniTask):
         return mini.generate(name, pool_size=config.pool_size, test_size=config.test_size, seed=seed)
