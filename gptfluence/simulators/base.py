@@ -46,7 +46,7 @@ class FitReport:
     """How a fit went. Errors are in the metric's unit squared, whether or not the simulator standardizes."""
 
     epochs: int = 0
-    best_epoch: int = 0  # counted from 1; the epoch whose weights are kept
+    best_epoch: int = 0  # counted from 1; the epoch whose weights are kept; 0: those it started from
     training_loss: np.ndarray = field(default_factory=_no_losses, repr=False)  # float64 [epochs]; one-step MSE
     validation_mse: np.ndarray = field(default_factory=_no_losses, repr=False)  # float64 [epochs]; all-steps MSE
     seconds: float = 0.0

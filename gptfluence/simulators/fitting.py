@@ -333,6 +333,8 @@ class TableSimulator(Simulator):
         errors: list[float] = []
         report = FitReport(selected_by="last epoch: no validation runs were given")
         best, best_mse, update = deepcopy(model.state_dict()), float("inf"), 0
+        if validate is not None:  # the start competes, too: near the identity it predicts that nothing changes
+            best_mse, report.diverged_trajectories = validate()
         for epoch in range(1, self.max_epochs + 1):
             loss = torch.zeros((), dtype=torch.float64, device=transitions.target.device)
             drawn = torch.randperm(len(transitions), generator=shuffle).to(transitions.target.device)
@@ -358,7 +360,7 @@ class TableSimulator(Simulator):
                 if mse < best_mse:
                     best, best_mse = deepcopy(model.state_dict()), mse
                     report.best_epoch, report.diverged_trajectories = epoch, lost
-                if self.patience and report.best_epoch and epoch - report.best_epoch >= self.patience:
+                if self.patience and epoch - report.best_epoch >= self.patience and np.isfinite(best_mse):
                     break
             if not np.isfinite(losses[-1]):
                 break  # the weights are lost: no later epoch can be finite
@@ -371,8 +373,7 @@ class TableSimulator(Simulator):
             model.load_state_dict(best)
             report.selected_by = "best validation all-steps MSE"
             if not report.best_epoch:
-                report.selected_by = "initial weights: no epoch's validation rollouts stayed finite"
-                report.diverged_trajectories = validate()[1]
+                report.selected_by = "the start, near the identity: no epoch had a lower validation all-steps MSE"
         else:
             report.best_epoch = len(losses)
         report.epochs, report.seconds = len(losses), time.perf_counter() - started
