@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from gptfluence.config import Generation
 from gptfluence.errors import DataError
+from gptfluence.tasks.base import fingerprint
 
 NextLogits = Callable[..., torch.Tensor]
 ROOM = 4  # a decoding step handles one token a row, so its batches may hold more than a measuring batch
@@ -28,12 +29,14 @@ class Generator:
         prompts: Sequence[np.ndarray],
         settings: Generation,
         *,
+        ids: Sequence[str],
         end: int | None,
         token_budget: int,
         device: str,
     ) -> None:
-        """prompts: int64 [tokens] each; end: the token that ends a text; it is not part of it."""
+        """prompts: int64 [tokens] each; ids: of the examples; end: the token that ends a text; it is not part of it."""
         self._next_logits, self._prompts, self._settings = next_logits, prompts, settings
+        self._keys = [int(fingerprint(name), 16) for name in ids]
         self._end, self._device = end, device
         self._batches: list[list[int]] = []
         for row in sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row)):
@@ -61,7 +64,9 @@ class Generator:
         inputs, mask = (torch.from_numpy(array).to(self._device) for array in (ids, seen))
         positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
         length = self._settings.max_new_tokens
-        draws = np.stack([np.random.default_rng([seed, row, step]).random(length, np.float32) for row in rows])
+        draws = np.stack(
+            [np.random.default_rng([seed, self._keys[row], step]).random(length, np.float32) for row in rows]
+        )
         uniforms = torch.from_numpy(draws).to(self._device)
         alive, cache = torch.arange(len(rows), device=self._device), DynamicCache()
         written: list[list[int]] = [[] for _ in rows]

@@ -81,6 +81,7 @@ class GeneratedTexts:
             scored.next_logits,
             fitting,
             settings,
+            ids=[example.id for example in examples],
             end=gpt.tokenizer.eos_token_id,
             token_budget=recording.token_budget,
             device=device,

@@ -63,20 +63,24 @@ class Recorder:
         self._initial = {name: p.detach().clone() for name, p in self._trainable.items()}
         self._scored = ScoredLogits(self._model)
         self._accuracy = self._texts = None
-        if "accuracy" in metrics:
-            self._accuracy = Accuracy(gpt, tests, recording, self._scored, device)
-        if text_metrics := [metric for metric in metrics if metric in TEXT_METRICS]:
-            self._texts = GeneratedTexts(
-                gpt,
-                tests,
-                [tokens.ids[: tokens.target_start] for tokens in test_tokens],
-                recording,
-                generation or Generation(),
-                self._scored,
-                text_metrics,
-                device,
-                scoring_processes,
-            )
+        try:
+            if "accuracy" in metrics:
+                self._accuracy = Accuracy(gpt, tests, recording, self._scored, device)
+            if text_metrics := [metric for metric in metrics if metric in TEXT_METRICS]:
+                self._texts = GeneratedTexts(
+                    gpt,
+                    tests,
+                    [tokens.ids[: tokens.target_start] for tokens in test_tokens],
+                    recording,
+                    generation or Generation(),
+                    self._scored,
+                    text_metrics,
+                    device,
+                    scoring_processes,
+                )
+        except BaseException:  # the caller keeps its model as it was
+            self._scored.close()
+            raise
 
     def __enter__(self) -> Recorder:
         return self
