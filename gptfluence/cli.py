@@ -56,11 +56,15 @@ def fit(
     index: IndexOption = None,
 ) -> None:
     """Fit a simulator on the training runs of a task (recording them first if need be)."""
+    from gptfluence.influence import methods_of
     from gptfluence.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    fitted = study.simulator(simulator, setting, task, metric=metric)
-    print(fitted.report)
+    if simulator in methods_of(study.profile.simulators):  # nothing to fit, but runs to replay
+        test, _ = study.simulate(setting, task, metric=metric, methods=[simulator])
+        print(f"{simulator}: influences along {len(test)} test runs")
+    else:
+        print(study.simulator(simulator, setting, task, metric=metric).report)
     _write_index(index, {"simulator": simulator, "task": task, "metric": metric})
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gptfluence import config, evaluation, files
+from gptfluence import config, evaluation, files, influence
 from gptfluence.config import Profile, Recording, Setting
 from gptfluence.dynamics import store
 from gptfluence.dynamics.collect import collect, curriculum_of
@@ -183,6 +183,11 @@ class Study:
         if name not in self.profile.simulators:
             where = f"profile {self.profile.name!r}: "
             raise ConfigurationError(unknown("method", name, self.profile.simulators, where=where))
+        if name in influence.methods_of(self.profile.simulators):
+            raise ConfigurationError(
+                f"method {name!r} is no simulator: it needs the checkpoints of the very run it explains; Study.simulate "
+                "predicts the held-out runs with it"
+            )
         train, validation, _ = dynamics.split()
         options = dict(self.profile.simulators[name])
         kind = options.pop("kind", name)
@@ -228,7 +233,8 @@ class Study:
     ) -> tuple[GPTDynamics, dict[str, np.ndarray]]:
         """The held-out runs, and what each method predicts for them from their first `observed` values.
 
-        Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests].
+        Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests]. TracIn-CP and Grad-Dot
+        predict the loss only: of another metric they are left out, and an error if nothing else is asked for.
         """
         dynamics = self.dynamics(setting, task, model=model)
         test = dynamics.split()[2]
@@ -237,11 +243,19 @@ class Study:
                 f"profile {self.profile.name!r}: settings.{setting}.runs.test is 0; one held-out run at least is needed"
             )
         start = test.trajectories(metric)[:, :observed]
-        predicted = {
-            name: self._simulator(name, dynamics, metric).simulate(test.curricula, start)
-            for name in self.methods(methods)
-        }
-        return test, predicted
+        along = self.influences(dynamics)
+        chosen = influence.applicable(self.methods(methods), along.methods, metric)
+        of_gradients = [name for name in chosen if name in along.methods]
+        predicted = along.predict(of_gradients, observed=observed, device=_devices()[0]) if of_gradients else {}
+        for name in chosen:
+            if name not in along.methods:
+                predicted[name] = self._simulator(name, dynamics, metric).simulate(test.curricula, start)
+        return test, {name: predicted[name] for name in chosen}
+
+    def influences(self, dynamics: GPTDynamics) -> influence.Influences:
+        """The profile's TracIn-CP and Grad-Dot rows along the runs of `dynamics`, which this study recorded."""
+        methods = influence.methods_of(self.profile.simulators)
+        return influence.Influences(self.artifacts, dynamics, methods, self.model(dynamics.model))
 
     def methods(self, names: Sequence[str] = ()) -> list[str]:
         """These methods, or all of the profile's. Raises ConfigurationError for one the profile does not have."""
