@@ -118,12 +118,12 @@ class Study:
     def dynamics(
         self,
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | Task = "sst2",
         *,
         model: str | None = None,
         metric: str | None = None,
     ) -> GPTDynamics:
-        """The profile's runs of one task; those that are missing are recorded first.
+        """The profile's runs of one task, or of texts of one's own; those that are missing are recorded first.
 
         Raises errors of `gptfluence.errors` that name profile, run, step or example; what is recorded is kept.
         """
@@ -133,7 +133,7 @@ class Study:
         self,
         curricula: Curriculum | Sequence[Curriculum],
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | Task = "sst2",
         *,
         model: str | None = None,
     ) -> GPTDynamics:
@@ -145,15 +145,18 @@ class Study:
         return self._recorded(setting, task, model, list(named), named)
 
     def _recorded(
-        self, setting: str, task: str, model: str | None, names: list[str], curricula: dict[str, Curriculum]
+        self, setting: str, task: str | Task, model: str | None, names: list[str], curricula: dict[str, Curriculum]
     ) -> GPTDynamics:
         chosen = self.setting(setting)
+        texts = self.task(task) if isinstance(task, str) else task
         return _record_missing(
             self.artifacts,
             setting=setting,
-            task=self.task(task),
+            task=texts,
             model=self.model(model or chosen.model),
-            recording=chosen.recording.model_copy(update={"optimizer": chosen.recording.optimizer.for_task(task)}),
+            recording=chosen.recording.model_copy(
+                update={"optimizer": chosen.recording.optimizer.for_task(texts.name)}
+            ),
             drawn=config.canonical(chosen.curriculum),
             seed=self.profile.seed,
             names=names,
@@ -168,7 +171,7 @@ class Study:
         self,
         name: str,
         setting: str = "fine_tuning",
-        task: str = "sst2",
+        task: str | Task = "sst2",
         *,
         metric: str = "loss",
         model: str | None = None,

@@ -68,11 +68,12 @@ def chosen_parameters(model: nn.Module, which: str) -> dict[str, nn.Parameter]:
 class _Call:
     """One call of a module: its input and the gradient of the summed example losses with respect to its output.
 
-    Both are [examples, ...]; with `scored_rows` they are [scored tokens, features].
+    Both are [examples, tokens, features]; or [rows, features], and `positions`, int64 [rows], are those of the rows among
+    all tokens of the batch.
     """
 
     module: nn.Module
-    scored_rows: bool
+    positions: Tensor | None
     parameters: dict[str, str]  # the module's own name for a parameter -> the model's
     inputs: tuple
     options: dict
@@ -84,17 +85,19 @@ class _Call:
             _Bare(self.module), {f"module.{k}": v for k, v in parameters.items()}, self.inputs, self.options
         )
 
-    def spread(self, batch: Batch) -> _Call:
-        """The rows of scored tokens in their places, [examples, tokens, features], zeros elsewhere."""
+    def by_example(self, batch: Batch) -> _Call:
+        """The rows in their places, [examples, tokens, features], zeros elsewhere."""
+        if self.positions is None:
+            return self
 
         def whole(values: object) -> object:
             if not isinstance(values, Tensor):
                 return values
             filled = values.new_zeros(batch.input_ids.numel(), values.shape[-1])
-            return filled.index_copy_(0, batch.scored, values).view(*batch.input_ids.shape, -1)
+            return filled.index_copy_(0, self.positions, values).view(*batch.input_ids.shape, -1)
 
         inputs = tuple(whole(values) for values in self.inputs)
-        return replace(self, scored_rows=False, inputs=inputs, gradient=whole(self.gradient))
+        return replace(self, positions=None, inputs=inputs, gradient=whole(self.gradient))
 
 
 class _Bare(nn.Module):
@@ -146,15 +149,17 @@ class ExampleGradients:
                 total = batch.counts.new_zeros(len(batch.counts))
                 for call in calls:
                     share = (self._tangent(call, direction) * call.gradient).flatten(1).sum(1)
-                    total = total.index_add(0, batch.owner, share) if call.scored_rows else total + share
+                    if call.positions is None:
+                        total = total + share
+                    else:
+                        total = total.index_add(0, call.positions // batch.input_ids.shape[1], share)
                 yield total
 
     def per_example(self, batch: Batch) -> Direction:
         """Each example's own gradient: name -> float32 [examples, *shape]. For few examples, or small models."""
         total: Direction = {}
         for call in self._calls(batch):
-            if call.scored_rows:
-                call = call.spread(batch)
+            call = call.by_example(batch)
             own = {name: self.parameters[whole].detach() for name, whole in call.parameters.items()}
 
             def one(inputs: tuple, gradient: Tensor, call: _Call = call, own: Direction = own) -> Direction:
@@ -223,9 +228,7 @@ class ExampleGradients:
         for (module, inputs, options, _), gradient in zip(seen, found, strict=True):
             if gradient is not None:
                 calls.append(
-                    _Call(
-                        module, _scored_rows(module, gradient, batch), self._owners[module], inputs, options, gradient
-                    )
+                    _Call(module, _positions(module, gradient, batch), self._owners[module], inputs, options, gradient)
                 )
         return calls
 
@@ -247,12 +250,15 @@ class ExampleGradients:
         return torch.func.jvp(call.output, (at,), (moved,))[1]
 
 
-def _scored_rows(module: nn.Module, gradient: Tensor, batch: Batch) -> bool:
-    """Whether a module saw the scored tokens alone, [scored tokens, features], and not [examples, tokens, features]."""
+def _positions(module: nn.Module, gradient: Tensor, batch: Batch) -> Tensor | None:
+    """Which tokens of the batch a module saw, if it saw rows of features: all of them, or the scored ones alone."""
+    tokens = batch.input_ids.numel()
     if gradient.dim() > 2 and gradient.shape[:2] == batch.input_ids.shape:
-        return False
+        return None
+    if gradient.dim() == 2 and len(gradient) == tokens:
+        return torch.arange(tokens, device=gradient.device)
     if gradient.dim() == 2 and len(gradient) == len(batch.scored):
-        return True
+        return batch.scored
     raise ModelError(
         f"{type(module).__name__}: its output of shape {list(gradient.shape)} cannot be told apart by example; use "
         "parameters: last_layer, or another model"
