@@ -173,11 +173,16 @@ class Experiment:
         runs: int = 8,
         checkpoints: int = 10,
         parameters: str = "last_layer",
+        learning_rate_factor: float = 1.0,
     ) -> None:
-        """Raises ConfigurationError: see `flip_labels`, and for numbers that are out of range."""
+        """learning_rate_factor: of every training here, times the setting's rate (in the paper 1e-6 instead of 5e-7).
+
+        Raises ConfigurationError: see `flip_labels`, and for numbers that are out of range."""
         for name, value in (("runs", runs), ("checkpoints", checkpoints)):
             if value < 1:
                 raise ConfigurationError(f"mislabelled: {name} must be 1 or more, not {value}")
+        if not learning_rate_factor > 0:
+            raise ConfigurationError(f"mislabelled: learning_rate_factor must be positive, not {learning_rate_factor}")
         if parameters not in PARAMETERS:
             raise ConfigurationError(unknown("value", parameters, PARAMETERS, where="mislabelled: parameters: "))
         chosen = study.setting(setting)
@@ -197,14 +202,17 @@ class Experiment:
         )
         self.seed, self.setting, self.checkpoints, self.parameters = seed, setting, checkpoints, parameters
         subset = max(batch, size * 3 // 4 // batch * batch)
+        optimizer = chosen.recording.optimizer.for_task(task)
+        rate = float(optimizer.learning_rate) * learning_rate_factor  # type: ignore[arg-type]
         self._study = study.with_overrides(
             f"settings.{setting}.runs.train={runs}",
             f"settings.{setting}.runs.validation=1",
             f"settings.{setting}.runs.test=0",
             f"settings.{setting}.curriculum.subset_size={subset}",
+            f"settings.{setting}.recording.optimizer.learning_rate={rate!r}",
         )
         self._recording = chosen.recording.model_copy(
-            update={"optimizer": chosen.recording.optimizer.for_task(task), "record_pool": False}
+            update={"optimizer": optimizer.model_copy(update={"learning_rate": rate}), "record_pool": False}
         )
         self._model = study.model(chosen.model)
 

@@ -86,7 +86,7 @@ class TracIn:
 METHODS: dict[str, dict[str, Any]] = {
     "tracin_cp": {},
     "tracin_cp_10": {"checkpoints": 10},
-    "tracin_cp_update": {"direction": "update", "scale": "none"},
+    "tracin_cp_update": {"direction": "update", "scale": "none", "parameters": "all"},
     "grad_dot": {"checkpoints": "final"},
 }
 
