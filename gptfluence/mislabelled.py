@@ -95,7 +95,7 @@ def _check_labels(pool: TaskPool) -> None:
 
 def inspection_order(scores: np.ndarray) -> np.ndarray:
     """int [pool]: positions from the highest score to the lowest; of equal ones the earlier example first."""
-    return np.argsort(-np.asarray(scores), kind="stable")
+    return np.argsort(-np.asarray(scores, np.float64), kind="stable")
 
 
 def fraction_found(order: np.ndarray, flipped: np.ndarray, inspected: Sequence[int]) -> np.ndarray:
