@@ -29,6 +29,7 @@ LEARNED = [name for name in STUDY.profile.simulators if name not in TRIVIAL]  # 
 RUNS = {
     "explore_quickstart": ("explore_quickstart", {}),
     "tab02_fine_tuning_loss": ("tab02_fine_tuning_loss", {}),
+    "fig07_mislabelled_data": ("fig07_mislabelled_data", {}),
     "fig16_fine_tuning_loss": ("fig10_18_qualitative", {"figure": 16}),
 }
 WANTED = [name for name, (notebook, _) in RUNS.items() if fnmatch(name, ONLY) or fnmatch(notebook, ONLY)]

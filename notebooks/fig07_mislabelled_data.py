@@ -27,13 +27,16 @@
 # Inputs: runs on the flipped pool and a simulator fitted on them (made if missing). Outputs:
 # `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about three minutes on two cores.
 #
-# `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile smoke -p flipped_fraction 0.2`
+# The paper flips 40% of the labels. So much noise in 128 examples leaves a nano model nothing to learn from them (it stays
+# at chance, and then no score can tell a flip), so the default here is 20%.
+#
+# `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile smoke -p flipped_fraction 0.4`
 
 # %% tags=["parameters"]
 profile: str = "mini"
 task: str = "sst2"  # a classification task
 seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
-flipped_fraction: float = 0.4
+flipped_fraction: float = 0.2  # the paper's is 0.4
 runs: int = 8  # recorded on the flipped pool for GPTfluence to be fitted on
 learning_rate_factor: float = 6.0  # times the profile's rate, at which so short a training hardly learns labels
 overrides: list[str] = []  # changes to the profile
@@ -73,22 +76,20 @@ found.groupby(["method", "seed"])["value"].mean().unstack("method").round(3)  # 
 # test examples whose right label is the most likely one.
 
 # %%
-accuracy = pd.concat([experiment.accuracy() for experiment in experiments]).assign(
-    panel="test accuracy after retraining"
-)
+accuracy = pd.concat([experiment.accuracy() for experiment in experiments]).assign(panel="test accuracy")
 accuracy.pivot_table(index="inspected", columns="method", values="value", aggfunc="mean").round(3)
 
 # %%
 columns = {"method": "series", "seed": "repeat", "inspected": "x"}
 frame = pd.concat([found, accuracy])[["panel", *columns, "value"]].rename(columns=columns)
-ylabels = {"flipped labels found": "fraction of flipped labels", "test accuracy after retraining": "accuracy (0–1)"}
+ylabels = {"flipped labels found": "fraction of flipped labels", "test accuracy": "accuracy after retraining (0–1)"}
 picture = plot_curves(frame, xlabel="fraction of training examples inspected", ylabels=ylabels)
 picture
 
 # %%
 caption = (
     f"Finding mislabelled training data: {gf.names.task(task)}, {flipped_fraction:.0%} of the labels of {len(first.flipped)} "
-    f"training examples flipped. {nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds; "
+    f"training examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds; "
     "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
     f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
 )
@@ -99,5 +100,5 @@ nb.save_figure(
     caption=caption,
     sources=[experiment.dynamics for experiment in experiments],
 )
-print("Flipped labels found,", mean_and_range(frame[frame["panel"] == "flipped labels found"], flipped_fraction))
-print("Test accuracy,", mean_and_range(frame[frame["panel"] != "flipped labels found"], flipped_fraction))
+for panel, part in frame.groupby("panel"):
+    print(f"{panel}, {mean_and_range(part, flipped_fraction)}")
