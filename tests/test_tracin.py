@@ -164,6 +164,20 @@ def test_a_parameter_used_outside_its_module_is_no_silent_zero(nano, sst2):
             products(recorder, gradients, [direction])
 
 
+def test_a_parameter_used_inside_and_outside_its_module_is_no_silent_error(nano, sst2):
+    gpt = nano.load()
+    layer = gpt.model.gpt_neox.layers[0].mlp
+    linear, inner = layer.dense_4h_to_h, layer.forward
+    layer.forward = lambda x: inner(x) + torch.nn.functional.linear(layer.act(layer.dense_h_to_4h(x)), linear.weight)
+    with replayer(gpt, sst2) as recorder:
+        gradients = recorder.gradients("last_layer")
+        direction = gradients.gradient(recorder.pool_batch([0]))
+        with pytest.raises(ModelError, match=r"by its modules and .* by autograd"):
+            products(recorder, gradients, [direction])
+        with pytest.raises(ModelError, match=r"by its modules and .* by autograd"):
+            recorder.squared_norms(gradients)
+
+
 # --- along a run ----------------------------------------------------------------------------------------------------------
 
 
@@ -296,8 +310,8 @@ def test_without_influence_nothing_moves():
         ("tracin_cp", {"scale": "test"}, "scale 'test' is not known; known: none, validation, oracle"),
         ("tracin_cp", {"parameter": "all"}, "option 'parameter' is not known.*did you mean 'parameters'"),
         ("tracin_cp_update", {"checkpoints": 10}, "direction update .* checkpoints must be all, not 10"),
-        ("tracin_cp", {"scale": "oracle"}, "must say oracle.*call it e.g. 'tracin_cp oracle'"),
-        ("tracin_cp oracle", {"kind": "tracin_cp"}, "must not say oracle"),
+        ("tracin_cp", {"scale": "oracle"}, "must say oracle.*call it e.g. 'tracin_cp_oracle'"),
+        ("tracin_cp_oracle", {"kind": "tracin_cp"}, "must not say oracle"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(name, options, said):
@@ -308,9 +322,9 @@ def test_options_that_cannot_be_meant_are_refused(name, options, said):
 def test_the_usual_names_and_their_print():
     assert tracin.create("tracin_cp_10", {}) == TracIn(checkpoints=10)
     assert tracin.create("grad_dot", {}) == TracIn(checkpoints="final")
-    assert tracin.create("grad_dot oracle", {"kind": "grad_dot", "scale": "oracle"}).scale == "oracle"
+    assert tracin.create("grad_dot_oracle", {"kind": "grad_dot", "scale": "oracle"}).scale == "oracle"
     assert gf.names.method("tracin_cp_update") == "TracIn-CP (update)"
-    assert gf.names.method("grad_dot oracle") == "Grad-Dot (oracle)"
+    assert gf.names.method("grad_dot_oracle") == "Grad-Dot (oracle)"
 
 
 # --- in a study -----------------------------------------------------------------------------------------------------------
@@ -320,7 +334,7 @@ ROWS = (
     "simulators.tracin_cp_10={}",
     "simulators.grad_dot={}",
     "simulators.tracin_cp_update={}",
-    "simulators.tracin_cp oracle={kind: tracin_cp, scale: oracle}",
+    "simulators.tracin_cp_oracle={kind: tracin_cp, scale: oracle}",
 )
 
 
@@ -330,7 +344,7 @@ def study(tmp_path_factory):
     return gf.Study.load("smoke", [*ROWS, *small], artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
 
 
-METHODS = ["tracin_cp", "tracin_cp_10", "grad_dot", "tracin_cp_update", "tracin_cp oracle"]
+METHODS = ["tracin_cp", "tracin_cp_10", "grad_dot", "tracin_cp_update", "tracin_cp_oracle"]
 
 
 def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
@@ -347,8 +361,8 @@ def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
     np.testing.assert_allclose(predicted["tracin_cp"], tracin.predict(influence, losses[:, :1], scale))
     np.testing.assert_allclose(predicted["tracin_cp_10"], predicted["tracin_cp"])  # 4 steps: every state is kept
     errors = {name: np.square(values - losses).mean(axis=(1, 2)) for name, values in predicted.items()}
-    assert (errors["tracin_cp oracle"] <= errors["tracin_cp"] + 1e-9).all()
-    assert (errors["tracin_cp oracle"] <= errors["persistence"] + 1e-9).all()
+    assert (errors["tracin_cp_oracle"] <= errors["tracin_cp"] + 1e-9).all()
+    assert (errors["tracin_cp_oracle"] <= errors["persistence"] + 1e-9).all()
 
     def fail(*_, **__):
         raise AssertionError("replayed twice")

@@ -26,6 +26,7 @@ from gptfluence.tasks.base import TaskPool
 
 PARAMETERS = ("last_layer", "all")
 _LINEAR = (nn.Linear, nn.Embedding, nn.LayerNorm)  # linear in their parameters: J D is the module with D in their place
+COMPARED_TO = 1e-3  # of the sum of absolute values; in float32 the two ways agree to 1e-6
 GRADIENT_ELEMENTS = 2**25  # numbers that per-example gradients may hold at once (128 MiB)
 
 Direction = dict[str, Tensor]  # parameter's name -> tensor of its shape
@@ -121,6 +122,7 @@ class ExampleGradients:
         self.parameters = chosen_parameters(model, which)
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._owners: dict[nn.Module, dict[str, str]] = {}
+        self._compared = False
         for module in model.modules():
             own = {own: names[id(p)] for own, p in module.named_parameters(recurse=False) if id(p) in names}
             if own:
@@ -142,18 +144,38 @@ class ExampleGradients:
         """For each direction, float32 [examples]: the product of each example's gradient with it.
 
         Directions must have been made before, at whatever weights; the examples' gradients are those of the weights now.
+        Raises ModelError if the model uses a parameter where hooks do not see it; the first product is compared with one by
+        autograd.
         """
         calls = self._calls(batch)
-        with torch.no_grad():
-            for direction in directions:
-                total = batch.counts.new_zeros(len(batch.counts))
-                for call in calls:
-                    share = (self._tangent(call, direction) * call.gradient).flatten(1).sum(1)
-                    if call.positions is None:
-                        total = total + share
-                    else:
-                        total = total.index_add(0, call.positions // batch.input_ids.shape[1], share)
-                yield total
+        for direction in directions:
+            total = self._product(calls, batch, direction)
+            if not self._compared:
+                self._compare(total, batch, direction)
+            yield total
+
+    @torch.no_grad()
+    def _product(self, calls: list[_Call], batch: Batch, direction: Direction) -> Tensor:
+        total = batch.counts.new_zeros(len(batch.counts))
+        for call in calls:
+            share = (self._tangent(call, direction) * call.gradient).flatten(1).sum(1)
+            if call.positions is None:
+                total += share
+            else:
+                total.index_add_(0, call.positions // batch.input_ids.shape[1], share)
+        return total
+
+    def _compare(self, products: Tensor, batch: Batch, direction: Direction) -> None:
+        whole = self.gradient(batch)
+        parts = torch.stack([(whole[name] * direction[name]).sum() for name in whole])
+        size = float(products.abs().sum() + parts.abs().sum())
+        if not abs(float(products.sum() - parts.sum())) <= COMPARED_TO * size:
+            raise ModelError(
+                f"{type(self._model).__name__}: products of gradients are {float(products.sum()):.4g} by its modules and "
+                f"{float(parts.sum()):.4g} by autograd, so it uses a parameter where it cannot be seen, or mixes examples; use "
+                "parameters: last_layer, or another model"
+            )
+        self._compared = True
 
     def per_example(self, batch: Batch) -> Direction:
         """Each example's own gradient: name -> float32 [examples, *shape]. For few examples, or small models."""
@@ -175,6 +197,10 @@ class ExampleGradients:
             for name, gradient in found.items():
                 whole = call.parameters[name]
                 total[whole] = total[whole] + gradient if whole in total else gradient
+        if not self._compared:
+            direction = self.gradient(batch)
+            products = [(gradient * direction[name]).flatten(1).sum(1) for name, gradient in total.items()]
+            self._compare(torch.stack(products).sum(0), batch, direction)
         return total
 
     def squared_norms(self, batch: Batch) -> Tensor:
@@ -244,7 +270,7 @@ class ExampleGradients:
 
     def _tangent(self, call: _Call, direction: Direction) -> Tensor:
         moved = {own: direction[name] for own, name in call.parameters.items()}
-        if isinstance(call.module, _LINEAR) and len(moved) == sum(1 for _ in call.module.parameters(recurse=False)):
+        if type(call.module) in _LINEAR and len(moved) == sum(1 for _ in call.module.parameters(recurse=False)):
             return call.output(moved)
         at = {own: self.parameters[name].detach() for own, name in call.parameters.items()}
         return torch.func.jvp(call.output, (at,), (moved,))[1]

@@ -106,7 +106,7 @@ def create(name: str, options: Mapping[str, Any]) -> TracIn:
     if (method.scale == "oracle") != ("oracle" in name):
         raise ConfigurationError(
             f"method {name!r}: with scale: {method.scale} its name must {'' if method.scale == 'oracle' else 'not '}say "
-            f"oracle, so that tables tell what was fitted on the test run; call it e.g. '{kind} oracle' with kind: {kind}"
+            f"oracle, so that tables tell what was fitted on the test run; call it e.g. '{kind}_oracle' with kind: {kind}"
         )
     return method
 
