@@ -145,16 +145,13 @@ class Influences:
                     recorder.close()
 
     def _missing(self, run: TrainingRun) -> dict[str, TracIn]:
-        missing, seen = {}, set()
-        for name, method in self.methods.items():
+        """Methods whose influences along `run` are not there or damaged; one for rows that differ in scale only."""
+        missing: dict[Path, str] = {}
+        for name in self.methods:
             folder = self._folder(name, run)
-            if folder.is_dir() and (problem := files.damage(folder)):
-                aside = files.set_aside(folder)
-                warnings.warn(f"{problem}; set aside as {aside.name}, computing it again", stacklevel=2)
-            if not folder.is_dir() and folder not in seen:  # rows that differ in scale only share their influences
-                missing[name] = method
-                seen.add(folder)
-        return missing
+            if not folder.is_dir() or files.damage(folder):
+                missing.setdefault(folder, name)
+        return {name: self.methods[name] for name in missing.values()}
 
     def _save(self, name: str, run: TrainingRun, influence: np.ndarray) -> None:
         steps, tests = influence.shape
@@ -163,7 +160,11 @@ class Influences:
             "example": np.tile(np.arange(tests, dtype=np.int32), steps),
             "influence": influence.ravel(),
         }
-        with files.new_folder(self._folder(name, run), f"saving influences {name}") as new:
+        folder = self._folder(name, run)
+        if folder.is_dir():
+            problem, aside = files.damage(folder), files.set_aside(folder)
+            warnings.warn(f"{problem}; set aside as {aside.name}, computed it again", stacklevel=2)
+        with files.new_folder(folder, f"saving influences {name}") as new:
             pq.write_table(pa.table(table), new / FILE, compression="zstd")
             files.write_json(new / "influence.json", self._identity(name, run))
 

@@ -377,7 +377,7 @@ def test_a_damaged_influence_is_set_aside_and_made_again(study):
     _, predicted = study.simulate(task="sst2", methods=["tracin_cp"])
     folder = next((study.artifacts / "influence").glob("gradient-all-last_layer-sst2-*"))
     (folder / "influence.parquet").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"set aside as .*computing it again"):
+    with pytest.warns(UserWarning, match=r"set aside as .*computed it again"):
         _, again = study.simulate(task="sst2", methods=["tracin_cp"])
     np.testing.assert_array_equal(again["tracin_cp"], predicted["tracin_cp"])
 
