@@ -75,11 +75,15 @@ def fit(
     from gptfluence.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    for given in study.methods() if simulators is None else simulators:
+    for given in study.methods(setting=setting) if simulators is None else simulators:
         metric, colon, name = given.partition(":")
         metric, name = (metric, name) if colon else ("loss", given)
-        fitted = study.simulator(name, setting, task, metric=metric, model=model)
-        print(f"{metric}: {name}: {fitted.report}", flush=True)
+        if study.is_fitted(name):
+            fitted = study.simulator(name, setting, task, metric=metric, model=model)
+            print(f"{metric}: {name}: {fitted.report}", flush=True)
+        else:  # nothing to fit, but perhaps runs to replay
+            test, _ = study.simulate(setting, task, metric=metric, methods=[name], model=model)
+            print(f"{metric}: {name}: predicted {len(test)} held-out runs", flush=True)
     _write_index(index, {"setting": setting, "task": task, "model": model, "simulators": simulators})
 
 

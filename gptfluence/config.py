@@ -316,6 +316,7 @@ class Setting(Settings):
     # labels to choose from
     metrics: list[Metric] = Field(["loss"], min_length=1)
     generation: Generation = Generation()
+    methods: list[str] = []  # of the profile's simulators those that are compared in this setting; none named: all
 
     @property
     def model(self) -> str:
@@ -358,6 +359,9 @@ class Profile(Settings):
             for task in setting.test_tasks:
                 if task not in setting.tasks:
                     raise ValueError(f"{where}.test_tasks: {unknown('task', task, setting.tasks)}")
+            for method in setting.methods:
+                if method not in self.simulators:
+                    raise ValueError(f"{where}.methods: {unknown('method', method, self.simulators)}")
             rates, epochs = setting.recording.optimizer.learning_rate, setting.curriculum.epochs
             kind, keys = ("model", setting.models) if name == "instruction_tuning" else ("task", setting.tasks)
             for field, values, of, wanted in (

@@ -61,16 +61,17 @@ class Notebook:
         self.study = Study.load(self.parameters["profile"], self.parameters.get("overrides", ()))
         chosen = self.study.setting(setting)
         tested = self.study.tested(setting, chosen.metrics[0])
-        known: dict[str, Sequence[str]] = {
-            "tasks": tested,
-            "methods": list(self.study.profile.simulators),
-            "models": chosen.models,
+        simulators = list(self.study.profile.simulators)
+        known: dict[str, tuple[Sequence[str], Sequence[str]]] = {  # what is allowed, and what none given means
+            "tasks": (tested, tested),
+            "methods": (simulators, self.study.methods(setting=setting)),
+            "models": (chosen.models, chosen.models),
         }
-        for parameter, allowed in known.items():
+        for parameter, (allowed, default) in known.items():
             if parameter in self.parameters:
                 given = self.parameters[parameter]
                 self.choose(parameter, given, allowed)
-                setattr(self, parameter, [value for value in allowed if not given or value in given])
+                setattr(self, parameter, [value for value in allowed if value in (given or default)])
         if "task" in self.parameters:
             self.task = self.parameters["task"] or tested[0]
             self.choose("task", self.task, tested)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
-from gptfluence import names
+from gptfluence import influence, names
 from gptfluence.config import ROOT
 from gptfluence.errors import ConfigurationError
 from gptfluence.study import Study
@@ -78,7 +78,7 @@ def paper_models(study: Study, setting: str = "instruction_tuning") -> list[str]
 def outputs(study: Study) -> dict[str, Output]:
     """Every output that the profile can make: its name -> the notebook's run."""
     settings, found = study.profile.settings, dict[str, Output]()
-    learned = [name for name in study.profile.simulators if study.is_fitted(name)]
+    along = influence.methods_of(study.profile.simulators)
 
     def fits(
         setting: str, models: Iterable[str], tasks: Iterable[str], metrics: Iterable[str], simulators: Sequence[str]
@@ -95,6 +95,7 @@ def outputs(study: Study) -> dict[str, Output]:
 
     if "fine_tuning" in settings:
         chosen = study.setting("fine_tuning")
+        learned = [name for name in study.methods(setting="fine_tuning") if study.is_fitted(name)]
         model, tasks, metrics = chosen.models[:1], chosen.tasks, [m for m in chosen.metrics if m != "accuracy"]
         texts = [metric for metric in metrics if metric != "loss"]
         found["explore_quickstart"] = Output(
@@ -105,6 +106,9 @@ def outputs(study: Study) -> dict[str, Output]:
         )
         loss = fits("fine_tuning", model, tasks, ["loss"], learned)
         found["tab02_fine_tuning_loss"] = Output("tab02_fine_tuning_loss", fits=loss)
+        labelled = [task for task in tasks if study.is_labelled(task)]
+        if labelled and "gptfluence" in learned:
+            found["fig07_mislabelled_data"] = Output("fig07_mislabelled_data")  # trains on labels of its own
         found["fig09_convergence"] = Output("fig09_convergence", fits=loss)
         text_tasks = [task for task in tasks if any(task in study.tested("fine_tuning", metric) for metric in texts)]
         if text_tasks:
@@ -136,10 +140,14 @@ def outputs(study: Study) -> dict[str, Output]:
                     found[gallery_name(figure)] = Output("fig19_30_unseen_qualitative", parameters, one, unseen=True)
     if "instruction_tuning" in settings:
         chosen = study.setting("instruction_tuning")
+        compared = study.methods(setting="instruction_tuning")
+        learned = [name for name in compared if study.is_fitted(name)]
         metrics = [metric for metric in chosen.metrics if metric != "accuracy"]
         texts, main = [metric for metric in metrics if metric != "loss"], paper_models(study)
         tasks, first = study.tested("instruction_tuning", "loss"), chosen.models[:1]
-        loss = fits("instruction_tuning", main, tasks, ["loss"], learned)
+        loss = fits(
+            "instruction_tuning", main, tasks, ["loss"], [*learned, *(name for name in compared if name in along)]
+        )
         found["tab01_instruction_tuning_loss"] = Output("tab01_instruction_tuning_loss", fits=loss)
         if any(study.tested("instruction_tuning", metric) for metric in texts):
             text = fits("instruction_tuning", main, tasks, texts, learned)

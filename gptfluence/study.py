@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gptfluence import config, evaluation, files, names
+from gptfluence import config, evaluation, files, influence, names
 from gptfluence.config import Profile, Setting
 from gptfluence.dynamics import published
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics, join_tests
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.models import ModelSource
-from gptfluence.recording import cores, named, record_missing
+from gptfluence.recording import cores, devices, named, record_missing
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
 from gptfluence.tasks.instructions import mixture
@@ -127,18 +127,20 @@ class Study:
             self._tasks[name] = sources.load_parts(name, given, seed=self.profile.seed, data_dir=self.profile.data_dir)
         return self._tasks[name]
 
-    def _texts(self, setting: str, task: str, unseen: str | None) -> tuple[Task, list[int] | None]:
+    def _texts(self, setting: str, task: str | Task | None, unseen: str | None) -> tuple[Task, list[int] | None]:
         """What runs of a setting train on and are tested on, and the sizes of a mixture's parts.
 
         unseen: None; "training": the unseen pool, tested on known and unseen tests; "test": the known pool, unseen tests
         """
         chosen = self.setting(setting)
+        if isinstance(task, Task):
+            return task, None
         if setting == "instruction_tuning":
             key = (setting, unseen)
             if key not in self._tasks:
                 self._tasks[key] = self._mixture(chosen, unseen)
             return self._tasks[key]
-        return self._one(chosen, task, unseen), None
+        return self._one(chosen, task or chosen.tasks[0], unseen), None
 
     def _mixture(self, chosen: Setting, unseen: str | None) -> tuple[Task, list[int]]:
         """Unseen parts may be kept by some tasks only: others are not tested then, nor trained on in an unseen pool."""
@@ -170,7 +172,7 @@ class Study:
     def dynamics(
         self,
         setting: str = "fine_tuning",
-        task: str | None = None,
+        task: str | Task | None = None,
         *,
         model: str | None = None,
         metric: str | None = None,
@@ -178,6 +180,7 @@ class Study:
         """The profile's runs of one task (in instruction tuning: of the mixture); those missing are recorded first.
         Published ones must have been imported.
 
+        task: a task of the profile, or texts of one's own
         metric: only the test examples that have it. In instruction tuning `task` leaves that task's test examples.
 
         Raises errors of `gptfluence.errors` that name profile, run, step or example; what is recorded is kept.
@@ -209,7 +212,7 @@ class Study:
         dynamics = self._recorded(setting, task, model, names, {}, unseen=where)
         if unseen == "test":
             return dynamics
-        known = {example.id for example in self._texts(setting, task or "", None)[0].tests}
+        known = {example.id for example in self._texts(setting, task, None)[0].tests}
         rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (unseen == "training")]
         return dynamics.of_tests(rows)
 
@@ -230,7 +233,7 @@ class Study:
         self,
         curricula: Curriculum | Sequence[Curriculum],
         setting: str = "fine_tuning",
-        task: str | None = None,
+        task: str | Task | None = None,
         *,
         model: str | None = None,
     ) -> GPTDynamics:
@@ -258,9 +261,7 @@ class Study:
     ) -> GPTDynamics:
         chosen = self.setting(setting)
         model = model or chosen.model
-        if setting == "fine_tuning":
-            task = task or chosen.tasks[0]
-        texts, groups = self._texts(setting, task or "", unseen)
+        texts, groups = self._texts(setting, task, unseen)
         optimizer = chosen.recording.optimizer.for_one(model if setting == "instruction_tuning" else texts.name)
         drawn = config.canonical(chosen.curriculum.for_model(model))
         return record_missing(
@@ -285,7 +286,7 @@ class Study:
         self,
         name: str,
         setting: str = "fine_tuning",
-        task: str | None = None,
+        task: str | Task | None = None,
         *,
         metric: str = "loss",
         model: str | None = None,
@@ -310,6 +311,11 @@ class Study:
         from gptfluence import simulators
         from gptfluence.simulators.base import FORMAT_VERSION, Simulator
 
+        if name.split()[0] in influence.methods_of(self.profile.simulators):
+            raise ConfigurationError(
+                f"method {name!r} is no simulator: it needs the checkpoints of the very run it explains; Study.simulate "
+                "predicts the held-out runs with it"
+            )
         kind, options = self.options(name)
         train, validation, _ = dynamics.split()
         encoder = None
@@ -371,7 +377,8 @@ class Study:
 
         unseen: predict runs of `unseen_dynamics` instead.
 
-        Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests].
+        Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests]. TracIn-CP and Grad-Dot
+        predict the loss of known examples only: otherwise they are left out, and an error if nothing else is asked for.
         """
         # in instruction tuning a simulator is fitted on all tasks' tests, whichever task is looked at
         fitted_on = None if setting == "instruction_tuning" else task
@@ -385,22 +392,30 @@ class Study:
                 f"profile {self.profile.name!r}: settings.{setting}.runs.test is 0; one held-out run at least is needed"
             )
         start = test.trajectories(metric)[:, :observed]
-        predicted = {
-            name: self._simulator(name, dynamics, metric).simulate(
-                test.curricula, start, pool=test.pool, tests=test.tests
-            )
-            for name in self.methods(methods)
-        }
+        along = self.influences(dynamics)
+        chosen = influence.applicable(self.methods(methods, setting), along.methods, metric, known=unseen is None)
+        of_gradients = [name for name in chosen if name in along.methods]
+        predicted = along.predict(of_gradients, observed=observed, device=devices()[0]) if of_gradients else {}
+        for name in chosen:
+            if name not in along.methods:
+                fitted = self._simulator(name, dynamics, metric)
+                predicted[name] = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
+        predicted = {name: predicted[name] for name in chosen}
         if setting == "instruction_tuning" and task is not None:
-            rows = _rows_of(test, task)
+            rows = _rows_of(test, str(task))
             test, predicted = test.of_tests(rows), {name: values[:, :, rows] for name, values in predicted.items()}
         return test, predicted
 
-    def methods(self, names: Sequence[str] = ()) -> list[str]:
-        """These methods, or all of the profile's. Raises ConfigurationError for one the profile does not have."""
+    def influences(self, dynamics: GPTDynamics) -> influence.Influences:
+        """The profile's TracIn-CP and Grad-Dot rows along the runs of `dynamics`, which this study recorded."""
+        methods = influence.methods_of(self.profile.simulators)
+        return influence.Influences(self.artifacts, dynamics, methods, self.model(dynamics.model))
+
+    def methods(self, names: Sequence[str] = (), setting: str = "fine_tuning") -> list[str]:
+        """These methods, or all that a setting compares. Raises ConfigurationError for one the profile does not have."""
         for name in names:
             self.options(name)
-        return list(names) or list(self.profile.simulators)
+        return list(names) or self.setting(setting).methods or list(self.profile.simulators)
 
     def evaluate(
         self,
@@ -443,9 +458,9 @@ class Study:
             raise ConfigurationError(
                 unknown("metric", metric, chosen.metrics, where=f"profile {self.profile.name!r}: settings.{setting}: ")
             )
-        return [task for task in _tested_tasks(chosen) if metric in _metrics_of({self._is_labelled(task)}, [metric])]
+        return [task for task in _tested_tasks(chosen) if metric in _metrics_of({self.is_labelled(task)}, [metric])]
 
-    def _is_labelled(self, task: str) -> bool:
+    def is_labelled(self, task: str) -> bool:
         """Whether a task's targets are labels, by the profile alone: texts may be far away."""
         given = self.profile.tasks[task]
         label = getattr(given, "label", None)

@@ -142,6 +142,22 @@ def test_figure_16_shows_what_was_recorded_and_starts_there(papermill):
 
 
 @pytest.mark.slow
+def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
+    done, outputs = papermill("fig07_mislabelled_data", "-y", "seeds: [0]", "-p", "runs", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    frame = pd.read_csv(outputs / "fig07_mislabelled_data.csv")
+    assert set(frame["series"]) == {"tracin_cp", "gptfluence", "random"}
+    found = frame[frame["panel"] == "flipped labels found"].groupby("series")["value"]
+    assert (found.first() == 0).all()
+    assert (found.last() == 1).all()
+    accuracy = frame[frame["panel"] == "test accuracy"]
+    for end in (0.0, 1.0):  # nothing inspected, or all: the same training for every method
+        assert accuracy.loc[accuracy["x"] == end, "value"].nunique() == 1
+    done, _ = papermill("fig07_mislabelled_data", "-p", "task", "webnlg")
+    assert done.returncode != 0
+
+
+@pytest.mark.slow
 def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path):
     clone = tmp_path / "elsewhere"
     clone.mkdir()
@@ -153,7 +169,12 @@ def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path):
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         names = {path.stem for path in figures.glob("*.csv")}
-        assert names == {"explore_quickstart", "tab02_fine_tuning_loss", "fig16_fine_tuning_loss"}
+        assert names == {
+            "explore_quickstart",
+            "tab02_fine_tuning_loss",
+            "fig07_mislabelled_data",
+            "fig16_fine_tuning_loss",
+        }
         again = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, env=environment)
         assert "Nothing to be done" in again.stdout + again.stderr
     finally:
