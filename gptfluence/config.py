@@ -19,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gptfluence.errors import ConfigurationError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository; profiles, figures and artifacts are found below it
-PROFILES = ROOT / "profiles"
+PROFILES = next(  # of the repository; an installed package carries them beside its modules
+    (folder for folder in (ROOT / "profiles", Path(__file__).with_name("profiles")) if folder.is_dir()),
+    ROOT / "profiles",
+)
 
 
 class Settings(BaseModel):

@@ -36,6 +36,7 @@ def write_errors(path: Path, doing: str) -> Iterator[None]:
             errno.EACCES: "no permission to write there: choose another folder with GPTFLUENCE_ARTIFACTS",
             errno.EPERM: "no permission to write there: choose another folder with GPTFLUENCE_ARTIFACTS",
             errno.EROFS: "the file system is read-only: choose another folder with GPTFLUENCE_ARTIFACTS",
+            errno.EEXIST: "a file is in the way of a folder: choose another folder with GPTFLUENCE_ARTIFACTS",
             errno.ENOTDIR: "a file is in the way of a folder: choose another folder with GPTFLUENCE_ARTIFACTS",
         }.get(error.errno or 0)
         if remedy is None and "No space left" not in str(error):

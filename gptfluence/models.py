@@ -96,7 +96,10 @@ class ModelSource:
         return _corpus(tuple(self.corpus["names"]), self.corpus["seed"], self.corpus["examples_per_task"])
 
     def _nano_folder(self) -> Path:
-        key = fingerprint([self.identity(), "pretraining-1"])[:8]
+        # adapters and a limit on lengths come after pre-training
+        base = self.config.model_copy(update={"lora": None, "max_length": None})
+        plain = ModelSource(self.name, base, self.cache, self.corpus)
+        key = fingerprint([plain.identity(), "pretraining-1"])[:8]
         folder = self.cache / f"{self.name}-{key}"
         if folder.is_dir() and files.damage(folder) is None:
             return folder

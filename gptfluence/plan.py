@@ -78,7 +78,10 @@ def paper_models(study: Study, setting: str = "instruction_tuning") -> list[str]
 def outputs(study: Study) -> dict[str, Output]:
     """Every output that the profile can make: its name -> the notebook's run."""
     settings, found = study.profile.settings, dict[str, Output]()
-    along = influence.methods_of(study.profile.simulators)
+    along = influence.methods_of(
+        study.profile.simulators
+    )  # raises for options that are not known, as the next line does
+    study.check_simulators()
 
     def fits(
         setting: str, models: Iterable[str], tasks: Iterable[str], metrics: Iterable[str], simulators: Sequence[str]

@@ -470,6 +470,16 @@ class Study:
         """Whether the profile keeps training and test examples of a task apart."""
         return getattr(self.profile.tasks[task], "unseen_pool_size", 0) > 0
 
+    def check_simulators(self) -> None:
+        """Raise ConfigurationError for a hyperparameter, in the profile's `simulators:`, that is not known or not allowed."""
+        from gptfluence import simulators
+
+        replayed = influence.methods_of(self.profile.simulators)
+        for name in self.profile.simulators:
+            if name not in replayed:
+                kind, options = self.options(name)
+                simulators.create(kind, **options)
+
     def is_fitted(self, method: str) -> bool:
         """Whether a method of the profile is fitted on runs, and takes time for it."""
         from gptfluence.simulators import SIMULATORS

@@ -1,0 +1,156 @@
+"""A study with instruction tuning and unseen examples: what is trained on what, and what notebooks need of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gptfluence import plan
+from gptfluence.errors import ConfigurationError
+from gptfluence.study import Study
+
+FEW = (
+    "settings.fine_tuning.runs={train: 2, validation: 1, test: 1}",
+    "settings.instruction_tuning.runs={train: 2, validation: 1, test: 1}",
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
+        yield Study.load("smoke", FEW, artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
+
+
+def test_a_mixture_trains_on_equally_many_examples_of_every_task_and_tests_on_some(study):
+    dynamics = study.dynamics("instruction_tuning")
+    assert [e.task for e in dynamics.pool] == [task for task in ("rte", "sst2", "webnlg", "cnn_dm") for _ in range(16)]
+    assert [e.task for e in dynamics.tests] == [task for task in ("rte", "sst2", "webnlg") for _ in range(4)]
+    for curriculum in dynamics.curricula:
+        used = np.unique(curriculum.batches)
+        assert [dynamics.pool[int(row)].task for row in used] == [
+            task for task in ("rte", "sst2", "webnlg", "cnn_dm") for _ in range(8)
+        ]
+    prompts = {study.task("sst2").tests[row].prompt for row in range(4)}
+    instructed = [example for example in dynamics.tests if example.task == "sst2"]
+    assert all(any(prompt in example.prompt for prompt in prompts) for example in instructed)
+    assert not any(example.prompt in prompts for example in instructed)
+
+
+def test_a_model_may_have_its_own_epochs_and_learning_rate(study):
+    first, second = (study.dynamics("instruction_tuning", model=model) for model in ("nano-smoke", "nano-smoke-1b"))
+    assert (first.batches.shape[1], second.batches.shape[1]) == (8, 4)
+    assert (first.runs[0].learning_rate[0], second.runs[0].learning_rate[0]) == pytest.approx((3e-3, 2e-3))
+
+
+def test_a_metric_leaves_the_tests_that_have_it(study):
+    tasks = lambda metric: [e.task for e in study.dynamics("instruction_tuning", metric=metric).tests]  # noqa: E731
+    assert set(tasks("accuracy")) == {"rte", "sst2"}
+    assert set(tasks("bleu")) == {"webnlg"}
+    assert study.tested("instruction_tuning", "bleu") == study.tested("fine_tuning", "rouge_l") == ["webnlg"]
+    with pytest.raises(
+        ConfigurationError, match=r"settings.fine_tuning: metric 'accuracy' is not known; known: loss, bleu"
+    ):
+        study.tested("fine_tuning", "accuracy")
+
+
+def test_one_simulator_is_fitted_on_all_tasks_and_looked_at_task_by_task(study):
+    test, predicted = study.simulate("instruction_tuning", "sst2", methods=["gptfluence"])
+    whole, all_predicted = study.simulate("instruction_tuning", methods=["gptfluence"])
+    rows = [row for row, example in enumerate(whole.tests) if example.task == "sst2"]
+    assert test.tests.examples == tuple(whole.tests[row] for row in rows)
+    np.testing.assert_array_equal(predicted["gptfluence"], all_predicted["gptfluence"][:, :, rows])
+    with pytest.raises(ConfigurationError, match="task 'boolq' is not known"):
+        study.simulate("instruction_tuning", "boolq", methods=["persistence"])
+
+
+def test_a_method_may_change_options_of_the_profiles(study):
+    changed = study.simulator("gptfluence markov_order=2 max_epochs=3", "fine_tuning", "rte")
+    assert (changed.markov_order, changed.report.epochs) == (2, 3)
+    assert study.simulator("gptfluence", "fine_tuning", "rte").markov_order == 1
+    with pytest.raises(ConfigurationError, match="hyperparameter 'order' is not known"):
+        study.simulator("gptfluence order=2", "fine_tuning", "rte")
+
+
+@pytest.mark.parametrize("setting", ["fine_tuning", "instruction_tuning"])
+@pytest.mark.parametrize("unseen", ["training", "test", "both"])
+def test_unseen_examples_are_in_no_run_that_a_simulator_was_fitted_on(study, setting, unseen):
+    known = study.dynamics(setting, None if setting == "instruction_tuning" else "webnlg")
+    other = study.unseen_dynamics(setting, "webnlg", unseen=unseen)
+    texts = lambda pool: {example.text for example in pool}  # noqa: E731
+    answers = lambda pool: {(e.prompt.splitlines()[-2:][0], e.target) for e in pool}  # noqa: E731
+    assert (other.pool.fingerprint == known.pool.fingerprint) == (unseen == "test")
+    if unseen != "test":
+        assert not texts(other.pool) & (texts(known.pool) | texts(known.tests))
+        assert not answers(other.pool) & answers(known.pool)
+    if unseen == "training":
+        assert texts(other.tests) <= texts(known.tests)
+    else:
+        assert not texts(other.tests) & (texts(known.tests) | texts(known.pool))
+    assert not texts(other.tests) & texts(other.pool)
+    test, predicted = study.simulate(setting, "webnlg", methods=["gptfluence", "mean_trajectory"], unseen=unseen)
+    assert predicted["gptfluence"].shape == test.trajectories().shape
+    assert np.isfinite(predicted["gptfluence"]).all()
+    scores = study.evaluate(setting, tasks=["webnlg"], methods=["mean_trajectory"], unseen=unseen)
+    values = scores.set_index("statistic")["value"]
+    assert values["all_steps_mse"] == pytest.approx(
+        values["mse_mean_trajectory"]
+    )  # R2_dev of the reference itself is 0
+
+
+def test_a_method_that_knows_only_its_own_examples_says_so(study):
+    with pytest.raises(ConfigurationError, match="Use GPTfluence for unseen examples"):
+        study.simulate("fine_tuning", "webnlg", methods=["simfluence"], unseen="both")
+    with pytest.raises(ConfigurationError, match="unseen: value 'tests' is not known; known: training, test, both"):
+        study.unseen_dynamics("fine_tuning", "webnlg", unseen="tests")
+    with pytest.raises(
+        ConfigurationError, match=r"tasks.sst2: no unseen examples are kept apart; set unseen_pool_size"
+    ):
+        study.unseen_dynamics("fine_tuning", "sst2", unseen="test")
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def all_notebooks(monkeypatch, tmp_path):
+    """As if every notebook were written."""
+
+    class Everything(type(tmp_path)):
+        def is_file(self, **_):
+            return True
+
+    monkeypatch.setattr(plan, "NOTEBOOKS", Everything(tmp_path))
+
+
+def test_the_default_profile_has_every_item_of_the_paper(all_notebooks):
+    names = set(plan.outputs(Study.load("mini")))
+    figures = {int(name[3:5]) for name in names if name.startswith("fig")} | {4}  # figure 4 comes with table 10
+    tables = {int(name[3:5]) for name in names if name.startswith("tab")} | {6, 7, 8, 9}  # tables 5 to 9 are one
+    assert figures == set(range(1, 31))
+    assert tables == set(range(1, 14))
+
+
+def test_a_profile_without_a_setting_has_the_outputs_that_need_none(all_notebooks):
+    names = set(plan.outputs(Study.load("laptop")))
+    assert {"tab02_fine_tuning_loss", "tab05_hyperparameters"} <= names
+    assert not any("instruction" in name or "unseen" in name or "bleu" in name for name in names)
+
+
+def test_what_outputs_need_together_holds_what_each_needs_once(all_notebooks):
+    outputs = plan.outputs(Study.load("mini"))
+    fitting, unseen = plan.merged(outputs)
+    for output in outputs.values():
+        for runs, simulators in output.fits.items():
+            assert set(simulators) <= set(fitting[runs.name][1])
+            assert not output.unseen or runs.name in unseen
+    for _, simulators in fitting.values():
+        assert len(simulators) == len(set(simulators))
+
+
+def test_a_pattern_chooses_by_output_or_notebook_and_one_that_fits_nothing_is_an_error():
+    study = Study.load("mini")
+    assert set(plan.chosen(study, "tab02*")) == {"tab02_fine_tuning_loss"}
+    assert len(plan.chosen(study, "fig10_18*")) > 1
+    with pytest.raises(ConfigurationError, match=r"only='tab99' matches no notebook and no output; known: explore"):
+        plan.chosen(study, "tab99")
