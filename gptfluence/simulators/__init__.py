@@ -10,9 +10,10 @@ from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.simulators.reference import MeanTrajectory, Persistence
 from gptfluence.simulators.simfluence import Simfluence
+from gptfluence.simulators.tangent import TangentSimulator
 
 SIMULATORS: dict[str, type[Simulator]] = {
-    simulator.name: simulator for simulator in (GPTfluence, Simfluence, Persistence, MeanTrajectory)
+    simulator.name: simulator for simulator in (GPTfluence, Simfluence, TangentSimulator, Persistence, MeanTrajectory)
 }
 
 
