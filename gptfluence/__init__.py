@@ -24,6 +24,8 @@ _WHERE = {
     "Simulator": "simulators.base",
     "GPTfluence": "simulators.gptfluence",
     "Simfluence": "simulators.simfluence",
+    "TangentSimulator": "simulators.tangent",
+    "TangentFeatures": "dynamics.tangents",
     "Persistence": "simulators.reference",
     "MeanTrajectory": "simulators.reference",
     "evaluate": "evaluation",

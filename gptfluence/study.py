@@ -30,6 +30,7 @@ from gptfluence.tasks import sources
 from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
 
 if TYPE_CHECKING:
+    from gptfluence.dynamics.tangents import TangentFeatures
     from gptfluence.simulators.base import Simulator
 
 # Overrides that change where things are read or how fast, but no number: figures keep the profile's name.
@@ -189,6 +190,9 @@ class Study:
         encoder = None
         if "encoder" in options:
             encoder = options["encoder"] = encoders.load(options["encoder"], cache=self.artifacts / "features")
+        tangents = None
+        if simulators.needs_tangents(kind):
+            tangents = options["tangents"] = self._tangents(dynamics, options.get("tangents", {}))
         simulator = simulators.create(kind, **options)
         key = fingerprint(
             {
@@ -212,7 +216,28 @@ class Study:
                 fitted = simulator.fit(train, validation, metric=metric)
                 with files.new_folder(folder, f"saving simulator {name}") as new:
                     fitted.save_pretrained(new)
-        return Simulator.from_pretrained(folder)
+        loaded = Simulator.from_pretrained(folder)
+        if tangents is not None:
+            loaded.tangents = tangents  # type: ignore[attr-defined]  # for examples that it was not fitted on
+        return loaded
+
+    def _tangents(self, dynamics: GPTDynamics, options: dict[str, Any]) -> TangentFeatures:
+        """What takes gradients of the GPT that `dynamics` was recorded from; its checkpoints are of the first run."""
+        from gptfluence.dynamics.tangents import TangentFeatures
+
+        known = ("coordinates", "candidates", "mass", "checkpoints", "seed")
+        for option in options:
+            if option not in known:
+                raise ConfigurationError(unknown("option", option, known, where="simulator 'tangent': tangents: "))
+        if options.get("checkpoints"):
+            options = {**options, "reference": dynamics.split()[0].curricula[0]}
+        return TangentFeatures(
+            self.model(dynamics.model),
+            dynamics.pool,
+            Recording.model_validate(dynamics.provenance["spec"]["recording"]),
+            cache=self.artifacts / "tangents",
+            **options,
+        )
 
     # --- predictions ---
 

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.recorder import build_optimizer
 from gptfluence.dynamics.tokens import TokenizedExample, collate, tokenize
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError
-from gptfluence.models import GPT
+from gptfluence.models import GPT, ModelSource
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
 
 FORMAT = 1
@@ -99,7 +100,7 @@ class TangentFeatures:
 
     def __init__(
         self,
-        gpt: GPT,
+        gpt: GPT | ModelSource,
         pool: TaskPool,
         recording: Recording,
         *,
@@ -108,13 +109,13 @@ class TangentFeatures:
         mass: float = 0.99,
         reference: Curriculum | None = None,
         checkpoints: Sequence[int] = (),
-        identity: object = None,
         cache: Path | None = None,
         seed: int = 0,
     ) -> None:
         """
         Args:
-            gpt: the base model, as it is before training; it is given back as it came.
+            gpt: the base model, as it is before training, or its source, which is loaded only when gradients are to be
+                taken. It is given back as it came.
             pool: examples whose losses say which coordinates matter.
             recording: how runs are recorded: which tokens are trained on and measured, and the optimizer.
             coordinates: how many are sampled; as many as the model has, or more: all are kept.
@@ -122,8 +123,7 @@ class TangentFeatures:
                 reach this probability; the target is always one.
             reference, checkpoints: a curriculum to train on, and the steps of it after which tangents are taken again;
                 the steps before training need not be named.
-            identity: what tells this GPT from others (`ModelSource.identity()`); needed for a cache.
-            cache: folder for what was taken.
+            cache: folder for what was taken; a source is needed to tell GPTs apart there.
             seed: of the sample.
 
         Raises ConfigurationError that names the argument.
@@ -133,25 +133,24 @@ class TangentFeatures:
                 f"tangents: coordinates ({coordinates}) and candidates ({candidates}) must be 1 or more, mass ({mass}) "
                 "above 0 and at most 1"
             )
-        if cache is not None and identity is None:
-            raise ConfigurationError("tangents: a cache needs `identity`, what tells this GPT from others")
+        if cache is not None and isinstance(gpt, GPT):
+            raise ConfigurationError("tangents: a cache needs a ModelSource, which tells this GPT from others")
         steps = sorted(set(checkpoints))
         if bool(steps) != (reference is not None):
             raise ConfigurationError("tangents: give `reference` and `checkpoints` together, or neither")
-        if reference is not None and not (1 <= steps[0] and steps[-1] <= reference.steps):
+        if reference is not None and not (steps[0] >= 1 and steps[-1] <= reference.steps):
             raise ConfigurationError(
                 f"tangents: checkpoints must be steps 1 to {reference.steps} of the reference, not {steps}"
             )
-        self.gpt, self.pool, self.recording, self.cache, self.seed = gpt, pool, recording, cache, seed
+        self._given, self.pool, self.recording, self.cache, self.seed = gpt, pool, recording, cache, seed
         self.size, self.candidates, self.mass = coordinates, candidates, mass
         self.reference, self.checkpoints = reference, steps
-        self._parameters = {name: p for name, p in gpt.model.named_parameters() if p.requires_grad}
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._coordinates: Coordinates | None = None
         self.fingerprint = fingerprint(
             {
                 "format": FORMAT,
-                "model": identity if identity is not None else gpt.name,
+                "model": gpt.name if isinstance(gpt, GPT) else gpt.identity(),
                 "pool": pool.fingerprint,
                 "recording": {
                     k: v for k, v in canonical(recording).items() if k not in ("record_pool", "token_budget")
@@ -160,6 +159,14 @@ class TangentFeatures:
                 "reference": [reference.fingerprint, steps] if reference else None,
             }
         )
+
+    @cached_property
+    def gpt(self) -> GPT:
+        return self._given if isinstance(self._given, GPT) else self._given.load()
+
+    @cached_property
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.gpt.model.named_parameters() if p.requires_grad}
 
     # --- what is asked for ---
 
@@ -183,7 +190,7 @@ class TangentFeatures:
     def _cached(self, name: str, make) -> dict[str, np.ndarray]:
         if self.cache is None:
             return make()
-        folder = self.cache / f"{self.gpt.name}-{self.fingerprint}" / name
+        folder = self.cache / f"{self._given.name}-{self.fingerprint}" / name
         with files.locked(folder.parent / f".{name}.lock"):
             if folder.is_dir() and (problem := files.damage(folder)):
                 aside = files.set_aside(folder)

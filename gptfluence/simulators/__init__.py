@@ -29,3 +29,8 @@ def create(name: str, **hyperparameters: Any) -> Simulator:
         if argument not in known:
             raise ConfigurationError(unknown("hyperparameter", argument, known, where=f"simulator {name!r}: "))
     return SIMULATORS[name](**hyperparameters)
+
+
+def needs_tangents(name: str) -> bool:
+    """Whether the simulator of this name asks for gradients of the GPT (`dynamics.tangents.TangentFeatures`)."""
+    return name in SIMULATORS and "tangents" in inspect.signature(SIMULATORS[name]).parameters

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Side:
         self.example = torch.from_numpy(tangents.example)
         owner = self.example[self.token]
         ends = torch.searchsorted(owner, torch.arange(tangents.examples + 1))
-        self.rows = [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self.rows = [slice(a, b) for a, b in pairwise(ends.tolist())]
         self.tokens = torch.bincount(self.example).tolist()  # of each example
 
     def batch(self, examples: list[int]) -> tuple[Tensor, Tensor]:
