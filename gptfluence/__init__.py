@@ -25,6 +25,7 @@ _WHERE = {
     "GPTfluence": "simulators.gptfluence",
     "Simfluence": "simulators.simfluence",
     "TangentSimulator": "simulators.tangent",
+    "LowRank": "simulators.low_rank",
     "TangentFeatures": "dynamics.tangents",
     "Persistence": "simulators.reference",
     "MeanTrajectory": "simulators.reference",

@@ -8,12 +8,14 @@ from typing import Any
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.low_rank import LowRank
 from gptfluence.simulators.reference import MeanTrajectory, Persistence
 from gptfluence.simulators.simfluence import Simfluence
 from gptfluence.simulators.tangent import TangentSimulator
 
 SIMULATORS: dict[str, type[Simulator]] = {
-    simulator.name: simulator for simulator in (GPTfluence, Simfluence, TangentSimulator, Persistence, MeanTrajectory)
+    simulator.name: simulator
+    for simulator in (GPTfluence, Simfluence, TangentSimulator, LowRank, Persistence, MeanTrajectory)
 }
 
 
