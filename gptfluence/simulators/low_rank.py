@@ -24,7 +24,7 @@ from gptfluence.simulators.gptfluence import TextEncoder
 from gptfluence.tasks.base import TaskPool
 
 KEEPS = (1.0, 0.98, 0.9)  # of an exposure, each step
-OWN = (0.0, 0.3, 1.0)  # share of an example's similarity that is to itself alone
+OWN = (0.0, 0.3, 0.9)  # share of an example's similarity that is to itself alone
 FOLDS = 5
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # times the largest singular value, squared
 
