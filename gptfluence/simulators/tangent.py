@@ -36,12 +36,17 @@ LARGEST_LOGIT = 80.0  # exp of more does not fit float32
 
 
 class Side:
-    """Tangents as torch tensors, with the rows of each example at hand."""
+    """Tangents as torch tensors, with the rows of each example at hand.
 
-    def __init__(self, tangents: Tangents) -> None:
+    widened: gradients as float32, in twice the memory: of tests, all of which every rollout multiplies.
+    """
+
+    def __init__(self, tangents: Tangents, *, widened: bool = False) -> None:
         self.outputs = torch.from_numpy(tangents.outputs)
         self.gradients = torch.from_numpy(tangents.gradients)
         self.scale = torch.from_numpy(tangents.scale)
+        if widened:
+            self.gradients = self.gradients.float().mul_(self.scale[..., None])
         self.token = torch.from_numpy(tangents.token)
         self.target = torch.from_numpy(tangents.target)
         self.example = torch.from_numpy(tangents.example)
@@ -125,8 +130,8 @@ class Linearised:
                 shares[k, step] = share
         for k, reference in enumerate(torch.from_numpy(self.coordinates.displacement)):
             at = shares[k].nonzero()[:, 0]
-            slope = (weight * (path[at] - reference)) @ tests.gradients[k].float().T
-            outputs[at] += shares[k][at, None] * (tests.outputs[k] + slope * tests.scale[k])
+            change = (weight * (path[at] - reference)) @ tests.gradients[k].T
+            outputs[at] += shares[k][at, None] * (tests.outputs[k] + change)
         outputs.clamp_(max=LARGEST_LOGIT)
         total = torch.ones(len(path), len(tests.example)).index_add_(1, tests.token, outputs.exp())
         token_losses = total.log() - outputs[:, tests.target]
@@ -218,7 +223,7 @@ class TangentSimulator(Simulator):
         self._of_pool = source.of(train.pool, trained=True)
         self._of_tests = source.of(train.tests, trained=False)
         self._linearised = Linearised(source.coordinates, optimizer)
-        self._sides = Side(self._of_pool), Side(self._of_tests)
+        self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches = train.batches
         recorded = train.trajectories(metric)
         predicted = self._tangent_rollouts(*self._sides, self._batches)
@@ -299,7 +304,7 @@ class TangentSimulator(Simulator):
             of_pool = Side(self._source(f"the unseen pool {pool.name}").of(pool, trained=True))
         residual, mean, correction = self._residual, self._mean, self._seen
         if tests is not None:
-            of_tests = Side(self._source(f"the unseen tests {tests.name}").of(tests, trained=False))
+            of_tests = Side(self._source(f"the unseen tests {tests.name}").of(tests, trained=False), widened=True)
             correction, residual = self._unseen, residual.mean(axis=1, keepdims=True)
             if correction.coefficients.any():
                 mean = self._tangent_rollouts(self._sides[0], of_tests, self._batches).mean(axis=0)
@@ -344,6 +349,6 @@ class TangentSimulator(Simulator):
             raise ValueError("tangents are not those of the pool and tests that config.json describes")
         optimizer = AdamW.model_validate_json(arrays["optimizer"].tobytes())
         self._linearised = Linearised(from_arrays("coordinates", Coordinates, arrays), optimizer)
-        self._sides = Side(self._of_pool), Side(self._of_tests)
+        self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._seen, self._unseen = (Correction(values) for values in arrays["correction"])
