@@ -19,6 +19,7 @@ from gptfluence.errors import ConfigurationError
 from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.tangent import KNOTS, Correction, TangentSimulator
+from gptfluence.study import Study
 from gptfluence.tasks import Example, TaskPool
 
 RECORDING = Recording.model_validate({"optimizer": {"learning_rate": 2e-3, "weight_decay": 0.1}})
@@ -263,3 +264,21 @@ def test_bad_input_is_explained(dynamics, features, gpt, sst2, webnlg):
     bleu = [replace(run, trajectories={"bleu": run.trajectories["loss"]}) for run in dynamics.runs]
     with pytest.raises(ConfigurationError, match="simulates the loss, not 'bleu'"):
         TangentSimulator(tangents=features).fit(replace(dynamics, runs=bleu), metric="bleu")
+
+
+def test_a_study_makes_caches_and_reloads_it(tmp_path):
+    overrides = {
+        "simulators": "{tangent: {tangents: {coordinates: 200, checkpoints: [2]}}}",
+        "settings.fine_tuning.tasks": "[sst2]",
+    }
+    study = Study.load("smoke", overrides, artifacts=tmp_path, jobs=1)
+    first = study.simulator("tangent")
+    assert len(list(tmp_path.glob("tangents/*/*/tangents.safetensors"))) == 3  # coordinates, pool, tests
+    again = study.simulator("tangent")
+    test, predicted = study.simulate(methods=["tangent"])
+    np.testing.assert_array_equal(again.simulate(test.curricula, start(test)), predicted["tangent"])
+    np.testing.assert_array_equal(first.simulate(test.curricula, start(test)), predicted["tangent"])
+    unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself
+    assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
+    with pytest.raises(ConfigurationError, match="option 'coordinate' is not known; known: coordinates"):
+        study.with_overrides("simulators={tangent: {tangents: {coordinate: 3}}}").simulator("tangent")

@@ -104,7 +104,7 @@ class TangentFeatures:
         pool: TaskPool,
         recording: Recording,
         *,
-        coordinates: int = 4096,
+        coordinates: int = 8192,
         candidates: int = 12,
         mass: float = 0.99,
         reference: Curriculum | None = None,
