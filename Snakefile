@@ -72,7 +72,7 @@ rule collect:
 rule fit:
     input:
         f"{BUILD}/collect/{{task}}.json",
-        package("simulators/*.py", "encoders.py"),
+        package("simulators/*.py", "encoders.py", "dynamics/tangents.py"),
     output:
         f"{BUILD}/fit/{{task}}-{{simulator}}.json",
     log:

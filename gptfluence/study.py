@@ -236,6 +236,7 @@ class Study:
             dynamics.pool,
             Recording.model_validate(dynamics.provenance["spec"]["recording"]),
             cache=self.artifacts / "tangents",
+            device=_devices()[0],
             **options,
         )
 

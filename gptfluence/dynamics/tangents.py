@@ -110,6 +110,7 @@ class TangentFeatures:
         reference: Curriculum | None = None,
         checkpoints: Sequence[int] = (),
         cache: Path | None = None,
+        device: str = "cpu",
         seed: int = 0,
     ) -> None:
         """
@@ -124,6 +125,7 @@ class TangentFeatures:
             reference, checkpoints: a curriculum to train on, and the steps of it after which tangents are taken again;
                 the steps before training need not be named.
             cache: folder for what was taken; a source is needed to tell GPTs apart there.
+            device: where a GPT that is loaded from its source computes; numbers agree between devices to rounding.
             seed: of the sample.
 
         Raises ConfigurationError that names the argument.
@@ -143,7 +145,7 @@ class TangentFeatures:
                 f"tangents: checkpoints must be steps 1 to {reference.steps} of the reference, not {steps}"
             )
         self._given, self.pool, self.recording, self.cache, self.seed = gpt, pool, recording, cache, seed
-        self.size, self.candidates, self.mass = coordinates, candidates, mass
+        self.size, self.candidates, self.mass, self.device = coordinates, candidates, mass, device
         self.reference, self.checkpoints = reference, steps
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._coordinates: Coordinates | None = None
@@ -162,7 +164,11 @@ class TangentFeatures:
 
     @cached_property
     def gpt(self) -> GPT:
-        return self._given if isinstance(self._given, GPT) else self._given.load()
+        if isinstance(self._given, GPT):
+            return self._given
+        loaded = self._given.load()
+        loaded.model.to(self.device)
+        return loaded
 
     @cached_property
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
