@@ -103,7 +103,7 @@ rule unseen:
 rule fit:
     input:
         f"{BUILD}/collect/{{runs}}.json",
-        package("simulators/*.py", "encoders.py"),
+        package("simulators/*.py", "encoders.py", "dynamics/tangents.py"),
     output:
         f"{BUILD}/fit/{{runs}}.json",
     log:

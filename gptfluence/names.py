@@ -17,6 +17,8 @@ METHODS = {
     "recorded": "recorded",
     "gptfluence": "GPTfluence",
     "simfluence": "Simfluence",
+    "tangent": "Tangent simulator",
+    "low_rank": "Low-rank deviations",
     "tracin_cp": "TracIn-CP",
     "grad_dot": "Grad-Dot",
     "persistence": "Persistence",
@@ -27,6 +29,8 @@ LINES = {
     "recorded": Line("#000000", "-", ""),
     "gptfluence": Line("#0072B2", "-", "o"),
     "simfluence": Line("#D55E00", (0, (4, 1.5)), "s"),
+    "tangent": Line("#56B4E9", (0, (8, 1.5)), "P"),
+    "low_rank": Line("#5E3C99", (0, (5, 1, 1, 1)), "<"),
     "tracin_cp": Line("#009E73", (0, (4, 1.5, 1, 1.5)), "^"),
     "grad_dot": Line("#CC79A7", (0, (1, 1.2)), "D"),
     "persistence": Line("#767676", (0, (1, 2.5)), "x"),
@@ -34,9 +38,9 @@ LINES = {
     "random": Line("#767676", (0, (2, 2)), "+"),
 }
 OTHER_LINES = (
-    Line("#56B4E9", (0, (5, 1, 1, 1)), "P"),
+    Line("#B8860B", (0, (3, 1)), "p"),
     Line("#8C6D31", (0, (2, 1)), "*"),
-    Line("#5E3C99", (0, (7, 2)), "<"),
+    Line("#7F3C2D", (0, (7, 2)), "h"),
 )
 PYTHIA_SIZES = ("14m", "70m", "160m", "410m", "1b", "2.8b")
 TRIVIAL = ("persistence", "mean_trajectory")  # baselines that know nothing of the curriculum

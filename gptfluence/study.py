@@ -31,6 +31,7 @@ from gptfluence.tasks.instructions import mixture
 from gptfluence.tasks.layouts import LAYOUTS
 
 if TYPE_CHECKING:
+    from gptfluence.dynamics.tangents import TangentFeatures
     from gptfluence.encoders import Encoder
     from gptfluence.simulators.base import Simulator
 
@@ -321,6 +322,9 @@ class Study:
         encoder = None
         if "encoder" in options:
             encoder = options["encoder"] = self._encoder(options["encoder"])
+        tangents = None
+        if simulators.needs_tangents(kind):
+            tangents = options["tangents"] = self._tangents(dynamics, options.get("tangents", {}))
         simulator = simulators.create(kind, **options)
         key = fingerprint(
             {
@@ -348,6 +352,8 @@ class Study:
         loaded = Simulator.from_pretrained(folder)
         if encoder is not None:
             loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
+        if tangents is not None:
+            loaded.tangents = tangents  # type: ignore[attr-defined]  # for examples that it was not fitted on
         return loaded
 
     def _encoder(self, spec: str) -> Encoder:
@@ -359,6 +365,22 @@ class Study:
         encoder = encoders.load(found, cache=self.artifacts / "features")
         encoder.name = spec
         return encoder
+
+    def _tangents(self, dynamics: GPTDynamics, options: dict[str, Any]) -> TangentFeatures:
+        """What takes gradients of the GPT that `dynamics` was recorded from; its checkpoints are of the first run."""
+        from gptfluence.dynamics.tangents import TangentFeatures
+
+        _check_tangents(options)
+        if options.get("checkpoints"):
+            options = {**options, "reference": dynamics.split()[0].curricula[0]}
+        return TangentFeatures(
+            self.model(dynamics.model),
+            dynamics.pool,
+            config.Recording.model_validate(dynamics.provenance["spec"]["recording"]),
+            cache=self.artifacts / "tangents",
+            device=devices()[0],
+            **options,
+        )
 
     # --- predictions ---
 
@@ -478,6 +500,8 @@ class Study:
         for name in self.profile.simulators:
             if name not in replayed:
                 kind, options = self.options(name)
+                if simulators.needs_tangents(kind):
+                    _check_tangents(options.pop("tangents", {}))
                 simulators.create(kind, **options)
 
     def is_fitted(self, method: str) -> bool:
@@ -485,6 +509,13 @@ class Study:
         from gptfluence.simulators import SIMULATORS
 
         return method not in names.TRIVIAL and self.options(method)[0] in SIMULATORS
+
+
+def _check_tangents(options: Mapping[str, Any]) -> None:
+    known = ("coordinates", "candidates", "mass", "checkpoints", "seed")
+    for option in options:
+        if option not in known:
+            raise ConfigurationError(unknown("option", option, known, where="simulator 'tangent': tangents: "))
 
 
 def _first(task: Task, setting: Setting) -> Task:

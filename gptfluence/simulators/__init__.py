@@ -8,11 +8,14 @@ from typing import Any
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.low_rank import LowRank
 from gptfluence.simulators.reference import MeanTrajectory, Persistence
 from gptfluence.simulators.simfluence import Simfluence
+from gptfluence.simulators.tangent import TangentSimulator
 
 SIMULATORS: dict[str, type[Simulator]] = {
-    simulator.name: simulator for simulator in (GPTfluence, Simfluence, Persistence, MeanTrajectory)
+    simulator.name: simulator
+    for simulator in (GPTfluence, Simfluence, TangentSimulator, LowRank, Persistence, MeanTrajectory)
 }
 
 
@@ -28,3 +31,8 @@ def create(name: str, **hyperparameters: Any) -> Simulator:
         if argument not in known:
             raise ConfigurationError(unknown("hyperparameter", argument, known, where=f"simulator {name!r}: "))
     return SIMULATORS[name](**hyperparameters)
+
+
+def needs_tangents(name: str) -> bool:
+    """Whether the simulator of this name asks for gradients of the GPT (`dynamics.tangents.TangentFeatures`)."""
+    return name in SIMULATORS and "tangents" in inspect.signature(SIMULATORS[name]).parameters

@@ -1,0 +1,421 @@
+"""Tangents of a GPT: how the outputs that decide an example's loss move when parameters move, to first order.
+
+An *output* is the logit of one candidate for one scored token, less the logsumexp of all tokens that are no candidate:
+
+    f_a = z_a - log sum_{b not a candidate} exp z_b        loss = log(1 + sum_a exp f_a) - f_target        (exact)
+
+so that outputs that move linearly give a convex loss with the right curvature. Candidates are the label words of a
+classification example, else the target and the likeliest tokens of the base model. Gradients are kept at a sample of
+the parameters' coordinates, drawn with probability p_c proportional to how strongly the pool's losses depend on them;
+sums over coordinates weigh each by 1 / (n p_c), which makes them unbiased. (Neural tangent features: Jacot et al. 2018,
+arXiv:1806.07572; the sample of coordinates keeps element-wise optimizers such as AdamW exact, which random projections,
+e.g. TRAK, arXiv:2303.14186, do not.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
+
+from gptfluence import files
+from gptfluence.config import Recording, canonical
+from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.recorder import build_optimizer
+from gptfluence.dynamics.tokens import TokenizedExample, collate, tokenize
+from gptfluence.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.models import GPT, ModelSource
+from gptfluence.tasks.base import Example, TaskPool, fingerprint
+
+FORMAT = 1
+UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
+GRADIENT_BUDGET = 2**25  # floats that one batched backward pass may return: 128 MiB
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The sampled coordinates of the trainable parameters, and the checkpoints at which gradients are taken.
+
+    index: int64 [n], positions in the concatenated parameters; parameter: int32 [n], which parameter each belongs to
+    weight: float32 [n], 1 / (n p_c) times how often it was drawn; 1 if all coordinates are kept
+    initial: float32 [n], value before training; decayed: bool [n], whether weight decay acts on it
+    steps: int64 [checkpoints], 0 first; displacement: float32 [checkpoints, n], parameters there less the initial ones
+    """
+
+    index: np.ndarray
+    parameter: np.ndarray
+    weight: np.ndarray
+    initial: np.ndarray
+    decayed: np.ndarray
+    steps: np.ndarray
+    displacement: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Tangents:
+    """Outputs and gradients of a set of examples, in order: outputs of a token and tokens of an example are adjacent.
+
+    outputs: float32 [checkpoints, outputs], logits
+    gradients: float16 [checkpoints, outputs, n] at the sampled coordinates; to be multiplied by scale: float32
+        [checkpoints, outputs]
+    token: int64 [outputs], the scored token each belongs to; target: bool [outputs], whether it is that token's target
+    example: int64 [tokens], the example each scored token belongs to
+    """
+
+    outputs: np.ndarray = field(repr=False)
+    gradients: np.ndarray = field(repr=False)
+    scale: np.ndarray = field(repr=False)
+    token: np.ndarray = field(repr=False)
+    target: np.ndarray = field(repr=False)
+    example: np.ndarray = field(repr=False)
+
+    @property
+    def examples(self) -> int:
+        return int(self.example[-1]) + 1
+
+
+def kernel(of: Tangents, on: Tangents, coordinates: Coordinates, *, parameter: int | None = None) -> np.ndarray:
+    """Empirical tangent kernel at the base model, float32 [outputs of `of`, outputs of `on`]: <grad f_a, grad f_b>.
+
+    An unbiased estimate from the sampled coordinates, exact if all are kept. parameter: of this parameter alone.
+    """
+    kept = slice(None) if parameter is None else coordinates.parameter == parameter
+    left, right = (t.gradients[0][:, kept].astype(np.float32) * t.scale[0][:, None] for t in (of, on))
+    return (left * coordinates.weight[kept]) @ right.T
+
+
+class TangentFeatures:
+    """Takes tangents of any examples by one GPT, at the same coordinates and checkpoints; what is taken is cached."""
+
+    def __init__(
+        self,
+        gpt: GPT | ModelSource,
+        pool: TaskPool,
+        recording: Recording,
+        *,
+        coordinates: int = 8192,
+        candidates: int = 12,
+        mass: float = 0.99,
+        reference: Curriculum | None = None,
+        checkpoints: Sequence[int] = (),
+        cache: Path | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            gpt: the base model, as it is before training, or its source, which is loaded only when gradients are to be
+                taken. It is given back as it came.
+            pool: examples whose losses say which coordinates matter.
+            recording: how runs are recorded: which tokens are trained on and measured, and the optimizer.
+            coordinates: how many are sampled; as many as the model has, or more: all are kept.
+            candidates, mass: of a token of free text, the likeliest `candidates` at most, and no more than it takes to
+                reach this probability; the target is always one.
+            reference, checkpoints: a curriculum to train on, and the steps of it after which tangents are taken again;
+                the steps before training need not be named.
+            cache: folder for what was taken; a source is needed to tell GPTs apart there.
+            device: where a GPT that is loaded from its source computes; numbers agree between devices to rounding.
+            seed: of the sample.
+
+        Raises ConfigurationError that names the argument.
+        """
+        if coordinates < 1 or candidates < 1 or not 0 < mass <= 1:
+            raise ConfigurationError(
+                f"tangents: coordinates ({coordinates}) and candidates ({candidates}) must be 1 or more, mass ({mass}) "
+                "above 0 and at most 1"
+            )
+        if cache is not None and isinstance(gpt, GPT):
+            raise ConfigurationError("tangents: a cache needs a ModelSource, which tells this GPT from others")
+        steps = sorted(set(checkpoints))
+        if bool(steps) != (reference is not None):
+            raise ConfigurationError("tangents: give `reference` and `checkpoints` together, or neither")
+        if reference is not None and not (steps[0] >= 1 and steps[-1] <= reference.steps):
+            raise ConfigurationError(
+                f"tangents: checkpoints must be steps 1 to {reference.steps} of the reference, not {steps}"
+            )
+        self._given, self.pool, self.recording, self.cache, self.seed = gpt, pool, recording, cache, seed
+        self.size, self.candidates, self.mass, self.device = coordinates, candidates, mass, device
+        self.reference, self.checkpoints = reference, steps
+        self._states: list[dict[str, torch.Tensor]] | None = None
+        self._coordinates: Coordinates | None = None
+        self.fingerprint = fingerprint(
+            {
+                "format": FORMAT,
+                "model": gpt.name if isinstance(gpt, GPT) else gpt.identity(),
+                "pool": pool.fingerprint,
+                "recording": {
+                    k: v for k, v in canonical(recording).items() if k not in ("record_pool", "token_budget")
+                },
+                "sample": [coordinates, candidates, mass, seed],
+                "reference": [reference.fingerprint, steps] if reference else None,
+            }
+        )
+
+    @cached_property
+    def gpt(self) -> GPT:
+        if isinstance(self._given, GPT):
+            return self._given
+        loaded = self._given.load()
+        loaded.model.to(self.device)
+        return loaded
+
+    @cached_property
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.gpt.model.named_parameters() if p.requires_grad}
+
+    # --- what is asked for ---
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The sampled coordinates: drawn, or read from the cache, when first asked for."""
+        if self._coordinates is None:
+            arrays = self._cached("coordinates", lambda: vars(self._draw()))
+            self._coordinates = Coordinates(**arrays)
+        return self._coordinates
+
+    def of(self, examples: TaskPool, *, trained: bool) -> Tangents:
+        """Tangents of `examples`: of the tokens that are trained on, or of those that are measured.
+
+        Raises DataError (text too long, no target), RecordingError, ArtifactError (damaged cache).
+        """
+        which = self.recording.train_tokens if trained else self.recording.loss_tokens
+        name = f"{which}-{examples.fingerprint}"
+        return Tangents(**self._cached(name, lambda: vars(self._take(examples, which))))
+
+    def _cached(self, name: str, make) -> dict[str, np.ndarray]:
+        if self.cache is None:
+            return make()
+        folder = self.cache / f"{self._given.name}-{self.fingerprint}" / name
+        with files.locked(folder.parent / f".{name}.lock"):
+            if folder.is_dir() and (problem := files.damage(folder)):
+                aside = files.set_aside(folder)
+                warnings.warn(f"{problem}; set aside as {aside.name}, taking it again", stacklevel=3)
+            if not folder.is_dir():
+                with files.new_folder(folder, "saving tangents") as new:
+                    save_file({k: np.ascontiguousarray(v) for k, v in make().items()}, new / "tangents.safetensors")
+        try:
+            return load_file(folder / "tangents.safetensors")
+        except OSError as error:
+            raise ArtifactError(f"{folder}: cannot be read: {error}; delete it to have it made again") from error
+
+    # --- checkpoints ---
+
+    @contextmanager
+    def _model(self) -> Iterator[torch.nn.Module]:
+        """The GPT in evaluation mode; afterwards with its initial weights and in the mode it had."""
+        model, training = self.gpt.model, self.gpt.model.training
+        initial = {name: p.detach().clone() for name, p in self._parameters.items()}
+        try:
+            yield model.eval()
+        finally:
+            self._put(initial)
+            model.train(training)
+
+    @torch.no_grad()
+    def _put(self, state: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(state[name])
+            parameter.grad = None
+
+    def _checkpoints(self) -> list[dict[str, torch.Tensor]]:
+        """The parameters at every checkpoint; the reference run is trained when first asked for. Call inside `_model`."""
+        if self._states is None:
+            states = [{name: p.detach().clone() for name, p in self._parameters.items()}]
+            if self.reference is not None:
+                tokens = tokenize(self.pool, self.gpt, truncation=self.recording.truncation)
+                settings = self.recording.optimizer
+                optimizer = build_optimizer(self._parameters, settings, fused=False)
+                rates = settings.learning_rates(self.reference.steps)
+                self.gpt.model.train()
+                for step, rows in enumerate(self.reference.batches.tolist()[: self.checkpoints[-1]], start=1):
+                    batch = collate(tokens, rows, self.recording.train_tokens, self._device)
+                    logits = self.gpt.model(input_ids=batch.input_ids, use_cache=False).logits.float()
+                    F.cross_entropy(logits.flatten(0, 1)[batch.scored], batch.labels).backward()
+                    if settings.max_gradient_norm is not None:
+                        torch.nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_gradient_norm)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rates[step - 1]
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if step in self.checkpoints:
+                        states.append({name: p.detach().clone() for name, p in self._parameters.items()})
+                self._put(states[0])
+                self.gpt.model.eval()
+            self._states = states
+        return self._states
+
+    @property
+    def _device(self) -> str:
+        return str(next(iter(self._parameters.values())).device)
+
+    # --- coordinates ---
+
+    def _draw(self) -> Coordinates:
+        parameters = list(self._parameters.values())
+        sizes = np.array([p.numel() for p in parameters])
+        owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        with self._model():
+            states = self._checkpoints()
+            if self.size >= len(owner):
+                index, weight = np.arange(len(owner)), np.ones(len(owner))
+            else:
+                index, weight = self._sample(self._importance())
+            values = [torch.cat([state[name].flatten() for name in self._parameters]).cpu().numpy() for state in states]
+        matrix = np.array([p.ndim >= 2 for p in parameters])
+        return Coordinates(
+            index=index,
+            parameter=owner[index],
+            weight=weight.astype(np.float32),
+            initial=values[0][index],
+            decayed=matrix[owner[index]],
+            steps=np.array([0, *self.checkpoints]),
+            displacement=np.stack([value[index] - values[0][index] for value in values]),
+        )
+
+    def _importance(self) -> np.ndarray:
+        """float64 [parameters' coordinates]: mean absolute gradient of the pool's example losses at the base model."""
+        total = [torch.zeros_like(p) for p in self._parameters.values()]
+        for tokens in tokenize(self.pool, self.gpt, truncation=self.recording.truncation):
+            logits, labels = self._logits(tokens, self.recording.train_tokens)
+            gradients = torch.autograd.grad(
+                F.cross_entropy(logits, labels), list(self._parameters.values()), allow_unused=True
+            )
+            for sum_, gradient in zip(total, gradients, strict=True):
+                if gradient is not None:
+                    sum_ += gradient.abs()
+        return torch.cat([sum_.flatten() for sum_ in total]).cpu().numpy().astype(np.float64)
+
+    def _sample(self, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Systematic sampling: coordinate c is drawn n p_c times, rounded up or down, with that expectation."""
+        if not importance.sum() > 0:
+            raise DataError(f"{self.pool.name}: no example's loss depends on a trainable parameter; check the model")
+        size = len(importance)
+        p = (1 - UNIFORM_SHARE) * importance / importance.sum() + UNIFORM_SHARE / size
+        edges = np.cumsum(p * self.size) + np.random.default_rng([self.seed, 1]).random()
+        drawn = np.diff(np.floor(edges), prepend=np.floor(edges[0] - p[0] * self.size)).astype(int)
+        index = np.flatnonzero(drawn)
+        return index, drawn[index] / (self.size * p[index])
+
+    # --- tangents ---
+
+    def _logits(self, tokens: TokenizedExample, which: str) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.from_numpy(tokens.ids).to(self._device)
+        scored = torch.from_numpy(tokens.scored(which)).to(self._device)
+        logits = self.gpt.model(input_ids=ids[None, :-1], use_cache=False).logits[0].float()
+        return logits[scored - 1], ids[scored]
+
+    def _words(self, example: Example) -> list[int] | None:
+        """The label words as tokens, if the example has some and each is one token of its own."""
+        if not example.choices:
+            return None
+        words = [self.gpt.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in example.choices]
+        single = all(len(word) == 1 for word in words) and len({word[0] for word in words}) == len(words)
+        return [word[0] for word in words] if single else None
+
+    def _chosen(self, logits: torch.Tensor, labels: torch.Tensor, words: list[int] | None) -> torch.Tensor:
+        """bool [tokens, vocabulary]: the candidates of each scored token."""
+        chosen = torch.zeros_like(logits, dtype=torch.bool)
+        if words is not None and len(labels) == 1 and int(labels[0]) in words:
+            chosen[:, words] = True
+            return chosen
+        probability = logits.softmax(1)
+        order = probability.scatter(1, labels[:, None], 2.0).argsort(1, descending=True)
+        # one candidate fewer than there are tokens at most: something must be left to compare with
+        order = order[:, : min(self.candidates, logits.shape[1] - 1)]
+        likely = probability.gather(1, order)
+        needed = likely.cumsum(1) - likely < self.mass
+        needed[:, 0] = True
+        return chosen.scatter(1, order, needed)
+
+    def _take(self, examples: TaskPool, which: str) -> Tangents:
+        coordinates = self.coordinates
+        tokenized = tokenize(examples, self.gpt, truncation=self.recording.truncation)
+        chosen: list[torch.Tensor] = []
+        outputs, gradients, scales = [], [], []
+        token, target, owner = [], [], []
+        with self._model():
+            for checkpoint, state in enumerate(self._checkpoints()):
+                self._put(state)
+                rows, slopes, factors = [], [], []
+                for row, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
+                    logits, labels = self._logits(tokens, which)
+                    if checkpoint == 0:
+                        chosen.append(self._chosen(logits.detach(), labels, self._words(example)))
+                        places, words = chosen[row].nonzero(as_tuple=True)
+                        token.append(places.cpu().numpy() + sum(map(len, owner)))
+                        target.append((words == labels[places]).cpu().numpy())
+                        owner.append(np.full(len(labels), row))
+                    values = (logits - logits.masked_fill(chosen[row], -torch.inf).logsumexp(1)[:, None])[chosen[row]]
+                    rows.append(values.detach().cpu().numpy())
+                    slope = self._gradients(values, coordinates)
+                    factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
+                    slopes.append((slope / factor[:, None]).astype(np.float16))
+                    factors.append(factor)
+                outputs.append(np.concatenate(rows))
+                gradients.append(np.concatenate(slopes))
+                scales.append(np.concatenate(factors))
+        return Tangents(
+            np.stack(outputs),
+            np.stack(gradients),
+            np.stack(scales),
+            np.concatenate(token),
+            np.concatenate(target),
+            np.concatenate(owner),
+        )
+
+    def _gradients(self, values: torch.Tensor, coordinates: Coordinates) -> np.ndarray:
+        """float32 [outputs, n]: the gradient of each output at the sampled coordinates."""
+        parameters = list(self._parameters.values())
+        ends = np.cumsum([0, *(p.numel() for p in parameters)])
+        picks = [
+            torch.from_numpy(coordinates.index[coordinates.parameter == k] - ends[k]).to(self._device)
+            for k in range(len(parameters))
+        ]
+        chunk = max(1, min(64, GRADIENT_BUDGET // int(ends[-1])))
+        unit = torch.eye(len(values), device=values.device)
+        parts = []
+        for start in range(0, len(values), chunk):
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # an attention without a batched backward pass is looped over
+                found = torch.autograd.grad(
+                    values,
+                    parameters,
+                    grad_outputs=unit[start : start + chunk],
+                    is_grads_batched=True,
+                    retain_graph=start + chunk < len(values),
+                    allow_unused=True,
+                )
+            rows = min(chunk, len(values) - start)
+            parts.append(
+                torch.cat(
+                    [
+                        values.new_zeros(rows, len(pick)) if gradient is None else gradient.reshape(rows, -1)[:, pick]
+                        for gradient, pick in zip(found, picks, strict=True)
+                    ],
+                    dim=1,
+                )
+            )
+        return torch.cat(parts).cpu().numpy()
+
+
+def to_arrays(prefix: str, value: Coordinates | Tangents) -> dict[str, np.ndarray]:
+    """The arrays of `value`, by name, for a safetensors file."""
+    return {f"{prefix}.{item.name}": getattr(value, item.name) for item in fields(value)}
+
+
+def from_arrays(prefix: str, kind: type, arrays: dict[str, np.ndarray]) -> Coordinates | Tangents:
+    """The opposite of `to_arrays`. Raises KeyError if an array is missing."""
+    return kind(**{item.name: arrays[f"{prefix}.{item.name}"] for item in fields(kind)})

@@ -1,0 +1,218 @@
+"""Deviations from the mean trajectory, from text features and recorded runs alone: all steps fitted at once, in closed form.
+
+What a curriculum does to a test example, apart from the mean trajectory, is taken to be a sum over what was seen:
+
+    y_t(z') = mean_t(z') + sum_i (e_t(i) - mean e_t(i)) A(i, z'),    e_t(i) = sum_{s <= t} keep^(t-s) lr_s [share of i in c_s]
+
+with A = Phi W Psi^T of low rank, Phi and Psi the leading directions of the texts' similarity. Ridge regression over all
+steps of all runs gives W; with much ridge the mean trajectory is left. It is what can be had without the GPT's gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.errors import ConfigurationError
+from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.simulators.gptfluence import TextEncoder
+from gptfluence.tasks.base import TaskPool
+
+KEEPS = (1.0, 0.98, 0.9)  # of an exposure, each step
+OWN = (0.0, 0.3, 0.9)  # share of an example's similarity that is to itself alone
+FOLDS = 5
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # times the largest singular value, squared
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Maps features to low-rank coordinates: mean float64 [d], axes float64 [d, rank]; own: of the fitted examples."""
+
+    mean: np.ndarray
+    axes: np.ndarray
+    fitted: np.ndarray  # float64 [examples, rank + own]: of the examples it was made from
+
+    @classmethod
+    def of(cls, features: np.ndarray, rank: int, own: float) -> Directions:
+        """Principal axes of normalised features, scaled to a mean square norm of 1 - own, and `own` for each example."""
+        mean = features.mean(axis=0)
+        centred = features - mean
+        _, size, axes = np.linalg.svd(centred, full_matrices=False)
+        kept = axes[: min(rank, int((size > 1e-6 * size[:1]).sum()))].T
+        text = centred @ kept
+        scale = np.sqrt((1 - own) / max(float(np.square(text).sum(axis=1).mean()), 1e-12))
+        identity = np.sqrt(own) * np.eye(len(features)) if own else np.zeros((len(features), 0))
+        return cls(mean, kept * scale, np.hstack([text * scale, identity]))
+
+    def __call__(self, features: np.ndarray | None) -> np.ndarray:
+        """float64 [examples, rank + own]; None: the fitted examples. Others share nothing with them but their text."""
+        if features is None:
+            return self.fitted
+        text = (features - self.mean) @ self.axes
+        return np.hstack([text, np.zeros((len(text), self.fitted.shape[1] - text.shape[1]))])
+
+
+def exposures(batches: np.ndarray, rates: np.ndarray, keep: float, coordinates: np.ndarray) -> np.ndarray:
+    """float64 [curricula, steps + 1, rank]: what was seen so far, in the coordinates [pool, rank] of the examples.
+
+    batches: int [curricula, steps, batch]; rates: float [steps], relative to their mean
+    """
+    seen = coordinates[batches].mean(axis=2) * rates[None, :, None]
+    out = np.zeros((len(batches), batches.shape[1] + 1, coordinates.shape[1]))
+    for step in range(batches.shape[1]):
+        out[:, step + 1] = keep * out[:, step] + seen[:, step]
+    return out
+
+
+@dataclass(kw_only=True, eq=False)
+class LowRank(Simulator):
+    """Mean trajectory plus low-rank deviations, from text features.
+
+    rank: directions of text similarity that are kept, of pool and of tests
+    encoder: a name that `gptfluence.encoders.load` knows, or an object with `name` and `encode(pool)`
+
+    How long an exposure is remembered, how much an example is like itself only, and the ridge are chosen on runs left out,
+    training and validation runs in turn: two validation runs alone choose too badly.
+    """
+
+    name = "low_rank"
+
+    rank: int = 48
+    encoder: str | TextEncoder = "minilm-cls"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigurationError(f"low_rank: rank must be 1 or more, not {self.rank}")
+        if not isinstance(self.encoder, (str, TextEncoder)):
+            raise ConfigurationError(
+                f"low_rank: encoder must be a name or have `name` and `encode`, not a {type(self.encoder).__name__}"
+            )
+
+    def _features(self, examples: TaskPool) -> np.ndarray:
+        if isinstance(self.encoder, str):
+            from gptfluence import encoders  # loads transformers: only when it is needed
+
+            self.encoder = encoders.load(self.encoder)
+        features = np.asarray(self.encoder.encode(examples), np.float64)
+        return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+    # --- fitting ---
+
+    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
+        begin = time.perf_counter()
+        features = self._features(train.pool), self._features(train.tests)
+        rates = train.runs[0].learning_rate
+        rates = np.ones(train.batches.shape[1]) if rates is None else rates.astype(np.float64)
+        self._rates = rates / max(float(rates.mean()), 1e-300)
+        runs = train
+        if validation is not None and validation.batches.shape == (len(validation), *train.batches.shape[1:]):
+            runs = replace(train, runs=(*train.runs, *validation.runs))
+        choice, rule = self._choose(runs, metric, features)
+        self._keep, self._own, ridge = choice
+        self._directions = tuple(Directions.of(values, self.rank, self._own) for values in features)
+        found = dict(self._solutions(train, metric, self._keep, self._directions))
+        self._weights, self._exposed, self._mean = found[ridge]
+        return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
+
+    def _choose(
+        self, runs: GPTDynamics, metric: str, features: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[tuple[float, float, float], str]:
+        """keep, own and ridge with the least all-steps error on runs left out, and the rule in words."""
+        nothing = (1.0, 0.0, np.inf)
+        folds = min(FOLDS, len(runs))
+        if folds < 2:
+            return nothing, "one run: its own trajectory"
+        errors: dict[tuple[float, float, float], float] = {}
+        parts = [(runs.names[k::folds], [n for n in runs.names if n not in runs.names[k::folds]]) for k in range(folds)]
+        for keep, own in product(KEEPS, OWN):
+            directions = tuple(Directions.of(values, self.rank, own) for values in features)
+            for held, rest in parts:
+                left_out = runs.select(held)
+                truth = left_out.trajectories(metric)
+                for ridge, found in self._solutions(runs.select(rest), metric, keep, directions):
+                    predicted = self._deviations(left_out.batches, keep, directions, *found) + found[2]
+                    error = float(np.square(predicted - truth)[:, 1:].mean()) * len(held) / len(runs)
+                    errors[keep, own, ridge] = errors.get((keep, own, ridge), 0.0) + error
+        best = min(errors, key=errors.__getitem__)
+        rule = (
+            f"all-steps MSE of runs left out, {folds} folds: {errors[best]:.3g} against {errors[nothing]:.3g} of the mean "
+            f"trajectory (keep {best[0]}, own {best[1]}, ridge {best[2]})"
+        )
+        return best, rule
+
+    def _solutions(self, runs: GPTDynamics, metric: str, keep: float, directions: tuple):
+        """For each ridge: weights [rank, rank], mean exposure [steps + 1, rank], mean trajectory [steps + 1, tests]."""
+        values = runs.trajectories(metric).astype(np.float64)
+        exposed = exposures(runs.batches, self._rates, keep, directions[0](None))
+        middle, mean = exposed.mean(axis=0), values.mean(axis=0)
+        x = (exposed - middle).reshape(-1, exposed.shape[2])
+        y = (values - mean).reshape(-1, values.shape[2])
+        left, size, right = np.linalg.svd(x, full_matrices=False)
+        test_left, test_size, test_right = np.linalg.svd(directions[1](None), full_matrices=False)
+        rotated = left.T @ y @ test_left
+        both = np.outer(size, test_size)
+        for ridge in (*RIDGES, np.inf):
+            shrunk = np.zeros_like(both)
+            if np.isfinite(ridge) and both.max() > 0:
+                shrunk = both / (np.square(both) + ridge * both.max() ** 2)
+            yield ridge, (right.T @ (shrunk * rotated) @ test_right, middle, mean)
+
+    def _deviations(self, batches, keep, directions, weights, middle, _mean, pool=None, tests=None) -> np.ndarray:
+        exposed = exposures(batches, self._rates[: batches.shape[1]], keep, directions[0](pool))
+        return (exposed - middle[: exposed.shape[1]]) @ weights @ directions[1](tests).T
+
+    # --- rollouts ---
+
+    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
+        return tuple(None if examples is None else self._features(examples) for examples in (pool, tests))
+
+    def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        pool, tests = prepared
+        steps, seen = batches.shape[1], observed.shape[1]
+        if steps >= len(self._mean):
+            raise ConfigurationError(
+                f"low_rank: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; there is no "
+                "mean beyond them"
+            )
+        parts = self._weights, self._exposed, self._mean
+        predicted = self._deviations(batches, self._keep, self._directions, *parts, pool=pool, tests=tests)
+        if tests is None:
+            predicted = predicted + self._mean[: steps + 1]
+        else:
+            predicted = predicted + (self._mean - self._mean[0]).mean(axis=1)[: steps + 1, None]
+        predicted = predicted + (observed[:, -1:] - predicted[:, seen - 1 : seen])
+        predicted[:, :seen] = observed
+        return predicted.astype(np.float32)
+
+    # --- files ---
+
+    def hyperparameters(self) -> dict[str, Any]:
+        encoder = self.encoder if isinstance(self.encoder, str) else self.encoder.name
+        return super().hyperparameters() | {"encoder": encoder}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {
+            "weights": self._weights,
+            "exposed": self._exposed,
+            "mean": self._mean,
+            "rates": self._rates,
+            "chosen": np.array([self._keep, self._own]),
+        }
+        for side, directions in zip(("pool", "tests"), self._directions, strict=True):
+            arrays |= {f"{side}.{key}": value for key, value in vars(directions).items()}
+        return arrays
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        assert self.fitted is not None
+        self._weights, self._exposed, self._mean = arrays["weights"], arrays["exposed"], arrays["mean"]
+        self._rates, (self._keep, self._own) = arrays["rates"], arrays["chosen"].tolist()
+        self._directions = tuple(
+            Directions(*(arrays[f"{side}.{key}"] for key in ("mean", "axes", "fitted"))) for side in ("pool", "tests")
+        )
+        if self._mean.shape != (self.fitted.steps + 1, self.fitted.tests_size):
+            raise ValueError(f"mean has shape {list(self._mean.shape)}")

@@ -1,0 +1,354 @@
+"""A simulator that trains the GPT's linearisation: its tangents at a sample of coordinates, under the true optimizer.
+
+To first order, the outputs f of an example (`dynamics/tangents.py`) follow the parameters' displacement d = theta -
+theta_0, and the loss follows f exactly:
+
+    f_i(t) = f_i(0) + J_i d_t,    g_t = sum_{i in c_t} J_i^T (p_i(t) - y_i) / tokens,    d_{t+1} = AdamW(d_t, g_t)
+
+with nothing to learn: AdamW acts on each coordinate by itself, so a sample of coordinates runs it as it is, first and
+second moments, learning rates and weight decay included. Recorded runs then say what is left: a mean correction for
+each test example and step, and how far deviations are to be trusted. `docs/method.md` derives this.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptfluence.config import AdamW
+from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.dynamics.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
+from gptfluence.errors import ConfigurationError
+from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.tasks.base import TaskPool
+
+KNOTS = np.array(
+    [0.0, 0.05, 0.15, 0.4, 1.0]
+)  # of the corrections, as fractions of a run; denser where losses move fast
+RIDGE = 1e-3  # on the corrections' coefficients, relative to the mean square of what they multiply
+LARGEST_LOGIT = 80.0  # exp of more does not fit float32
+
+
+class Side:
+    """Tangents as torch tensors, with the rows of each example at hand.
+
+    widened: gradients as float32, in twice the memory: of tests, all of which every rollout multiplies.
+    """
+
+    def __init__(self, tangents: Tangents, *, widened: bool = False) -> None:
+        self.outputs = torch.from_numpy(tangents.outputs)
+        self.gradients = torch.from_numpy(tangents.gradients)
+        self.scale = torch.from_numpy(tangents.scale)
+        if widened:
+            self.gradients = self.gradients.float().mul_(self.scale[..., None])
+        self.token = torch.from_numpy(tangents.token)
+        self.target = torch.from_numpy(tangents.target)
+        self.example = torch.from_numpy(tangents.example)
+        owner = self.example[self.token]
+        ends = torch.searchsorted(owner, torch.arange(tangents.examples + 1))
+        self.rows = [slice(a, b) for a, b in pairwise(ends.tolist())]
+        self.tokens = torch.bincount(self.example).tolist()  # of each example
+
+    def batch(self, examples: list[int]) -> tuple[Tensor, Tensor]:
+        """int64: the rows of a batch's outputs, and the token of the batch that each belongs to."""
+        rows = [torch.arange(self.rows[i].start, self.rows[i].stop) for i in examples]
+        before = np.cumsum([0, *(self.tokens[i] for i in examples)])
+        owner = [self.token[part] - self.token[part[0]] + int(b) for part, b in zip(rows, before[:-1], strict=True)]
+        return torch.cat(rows), torch.cat(owner)
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """Rollouts of the linearised GPT."""
+
+    coordinates: Coordinates
+    optimizer: AdamW
+
+    def _mixture(self, step: int) -> list[tuple[int, float]]:
+        """The checkpoints that the tangents of this step are interpolated between, and their shares."""
+        steps = self.coordinates.steps
+        after = int(np.searchsorted(steps, step))
+        if after == len(steps):
+            return [(after - 1, 1.0)]
+        if steps[after] == step:
+            return [(after, 1.0)]
+        share = (step - steps[after - 1]) / (steps[after] - steps[after - 1])
+        return [(after - 1, 1 - share), (after, share)]
+
+    def displacements(self, pool: Side, batches: np.ndarray) -> Tensor:
+        """float32 [steps + 1, n]: the sampled coordinates less their initial values, along one curriculum.
+
+        batches: int [steps, batch]
+        """
+        settings, c = self.optimizer, self.coordinates
+        weight, initial = torch.from_numpy(c.weight), torch.from_numpy(c.initial)
+        reference = torch.from_numpy(c.displacement)
+        decay = torch.from_numpy(c.decayed).float() * settings.weight_decay
+        moved, first, second = (torch.zeros(len(c)) for _ in range(3))
+        path = [moved]
+        for step, rate in enumerate(settings.learning_rates(len(batches))):
+            rows, owner = pool.batch(batches[step].tolist())
+            parts = [
+                (share, pool.gradients[k][rows].float().mul_(pool.scale[k][rows, None]), k)
+                for k, share in self._mixture(step)
+            ]
+            outputs = sum(
+                share * (pool.outputs[k][rows] + slope @ (weight * (moved - reference[k]))) for share, slope, k in parts
+            )
+            residual = self._residuals(outputs, owner, pool.target[rows])
+            gradient = sum(share * (residual @ slope) for share, slope, _ in parts)
+            if settings.max_gradient_norm is not None:
+                norm = (weight * gradient.square()).sum().sqrt()
+                gradient = gradient * torch.clamp(settings.max_gradient_norm / (norm + 1e-6), max=1.0)
+            first = torch.lerp(gradient, first, settings.betas[0])
+            second = torch.lerp(gradient.square(), second, settings.betas[1])
+            scale = (second / (1 - settings.betas[1] ** (step + 1))).sqrt_().add_(settings.eps)
+            moved = moved - rate * (first / (1 - settings.betas[0] ** (step + 1)) / scale + decay * (initial + moved))
+            path.append(moved)
+        return torch.stack(path)
+
+    @staticmethod
+    def _residuals(outputs: Tensor, owner: Tensor, target: Tensor) -> Tensor:
+        """float32 [outputs]: gradient of the mean token loss; owner: int64 [outputs], the token each belongs to."""
+        exponential = outputs.clamp(max=LARGEST_LOGIT).exp()
+        total = torch.ones(int(owner[-1]) + 1).index_add_(0, owner, exponential)
+        return (exponential / total[owner] - target.float()) / len(total)
+
+    def losses(self, tests: Side, path: Tensor) -> Tensor:
+        """float32 [steps + 1, tests]: the loss of every test example along displacements [steps + 1, n]."""
+        weight = torch.from_numpy(self.coordinates.weight)
+        outputs = torch.zeros(len(path), tests.outputs.shape[1])
+        shares = torch.zeros(len(self.coordinates.steps), len(path))
+        for step in range(len(path)):
+            for k, share in self._mixture(step):
+                shares[k, step] = share
+        for k, reference in enumerate(torch.from_numpy(self.coordinates.displacement)):
+            at = shares[k].nonzero()[:, 0]
+            change = (weight * (path[at] - reference)) @ tests.gradients[k].T
+            outputs[at] += shares[k][at, None] * (tests.outputs[k] + change)
+        outputs.clamp_(max=LARGEST_LOGIT)
+        total = torch.ones(len(path), len(tests.example)).index_add_(1, tests.token, outputs.exp())
+        token_losses = total.log() - outputs[:, tests.target]
+        examples = len(tests.rows)
+        counts = torch.bincount(tests.example, minlength=examples)
+        return torch.zeros(len(path), examples).index_add_(1, tests.example, token_losses) / counts
+
+
+@dataclass
+class Correction:
+    """What runs say beyond the linearisation: y = p + s_t c_t + k_t (p - mean p), s and k piecewise linear in t.
+
+    With s = 1 and k = -1 this is the mean training trajectory, with s = k = 0 the linearisation itself; the coefficients
+    minimise the squared error of each training run when the others give c and mean p. c: of each test example, or
+    (`shared`) its mean over test examples, for those that were not fitted on.
+    """
+
+    coefficients: np.ndarray  # float64 [2, knots]: s and k
+
+    @staticmethod
+    def hats(steps: int) -> np.ndarray:
+        """float64 [knots, steps + 1]: piecewise linear functions of t / steps, 1 at one knot and 0 at the others."""
+        return np.stack([np.interp(np.linspace(0, 1, steps + 1), KNOTS, unit) for unit in np.eye(len(KNOTS))])
+
+    @classmethod
+    def fit(cls, predicted: np.ndarray, recorded: np.ndarray, *, shared: bool) -> Correction:
+        """Both: float [runs, steps + 1, tests], runs >= 2."""
+        runs, rows, _ = predicted.shape
+        residual = recorded.astype(np.float64) - predicted
+        others = (residual.sum(axis=0) - residual) / (runs - 1)
+        deviation = (predicted - predicted.mean(axis=0, dtype=np.float64)) * (runs / (runs - 1))
+        if shared:
+            others = np.broadcast_to(others.mean(axis=2, keepdims=True), others.shape)
+        features, hats = (others, deviation), cls.hats(rows - 1)
+        products = [[(left * right).sum(axis=(0, 2)) for right in (*features, residual)] for left in features]
+        gram = np.block([[(hats * products[a][b]) @ hats.T for b in (0, 1)] for a in (0, 1)])
+        moment = np.concatenate([hats @ products[a][2] for a in (0, 1)])
+        size = np.diag(gram).reshape(2, -1).mean(axis=1).repeat(len(KNOTS))
+        ridge = RIDGE * np.diag(size)
+        solution = np.linalg.lstsq(gram + ridge, moment, rcond=None)[0]
+        return cls(solution.reshape(2, len(KNOTS)))
+
+    def apply(self, predicted: np.ndarray, residual: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        """predicted: float [curricula, steps + 1, tests]; residual, mean: float [steps + 1, tests or 1], [.., tests]."""
+        trust, deviation = self.coefficients @ self.hats(predicted.shape[1] - 1)
+        return predicted + trust[:, None] * residual + deviation[:, None] * (predicted - mean)
+
+
+@dataclass(kw_only=True, eq=False)
+class TangentSimulator(Simulator):
+    """Simulates any curriculum from the base model's gradients, without a recorded run; runs only correct it.
+
+    tangents: what takes gradients of examples (`TangentFeatures`). It is needed to fit and for unseen examples; those of
+        the fitted pool and tests are stored with what is learned, so a loaded simulator simulates without it.
+
+    A curriculum may have any length and batch size; its learning rates are those that the recorder would use. The metric
+    is the loss. Unseen pool and test examples cost their gradients and nothing else.
+    """
+
+    name = "tangent"
+
+    tangents: TangentFeatures | str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tangents, (TangentFeatures, str, type(None))):
+            raise ConfigurationError(
+                f"tangent: tangents must be a TangentFeatures, not a {type(self.tangents).__name__}"
+            )
+
+    def _source(self, purpose: str) -> TangentFeatures:
+        if not isinstance(self.tangents, TangentFeatures):
+            raise ConfigurationError(
+                f"tangent: {purpose} needs the GPT's gradients: set tangents=TangentFeatures(gpt, pool, recording)"
+                + (f" with fingerprint {self.tangents}" if self.tangents else "")
+            )
+        return self.tangents
+
+    # --- fitting ---
+
+    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
+        begin = time.perf_counter()
+        source = self._source("fitting")
+        if metric != "loss":
+            raise ConfigurationError(f"tangent: simulates the loss, not {metric!r}; use GPTfluence for other metrics")
+        optimizer = source.recording.optimizer
+        if isinstance(optimizer.learning_rate, dict):
+            optimizer = optimizer.for_task(train.task)
+        self._checked_rates(train, optimizer)
+        self._of_pool = source.of(train.pool, trained=True)
+        self._of_tests = source.of(train.tests, trained=False)
+        self._linearised = Linearised(source.coordinates, optimizer)
+        self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
+        self._batches = train.batches
+        recorded = train.trajectories(metric)
+        predicted = self._tangent_rollouts(*self._sides, self._batches)
+        start = float(np.abs(predicted[0, 0] - recorded[0, 0]).max())
+        if start > 0.05 * max(1.0, float(np.abs(recorded[:, 0]).max())):
+            raise ConfigurationError(
+                f"tangent: the losses of the tangents' GPT before training are up to {start:.3g} off the recorded ones; "
+                "give the GPT and the recording settings that the runs were recorded with"
+            )
+        self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
+        nothing = Correction(np.zeros((2, len(KNOTS))))
+        self._seen = self._unseen = nothing
+        rule = "one training run: no correction"
+        if len(train) > 1:
+            self._seen = Correction.fit(predicted, recorded, shared=False)
+            self._unseen = Correction.fit(predicted, recorded, shared=True)
+            rule = "corrections from training runs, each left out in turn"
+        if validation is not None and len(train) > 1:
+            rule = self._select(validation, metric)
+        return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
+
+    def _select(self, validation: GPTDynamics, metric: str) -> str:
+        """Keep the corrections only if they lower the error on the validation runs; say which were kept."""
+        truth = validation.trajectories(metric)
+        plain = self._tangent_rollouts(*self._sides, validation.batches)
+        kept = []
+        for label, correction, residual in (
+            ("_seen", self._seen, self._residual),
+            ("_unseen", self._unseen, self._residual.mean(axis=1, keepdims=True)),
+        ):
+            corrected = correction.apply(plain, *self._stretched(plain.shape[1], residual, self._mean))
+            errors = [float(np.square(values - truth)[:, 1:].mean()) for values in (plain, corrected)]
+            if errors[1] >= errors[0]:
+                setattr(self, label, Correction(np.zeros((2, len(KNOTS)))))
+            kept.append(f"{label[1:]} tests {errors[0]:.3g} to {errors[1]:.3g}")
+        return f"validation all-steps MSE, without to with corrections: {', '.join(kept)}"
+
+    @staticmethod
+    def _checked_rates(train: GPTDynamics, optimizer: AdamW) -> None:
+        for run in train.runs:
+            expected = np.array(optimizer.learning_rates(run.curriculum.steps))
+            if run.learning_rate is not None and not np.allclose(run.learning_rate, expected, rtol=1e-3):
+                raise ConfigurationError(
+                    f"tangent: run {run.name} was recorded with learning rates from {run.learning_rate[0]:.3g} on, the "
+                    f"tangents' recording settings say {expected[0]:.3g}; give TangentFeatures the run's own settings"
+                )
+
+    # --- rollouts ---
+
+    def _tangent_rollouts(self, pool: Side, tests: Side, batches: np.ndarray) -> np.ndarray:
+        """float32 [curricula, steps + 1, tests]: the linearisation alone."""
+        with torch.inference_mode():
+            return np.stack(
+                [
+                    self._linearised.losses(tests, self._linearised.displacements(pool, curriculum)).numpy()
+                    for curriculum in batches
+                ]
+            )
+
+    @staticmethod
+    def _stretched(rows: int, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Arrays [fitted steps + 1, tests] at the same fractions of a run of `rows` - 1 steps."""
+        out = []
+        for array in arrays:
+            if len(array) == rows:
+                out.append(array)
+                continue
+            position = np.linspace(0, len(array) - 1, rows)
+            low = np.minimum(position.astype(int), len(array) - 2)
+            share = (position - low)[:, None]
+            out.append((1 - share) * array[low] + share * array[low + 1])
+        return out
+
+    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
+        of_pool, of_tests = self._sides
+        if pool is not None:
+            of_pool = Side(self._source(f"the unseen pool {pool.name}").of(pool, trained=True))
+        residual, mean, correction = self._residual, self._mean, self._seen
+        if tests is not None:
+            of_tests = Side(self._source(f"the unseen tests {tests.name}").of(tests, trained=False), widened=True)
+            correction, residual = self._unseen, residual.mean(axis=1, keepdims=True)
+            if correction.coefficients.any():
+                mean = self._tangent_rollouts(self._sides[0], of_tests, self._batches).mean(axis=0)
+            else:
+                mean = np.zeros((len(residual), len(of_tests.rows)), np.float32)
+        return of_pool, of_tests, correction, residual, mean
+
+    def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        of_pool, of_tests, correction, residual, mean = prepared
+        predicted = self._tangent_rollouts(of_pool, of_tests, batches)
+        predicted = correction.apply(predicted, *self._stretched(predicted.shape[1], residual, mean))
+        seen = observed.shape[1]
+        # what the last observation is off, the rest is taken to be off, too
+        predicted += observed[:, -1:] - predicted[:, seen - 1 : seen]
+        predicted[:, :seen] = observed
+        return predicted.astype(np.float32)
+
+    # --- files ---
+
+    def hyperparameters(self) -> dict[str, Any]:
+        tangents = self.tangents
+        return {"tangents": tangents.fingerprint if isinstance(tangents, TangentFeatures) else tangents}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        settings = self._linearised.optimizer.model_dump_json().encode()
+        return {
+            **to_arrays("pool", self._of_pool),
+            **to_arrays("tests", self._of_tests),
+            **to_arrays("coordinates", self._linearised.coordinates),
+            "optimizer": np.frombuffer(settings, np.uint8),
+            "batches": self._batches,
+            "residual": self._residual,
+            "mean": self._mean,
+            "correction": np.stack([self._seen.coefficients, self._unseen.coefficients]),
+        }
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        assert self.fitted is not None
+        self._of_pool = from_arrays("pool", Tangents, arrays)
+        self._of_tests = from_arrays("tests", Tangents, arrays)
+        if (self._of_pool.examples, self._of_tests.examples) != (self.fitted.pool_size, self.fitted.tests_size):
+            raise ValueError("tangents are not those of the pool and tests that config.json describes")
+        optimizer = AdamW.model_validate_json(arrays["optimizer"].tobytes())
+        self._linearised = Linearised(from_arrays("coordinates", Coordinates, arrays), optimizer)
+        self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
+        self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
+        self._seen, self._unseen = (Correction(values) for values in arrays["correction"])

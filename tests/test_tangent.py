@@ -1,0 +1,284 @@
+"""The tangent simulator: exact where the GPT is linear, and a function of the past alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptfluence.config import Recording
+from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
+from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.dynamics.recorder import Recorder
+from gptfluence.dynamics.tangents import TangentFeatures
+from gptfluence.errors import ConfigurationError
+from gptfluence.simulators import create
+from gptfluence.simulators.base import Simulator
+from gptfluence.simulators.tangent import KNOTS, Correction, TangentSimulator
+from gptfluence.study import Study
+from gptfluence.tasks import Example, TaskPool
+
+RECORDING = Recording.model_validate({"optimizer": {"learning_rate": 2e-3, "weight_decay": 0.1}})
+
+
+def record(gpt, task, recording: Recording, curricula: list[Curriculum]) -> GPTDynamics:
+    with Recorder(gpt, task.pool, task.tests, recording) as recorder:
+        runs = [recorder.record(f"train-{k:03d}", curriculum) for k, curriculum in enumerate(curricula)]
+    return GPTDynamics("sst2", gpt.name, task.pool, task.tests, runs)
+
+
+@pytest.fixture(scope="module")
+def dynamics(gpt, sst2) -> GPTDynamics:
+    return record(gpt, sst2, RECORDING, draw_curricula(sst2.pool, runs=5, subset=12, batch=3, epochs=2))
+
+
+@pytest.fixture(scope="module")
+def features(gpt, sst2) -> TangentFeatures:
+    return TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=1500)
+
+
+@pytest.fixture(scope="module")
+def fitted(dynamics, features) -> TangentSimulator:
+    train, validation, _ = dynamics.split(validation=1, test=1)
+    return TangentSimulator(tangents=features).fit(train, validation)
+
+
+@pytest.fixture(scope="module")
+def uncorrected(dynamics, features) -> TangentSimulator:
+    return TangentSimulator(tangents=features).fit(replace(dynamics, runs=dynamics.runs[:1]))
+
+
+def start(dynamics: GPTDynamics) -> np.ndarray:
+    return dynamics.trajectories()[:, :1]
+
+
+def words(pool: str, *texts: str) -> TaskPool:
+    return TaskPool(pool, [Example(str(k), text[:-1], text[-1:]) for k, text in enumerate(texts)])
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_exact_where_the_gpt_is_linear_in_its_trained_parameters(nano, clip):
+    """Only the output embedding is trained, and all tokens but one are candidates: nothing is approximated."""
+    gpt = nano.load()
+    gpt.model.requires_grad_(False)
+    gpt.model.get_output_embeddings().weight.requires_grad_(True)
+    task = type("Texts", (), {"pool": words("pool", "abc", "bca", "acd"), "tests": words("tests", "abd", "cab")})
+    recording = Recording.model_validate(
+        {"optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "max_gradient_norm": clip}}
+    )
+    curricula = [Curriculum(np.array([[0, 1], [2, 2], [1, 0], [2, 0]]))]
+    dynamics = record(gpt, task, recording, curricula)
+    features = TangentFeatures(gpt, task.pool, recording, coordinates=10**9, candidates=10**6, mass=1.0)
+    simulator = TangentSimulator(tangents=features).fit(dynamics)
+    recorded = dynamics.trajectories()
+    assert np.abs(recorded[0, -1] - recorded[0, 0]).max() > 0.2, "nothing was learned, nothing is tested"
+    np.testing.assert_allclose(simulator.simulate(curricula, recorded[:, :1]), recorded, atol=2e-3)
+
+
+def test_equal_to_a_loop_with_torchs_own_optimizer(dynamics, features, uncorrected):
+    """The rollout, example by example, with torch.optim.AdamW on the sampled coordinates."""
+    curriculum, coordinates = dynamics.curricula[1], features.coordinates
+    pool, tests = features.of(dynamics.pool, trained=True), features.of(dynamics.tests, trained=False)
+    slopes = [torch.tensor(t.gradients[0].astype(np.float32) * t.scale[0][:, None]) for t in (pool, tests)]
+    weight, initial = torch.tensor(coordinates.weight), torch.tensor(coordinates.initial)
+    decayed = torch.tensor(coordinates.decayed)
+    parts = [torch.nn.Parameter(initial[decayed].clone()), torch.nn.Parameter(initial[~decayed].clone())]
+    groups = [{"params": [parts[0]], "weight_decay": 0.1}, {"params": [parts[1]], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6)
+
+    def moved() -> torch.Tensor:
+        whole = initial.clone()
+        whole[decayed], whole[~decayed] = parts[0].detach(), parts[1].detach()
+        return whole - initial
+
+    def outputs(side, slope, example):
+        mine = torch.tensor(side.example[side.token] == example)
+        values = torch.tensor(side.outputs[0])[mine] + slope[mine] @ (weight * moved())
+        return values, torch.tensor(side.target)[mine], slope[mine]
+
+    expected = []
+    for step in range(curriculum.steps + 1):
+        row = []
+        for test in range(len(dynamics.tests)):
+            values, target, _ = outputs(tests, slopes[1], test)
+            row.append(float(torch.log1p(values.exp().sum()) - values[target]))
+        expected.append(row)
+        if step == curriculum.steps:
+            break
+        gradient = torch.zeros(len(coordinates))
+        for example in curriculum.batches[step].tolist():
+            values, target, slope = outputs(pool, slopes[0], example)
+            probability = values.exp() / (1 + values.exp().sum())
+            gradient += (probability - target.float()) @ slope / curriculum.batch_size
+        parts[0].grad, parts[1].grad = gradient[decayed], gradient[~decayed]
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (curriculum.steps - step) / curriculum.steps
+        optimizer.step()
+    found = uncorrected.simulate([curriculum], np.array(expected)[None, :1])
+    np.testing.assert_allclose(found[0], expected, atol=2e-4)
+
+
+def test_close_to_real_training_while_the_gpt_moves_little(gpt, sst2):
+    """Without a correction: the change of every loss, at a learning rate at which tangents hold."""
+    recording = Recording.model_validate({"optimizer": {"learning_rate": 2e-5}})
+    dynamics = record(gpt, sst2, recording, draw_curricula(sst2.pool, runs=3, subset=12, batch=3, epochs=2))
+    features = TangentFeatures(gpt, sst2.pool, recording, coordinates=10**9)
+    simulator = TangentSimulator(tangents=features).fit(replace(dynamics, runs=dynamics.runs[:1]))
+    truth, begin = dynamics.trajectories(), start(dynamics)
+    predicted = simulator.simulate(dynamics.curricula, begin)
+    assert np.abs(predicted - truth).max() < 0.05 * np.abs(truth - begin).max()
+
+
+def test_not_much_worse_than_the_mean_trajectory_where_tangents_do_not_hold(dynamics, features, uncorrected):
+    """A hundred times faster the linearisation is far off; corrected, it falls back to what the mean trajectory knows."""
+    train, _, held_out = dynamics.split(test=1)
+    corrected = TangentSimulator(tangents=features).fit(train)
+    truth = held_out.trajectories()
+    error = [np.square(s.simulate(held_out.curricula, truth[:, :1]) - truth).mean() for s in (corrected, uncorrected)]
+    mean = np.square(train.trajectories().mean(axis=0) - truth).mean()
+    assert error[1] > 100 * mean
+    assert error[0] < 2 * mean
+
+
+def test_a_reference_run_is_followed_more_closely(dynamics, gpt, sst2, uncorrected):
+    reference = dynamics.curricula[0]
+    features = TangentFeatures(
+        gpt, sst2.pool, RECORDING, coordinates=1500, reference=reference, checkpoints=[2, 4, reference.steps]
+    )
+    simulator = TangentSimulator(tangents=features).fit(replace(dynamics, runs=dynamics.runs[:1]))
+    truth, begin = dynamics.trajectories()[:1], start(dynamics)[:1]
+    error = [np.square(s.simulate([reference], begin) - truth).mean() for s in (simulator, uncorrected)]
+    assert error[0] < 0.5 * error[1]
+
+
+@settings(max_examples=10, deadline=None)
+@given(step=st.integers(1, 7), seed=st.integers(0, 99))
+def test_a_prediction_does_not_depend_on_what_comes_after(step, seed, dynamics, fitted):
+    rng = np.random.default_rng(seed)
+    batches = dynamics.batches[:1].copy()
+    other = batches.copy()
+    other[:, step:] = rng.integers(0, len(dynamics.pool), other[:, step:].shape)
+    before, after = (fitted.simulate(b, start(dynamics)[:1]) for b in (batches, other))
+    np.testing.assert_array_equal(before[:, : step + 1], after[:, : step + 1])
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_the_order_within_a_batch_does_not_matter(seed, dynamics, fitted):
+    shuffled = np.random.default_rng(seed).permuted(dynamics.batches[:1], axis=2)
+    expected = fitted.simulate(dynamics.batches[:1], start(dynamics)[:1])
+    np.testing.assert_allclose(fitted.simulate(shuffled, start(dynamics)[:1]), expected, atol=1e-4)
+
+
+def test_an_example_twice_in_a_batch_of_four_is_the_same_as_once_in_a_batch_of_two(dynamics, uncorrected):
+    once = np.array([[[0, 1], [2, 3], [4, 5]]])
+    twice = np.concatenate([once, once], axis=2)
+    twice_sorted = np.sort(twice, axis=2)  # copies side by side
+    expected = uncorrected.simulate(once, start(dynamics)[:1])
+    np.testing.assert_allclose(uncorrected.simulate(twice, start(dynamics)[:1]), expected, atol=1e-4)
+    np.testing.assert_allclose(uncorrected.simulate(twice_sorted, start(dynamics)[:1]), expected, atol=1e-4)
+
+
+def test_observed_rows_are_kept_and_what_they_say_is_carried_on(dynamics, uncorrected):
+    truth = dynamics.trajectories()[1:2]
+    alone = uncorrected.simulate(dynamics.curricula[1:2], truth[:, :1])
+    more = uncorrected.simulate(dynamics.curricula[1:2], truth[:, :4])
+    np.testing.assert_array_equal(more[:, :4], truth[:, :4])
+    np.testing.assert_allclose(more[:, 4:] - alone[:, 4:], np.repeat(truth[:, 3:4] - alone[:, 3:4], 5, 1), atol=1e-5)
+
+
+def test_saved_and_loaded_it_predicts_the_same_without_a_gpt(dynamics, fitted, tmp_path):
+    loaded = Simulator.from_pretrained(fitted.save_pretrained(tmp_path))
+    assert loaded.tangents == fitted.tangents.fingerprint
+    for curricula in (dynamics.curricula, draw_curricula(12, runs=2, subset=4, batch=2, epochs=1)):
+        begin = start(dynamics)[:1]
+        np.testing.assert_array_equal(loaded.simulate(curricula, begin), fitted.simulate(curricula, begin))
+    unseen = TaskPool("other", dynamics.tests.examples[:3])
+    with pytest.raises(ConfigurationError, match=r"unseen tests other needs the GPT's gradients"):
+        loaded.simulate(dynamics.curricula, start(dynamics)[:1, :, :3], tests=unseen)
+
+
+def test_unseen_tests_and_a_renumbered_pool_are_simulated_like_the_known_ones(dynamics, uncorrected):
+    expected = uncorrected.simulate(dynamics.curricula[:1], start(dynamics)[:1])
+    order = np.random.default_rng(0).permutation(len(dynamics.pool))
+    pool = TaskPool("renumbered", [dynamics.pool[int(k)] for k in order])
+    tests = TaskPool("some", dynamics.tests.examples[2:5])
+    batches = np.argsort(order)[dynamics.batches[:1]]
+    found = uncorrected.simulate(batches, start(dynamics)[:1, :, 2:5], pool=pool, tests=tests)
+    np.testing.assert_allclose(found, expected[:, :, 2:5], atol=1e-4)
+
+
+def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=(6, 9, 4))
+    offset = rng.normal(size=(9, 4))
+    recorded = predicted + offset + 1e-3 * rng.normal(size=predicted.shape)
+    mean = predicted.mean(axis=0)
+    floor = Correction(np.repeat([[1.0], [-1.0]], len(KNOTS), axis=1))
+    residual = (recorded - predicted).mean(axis=0)
+    np.testing.assert_allclose(floor.apply(predicted, residual, mean), np.broadcast_to(recorded.mean(0), (6, 9, 4)))
+    correction = Correction.fit(predicted, recorded, shared=False)
+    np.testing.assert_allclose(correction.apply(predicted, residual, mean), recorded, atol=0.02)
+    # predictions of noise: what is left is the mean trajectory, not noise
+    noise = rng.normal(size=(40, 9, 50))
+    truth = np.broadcast_to(rng.normal(size=(9, 50)), noise.shape)
+    useless = Correction.fit(noise, truth, shared=False)
+    np.testing.assert_allclose(useless.coefficients[1], -1, atol=0.1)
+
+
+def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics, features):
+    train, validation, _ = dynamics.split(validation=1, test=0)
+    bent = replace(
+        validation,
+        runs=[
+            replace(run, trajectories={"loss": run.trajectories["loss"] + np.float32(np.linspace(0, -s, 9))[:, None]})
+            for run, s in zip(validation.runs, (3.0,), strict=True)
+        ],
+    )
+    lifted = replace(
+        train,
+        runs=[
+            replace(run, trajectories={"loss": run.trajectories["loss"] + np.float32(np.linspace(0, 3, 9))[:, None]})
+            for run in train.runs
+        ],
+    )
+    assert not TangentSimulator(tangents=features).fit(lifted, bent)._seen.coefficients.any()
+    assert TangentSimulator(tangents=features).fit(lifted)._seen.coefficients.any()
+
+
+def test_bad_input_is_explained(dynamics, features, gpt, sst2, webnlg):
+    with pytest.raises(ConfigurationError, match="fitting needs the GPT's gradients"):
+        create("tangent").fit(dynamics)
+    with pytest.raises(ConfigurationError, match="must be a TangentFeatures, not a int"):
+        TangentSimulator(tangents=3)
+    faster = RECORDING.model_copy(update={"optimizer": RECORDING.optimizer.model_copy(update={"learning_rate": 1.0})})
+    with pytest.raises(ConfigurationError, match=r"run train-000 was recorded with learning rates from 0\.002 on"):
+        TangentSimulator(tangents=TangentFeatures(gpt, sst2.pool, faster, coordinates=50)).fit(dynamics)
+    other = [replace(run, trajectories={"loss": run.trajectories["loss"] + 1}) for run in dynamics.runs]
+    with pytest.raises(ConfigurationError, match=r"before training are up to 1 off the recorded ones"):
+        TangentSimulator(tangents=features).fit(replace(dynamics, runs=other))
+    bleu = [replace(run, trajectories={"bleu": run.trajectories["loss"]}) for run in dynamics.runs]
+    with pytest.raises(ConfigurationError, match="simulates the loss, not 'bleu'"):
+        TangentSimulator(tangents=features).fit(replace(dynamics, runs=bleu), metric="bleu")
+
+
+def test_a_study_makes_caches_and_reloads_it(tmp_path):
+    overrides = {
+        "simulators": "{tangent: {tangents: {coordinates: 200, checkpoints: [2]}}}",
+        "settings.fine_tuning.tasks": "[sst2]",
+    }
+    study = Study.load("smoke", overrides, artifacts=tmp_path, jobs=1)
+    first = study.simulator("tangent")
+    assert len(list(tmp_path.glob("tangents/*/*/tangents.safetensors"))) == 3  # coordinates, pool, tests
+    again = study.simulator("tangent")
+    test, predicted = study.simulate(methods=["tangent"])
+    np.testing.assert_array_equal(again.simulate(test.curricula, start(test)), predicted["tangent"])
+    np.testing.assert_array_equal(first.simulate(test.curricula, start(test)), predicted["tangent"])
+    unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself
+    assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
+    with pytest.raises(ConfigurationError, match="option 'coordinate' is not known; known: coordinates"):
+        study.with_overrides("simulators={tangent: {tangents: {coordinate: 3}}}").simulator("tangent")

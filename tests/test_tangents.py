@@ -1,0 +1,172 @@
+"""Tangents: equal to gradients taken one by one, unbiased when sampled, cached, and harmless to the GPT."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptfluence.config import Recording
+from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.recorder import Recorder
+from gptfluence.dynamics.tangents import TangentFeatures, kernel
+from gptfluence.dynamics.tokens import tokenize
+from gptfluence.errors import ConfigurationError
+from gptfluence.tasks import TaskPool
+
+ALL = 10**9  # more coordinates than any model here has
+
+
+def few(pool: TaskPool, count: int) -> TaskPool:
+    return TaskPool(pool.name, pool.examples[:count])
+
+
+def losses(tangents) -> np.ndarray:
+    """float64 [examples]: what the outputs say the loss is, one token at a time."""
+    outputs = tangents.outputs[0].astype(np.float64)
+    tokens = []
+    for token in range(len(tangents.example)):
+        mine = tangents.token == token
+        tokens.append(np.log1p(np.exp(outputs[mine]).sum()) - outputs[mine & tangents.target].item())
+    return np.array(
+        [
+            np.mean([t for t, e in zip(tokens, tangents.example, strict=True) if e == i])
+            for i in range(tangents.examples)
+        ]
+    )
+
+
+def loop_gradients(gpt, pool: TaskPool, words) -> list[torch.Tensor]:
+    """The gradient of each output of single-token targets, by one backward pass each."""
+    parameters = list(gpt.model.parameters())
+    rows = []
+    for tokens in tokenize(pool, gpt):
+        for a in words:
+            logits = gpt.model(input_ids=torch.tensor(tokens.ids)[None, :-1]).logits[0, -1]
+            rest = [b for b in range(len(logits)) if b not in words]
+            output = logits[a] - torch.logsumexp(logits[rest], 0)
+            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(output, parameters)]))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def words(gpt, sst2):
+    return sorted(gpt.tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in sst2.pool[0].choices)
+
+
+def test_outputs_and_gradients_are_those_of_a_loop_of_backward_passes(gpt, sst2, words):
+    features = TangentFeatures(gpt, sst2.pool, Recording(), coordinates=ALL)
+    tangents = features.of(few(sst2.tests, 3), trained=False)
+    expected = torch.stack(loop_gradients(gpt, few(sst2.tests, 3), words)).numpy()
+    found = tangents.gradients[0].astype(np.float32) * tangents.scale[0][:, None]
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("task", ["sst2", "webnlg"])
+def test_outputs_give_back_the_recorded_loss_exactly(task, gpt, request):
+    data = request.getfixturevalue(task)
+    features = TangentFeatures(gpt, data.pool, Recording(), coordinates=50, candidates=3)
+    with Recorder(gpt, data.pool, data.tests, Recording()) as recorder:
+        run = recorder.record("run-000", Curriculum(np.zeros((1, 1), int)))
+    np.testing.assert_allclose(losses(features.of(data.tests, trained=False)), run.trajectories["loss"][0], atol=2e-5)
+
+
+def test_kernel_is_the_product_of_gradients_and_the_sum_of_its_parameters(gpt, webnlg):
+    features = TangentFeatures(gpt, webnlg.pool, Recording(), coordinates=ALL, candidates=2)
+    tests, pool = features.of(few(webnlg.tests, 1), trained=False), features.of(few(webnlg.pool, 2), trained=True)
+    left, right = (t.gradients[0].astype(np.float64) * t.scale[0][:, None] for t in (tests, pool))
+    expected = np.array([[a @ b for b in right] for a in left])
+    found = kernel(tests, pool, features.coordinates)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    parameters = range(len(list(gpt.model.parameters())))
+    parts = sum(kernel(tests, pool, features.coordinates, parameter=k) for k in parameters)
+    np.testing.assert_allclose(parts, found, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_sample_of_coordinates_estimates_the_kernel_without_bias(gpt, sst2):
+    exact = TangentFeatures(gpt, sst2.pool, Recording(), coordinates=ALL)
+    truth = kernel(exact.of(sst2.tests, trained=False), exact.of(sst2.pool, trained=True), exact.coordinates)
+    estimates = []
+    for seed in range(6):
+        sampled = TangentFeatures(gpt, sst2.pool, Recording(), coordinates=600, seed=seed)
+        estimates.append(
+            kernel(sampled.of(sst2.tests, trained=False), sampled.of(sst2.pool, trained=True), sampled.coordinates)
+        )
+    noise = np.std(estimates, axis=0, ddof=1) / np.sqrt(len(estimates))
+    assert np.abs(np.mean(estimates, axis=0) - truth).mean() < 2 * noise.mean()
+    assert np.abs(estimates[0] - truth).mean() < 0.2 * np.abs(truth).mean()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40).filter(lambda v: sum(v) > 0.1), st.integers(1, 30))
+def test_each_coordinate_is_drawn_as_often_as_its_probability_says(gpt, sst2, importance, size):
+    importance = np.array(importance)
+    total = np.zeros(len(importance))
+    for seed in range(400):
+        features = TangentFeatures(gpt, sst2.pool, Recording(), coordinates=size, seed=seed)
+        index, weight = features._sample(importance)
+        total[index] += weight
+        assert len(index) <= size + 1
+    p = 0.95 * importance / importance.sum() + 0.05 / len(importance)
+    tolerance = 5 / np.sqrt(400 * np.minimum(size * p, 1))
+    assert (np.abs(total / 400 - 1) < tolerance).all()
+
+
+def test_the_gpt_is_given_back_as_it_came(nano, sst2):
+    gpt = nano.load()
+    gpt.model.train()
+    before = {name: p.detach().clone() for name, p in gpt.model.named_parameters()}
+    reference = Curriculum(np.arange(8).reshape(4, 2))
+    features = TangentFeatures(gpt, sst2.pool, Recording(), coordinates=50, reference=reference, checkpoints=[2, 4])
+    assert features.of(few(sst2.tests, 2), trained=False).outputs.shape[0] == 3
+    assert gpt.model.training
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in gpt.model.named_parameters())
+
+
+def test_checkpoints_are_those_of_the_recorder(nano, sst2):
+    recording = Recording.model_validate({"optimizer": {"learning_rate": 1e-3}})
+    reference = Curriculum(np.arange(8).reshape(4, 2))
+    with Recorder(nano.load(), sst2.pool, sst2.tests, recording) as recorder:
+        run = recorder.record("run-000", reference)
+    features = TangentFeatures(nano.load(), sst2.pool, recording, coordinates=50, reference=reference, checkpoints=[3])
+    tangents = features.of(sst2.tests, trained=False)
+    outputs = torch.from_numpy(tangents.outputs[1]).view(len(sst2.tests), -1)
+    target = torch.from_numpy(tangents.target).view(len(sst2.tests), -1).int().argmax(1)
+    found = F.cross_entropy(torch.cat([outputs, torch.zeros(len(outputs), 1)], 1), target, reduction="none")
+    np.testing.assert_allclose(found, run.trajectories["loss"][3], atol=1e-4)
+
+
+def test_what_is_taken_is_cached_and_a_damaged_cache_is_taken_again(nano, sst2, tmp_path, monkeypatch):
+    make = lambda: TangentFeatures(nano, sst2.pool, Recording(), coordinates=50, cache=tmp_path)  # noqa: E731
+    first = make().of(sst2.tests, trained=False)
+    monkeypatch.setattr(TangentFeatures, "_take", None)  # a second look must not need it
+    again = make().of(sst2.tests, trained=False)
+    assert np.array_equal(first.gradients, again.gradients)
+    monkeypatch.undo()
+    (file,) = tmp_path.glob(f"*/target-{sst2.tests.fingerprint}/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="set aside"):
+        mended = make().of(sst2.tests, trained=False)
+    assert np.array_equal(first.gradients, mended.gradients)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coordinates": 0}, "coordinates"),
+        ({"mass": 1.5}, "mass"),
+        ({"checkpoints": [3]}, "reference"),
+        ({"checkpoints": [9], "reference": Curriculum(np.zeros((4, 2), int))}, "steps 1 to 4"),
+    ],
+)
+def test_bad_arguments_are_named(options, message, gpt, sst2):
+    with pytest.raises(ConfigurationError, match=message):
+        TangentFeatures(gpt, sst2.pool, Recording(), **options)
+
+
+def test_a_cache_asks_for_what_tells_gpts_apart(gpt, sst2, tmp_path):
+    with pytest.raises(ConfigurationError, match="ModelSource"):
+        TangentFeatures(gpt, sst2.pool, Recording(), cache=tmp_path)
