@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gptfluence import plan
+from gptfluence.dynamics.gptdynamics import join_tests
 from gptfluence.errors import ConfigurationError
 from gptfluence.study import Study
+from gptfluence.tasks import TaskPool
 
 FEW = (
     "settings.fine_tuning.runs={train: 2, validation: 1, test: 1}",
@@ -41,6 +45,26 @@ def test_a_model_may_have_its_own_epochs_and_learning_rate(study):
     first, second = (study.dynamics("instruction_tuning", model=model) for model in ("nano-smoke", "nano-smoke-1b"))
     assert (first.batches.shape[1], second.batches.shape[1]) == (8, 4)
     assert (first.runs[0].learning_rate[0], second.runs[0].learning_rate[0]) == pytest.approx((3e-3, 2e-3))
+
+
+def test_runs_stored_task_by_task_are_joined_as_if_recorded_together(study):
+    whole = study.dynamics("instruction_tuning")
+    parts = [
+        replace(study.dynamics("instruction_tuning", task), task=task, tests=named(study, task))
+        for task in ("rte", "sst2", "webnlg")
+    ]
+    joined = join_tests("mixture", parts)
+    assert [(e.id, e.task) for e in joined.tests] == [(e.id, e.task) for e in whole.tests]
+    for metric in whole.metrics:
+        np.testing.assert_array_equal(joined.trajectories(metric), whole.trajectories(metric))
+    with pytest.raises(ConfigurationError, match=r"runs on sst2 are not those on rte"):
+        join_tests("mixture", [parts[0], replace(parts[1], runs=parts[1].runs[:2])])
+
+
+def named(study, task):
+    """Tests of a task as they are stored alone: ids without the task's name."""
+    tests = study.dynamics("instruction_tuning", task).tests
+    return TaskPool(task, tuple(replace(e, id=e.id.removeprefix(f"{task}/"), task="") for e in tests))
 
 
 def test_a_metric_leaves_the_tests_that_have_it(study):
