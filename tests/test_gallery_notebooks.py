@@ -28,7 +28,7 @@ def notebook(tmp_path: Path, smoke_store: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GPTFLUENCE_ARTIFACTS", str(smoke_store))
 
     def run(name: str, **parameters) -> tuple[pd.DataFrame, dict]:
-        namespace: dict = {}
+        namespace: dict = {"__name__": "notebook"}
         for cell in jupytext.read(NOTEBOOKS / f"{name}.py").cells:
             if cell.cell_type == "code":
                 exec(cell.source, namespace)
