@@ -73,7 +73,8 @@ def _outcome(name: str, output: Output, build: Path) -> Outcome:
             cause, path = blocked
             return Outcome(name, output.notebook, "blocked", cause, None, str(path))
     if log.is_file():  # started, and ended without a word: killed, or out of memory
-        return Outcome(name, output.notebook, "failed", _last_line(log) or "ended without a message", None, str(log))
+        cause = f"it left no result; its log ends with: {_last_line(log) or 'nothing'}"
+        return Outcome(name, output.notebook, "failed", cause, None, str(log))
     return Outcome(name, output.notebook, "not run")
 
 

@@ -74,7 +74,7 @@ gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "tas
 recorded = [test for test, _ in simulated.values()]
 caption = (
     f"Trajectories of test examples in instruction tuning on a held-out curriculum, recorded and simulated from the first "
-    f"value: {gallery.panel_names(panels)}. {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    f"value: {gallery.panel_names(panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
     "GPTfluence's error."
 )
 reported = {metric: gallery.reported(setting, metric, nb.model) for metric, _ in panels}

@@ -74,7 +74,7 @@ recorded = [test for test, _ in simulated.values()]
 what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
     f"Trajectories with unseen {what} examples in fine-tuning, recorded and simulated from the first value: "
-    f"{gallery.panel_names(panels)}. {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    f"{gallery.panel_names(panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
     "GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gallery.reading(frame, results, {})

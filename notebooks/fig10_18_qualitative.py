@@ -89,7 +89,7 @@ recorded = [test for test, _ in simulated.values()]
 printed = gf.names.metric(metric)
 caption = (
     f"{printed[0].upper()}{printed[1:]} of test examples during {setting.replace('_', '-')} on a held-out curriculum, "
-    f"recorded and simulated from the value before training. {nb.study.profile.title} ({recorded[0].model}). Panels of a "
+    f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Panels of a "
     "task: examples at equal ranks of GPTfluence's error, from the best to the worst predicted."
 )
 reading = gallery.reading(frame, results, {metric: gallery.reported(setting, metric, nb.model)})

@@ -76,7 +76,7 @@ gf.summarize(results).pivot(index="statistic", columns="method", values="value")
 what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
     f"{gf.names.task(task)}, {gf.names.metric(metric)}, with unseen {what} examples in fine-tuning: recorded, and simulated "
-    f"from the value before training. {nb.study.profile.title} ({recorded.model}). Panels: examples at equal ranks of "
+    f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at equal ranks of "
     "GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gallery.reading(frame, results, {})

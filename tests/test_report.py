@@ -280,7 +280,7 @@ def test_a_notebook_that_was_killed_is_failed_and_one_never_started_is_not(tmp_p
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "notebook-tab02.log").write_text("Executing\nKilled\n")
     found = outcome_of(tmp_path)
-    assert (found.state, found.cause) == ("failed", "Killed")
+    assert (found.state, found.cause) == ("failed", "it left no result; its log ends with: Killed")
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "tab02.ipynb").touch()
     assert outcome_of(tmp_path).state == "made"
