@@ -1,4 +1,4 @@
-# The graph: record the runs of each GPT, fit the simulators on them, run each notebook.
+# The graph: record the runs of each GPT, fit the simulators on them, run each notebook, put everything on one page.
 #
 # It holds no logic of its own: `gptfluence.plan` says what the notebooks need, and jobs call the `gptfluence` command,
 # which keeps what it makes in content-addressed artifacts, so that a notebook run by hand finds the same. Files below
@@ -16,16 +16,18 @@ from gptfluence.errors import GPTfluenceError
 from gptfluence.study import Study
 
 PROFILE = str(config.get("profile", "mini"))
+ONLY = str(config.get("only") or "*")
 OVERRIDES = [str(override) for override in config.get("overrides", [])]
 try:
     STUDY = Study.load(PROFILE, OVERRIDES)
-    WANTED = plan.chosen(STUDY, str(config.get("only") or "*"))
+    WANTED = plan.chosen(STUDY, ONLY)
 except GPTfluenceError as error:
     raise WorkflowError(str(error)) from None
 FITTING, UNSEEN = plan.merged(WANTED)
 BUILD = f"build/{STUDY.label}"
 PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(profiles.PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
+REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build {shlex.quote(BUILD)}"
 ON_GPU = {runs for runs in FITTING if not FITTING[runs][0].model.startswith("nano")}
 
 
@@ -54,7 +56,12 @@ RECORDED_BY = package("tasks/**/*.py", "dynamics/recorder.py", "dynamics/measure
 
 rule all:
     input:
-        expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=WANTED),
+        f"{BUILD}/report/index.html",
+
+
+# The rule below makes the page when everything went well; when something failed, this does, and says what.
+onerror:
+    shell("{REPORT} >&2 || true")
 
 
 rule collect:
@@ -127,7 +134,7 @@ rule notebook:
     input:
         lambda wildcards: f"{workflow.basedir}/notebooks/{WANTED[wildcards.run].notebook}.ipynb",
         lambda wildcards: needed(wildcards.run),
-        package("figures.py", "tables.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
+        package("figures.py", "gallery.py", "overview.py", "tables.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:
@@ -142,4 +149,23 @@ rule notebook:
         mem_mb=4000,
         runtime=60,
     shell:
-        "gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} > {log} 2>&1"
+        "gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
+        f"--failure {shlex.quote(BUILD)}/failures/{{wildcards.run}}.json > {{log}} 2>&1"
+
+
+rule report:
+    input:
+        expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=WANTED),
+        package("report.py", "outcomes.py", "templates/*"),
+    output:
+        f"{BUILD}/report/index.html",
+    log:
+        f"{BUILD}/logs/report.log",
+    params:
+        command=REPORT,
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "{params.command} 2>&1 | tee {log}"

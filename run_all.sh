@@ -401,6 +401,7 @@ run_workflow() {
     else
         say "not everything was computed (see above; $SECONDS s); what was is kept, and the next run goes on from here"
     fi
+    say "  all on one page:     $root/build/$study/report/index.html"
     say "  figures and tables:  $root/figures/$study/"
     say "  executed notebooks:  $root/build/$study/notebooks/"
     exit "$status"

@@ -186,11 +186,16 @@ def run_notebook(
     notebook: Annotated[str, typer.Argument(help="a notebook of notebooks/, by name")],
     output: Annotated[Path, typer.Option(help="the executed notebook")],
     parameters: Annotated[str, typer.Option(help="parameters, as JSON")] = "{}",
+    failure: Annotated[
+        Path | None, typer.Option(help="if it fails, write where and why, as JSON, to this file")
+    ] = None,
 ) -> None:
     """Execute a notebook with papermill; its error, if any, is shown without the machinery around it."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    if failure is not None:
+        failure.unlink(missing_ok=True)  # of an earlier run
     source = config.ROOT / "notebooks" / f"{notebook}.ipynb"
     if not source.is_file():
         known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
@@ -203,10 +208,32 @@ def run_notebook(
         )
     except PapermillExecutionError as error:
         print("\n".join(error.traceback[-1:]), file=sys.stderr)
+        if failure is not None:
+            from gptfluence.outcomes import write_failure
+
+            write_failure(failure, notebook, error.exec_count, f"{error.ename}: {error.evalue}")
         raise GPTfluenceError(
             f"notebook {notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (executed so far: {partial})"
         ) from error
     partial.replace(output)
+
+
+@app.command(hidden=True)
+def report(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(help="the outputs that the summary is about, by pattern")] = "*",
+    build: Annotated[
+        Path | None, typer.Option(help="the folder of logs and executed notebooks (default: build/<study>)")
+    ] = None,
+) -> None:
+    """Write the page of a study with everything it has drawn, and say what failed, where and why."""
+    from gptfluence.report import write
+    from gptfluence.study import Study
+
+    study = Study.load(profile, overrides or ())
+    _, summary = write(study, build or config.ROOT / "build" / study.label, only=only)
+    print(summary)
 
 
 def main() -> None:

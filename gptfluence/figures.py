@@ -96,6 +96,8 @@ def plot_trajectories(
         axes = figure.subplots(rows, columns, squeeze=False)
         figure.get_layout_engine().set(w_pad=0.06)
         labels, cut = [], False
+        # panels of several metrics have an axis label each, which leaves less room for their titles
+        beside = 0.55 if "metric" in frame and frame["metric"].nunique() > 1 else 0.3
         for position, axis in enumerate(axes.flat):
             if position >= len(panels):
                 axis.set_visible(False)
@@ -103,7 +105,7 @@ def plot_trajectories(
             part = frame[frame["panel"] == panels[position]]
             drawn = part["metric"].iloc[0] if "metric" in part else metric
             cut |= _draw_panel(axis, part, series)
-            axis.set_title(_wrapped(str(panels[position]), width / columns - 0.3, STYLE["axes.titlesize"]))
+            axis.set_title(_wrapped(str(panels[position]), width / columns - beside, STYLE["axes.titlesize"]))
             labels.append(names.metric(drawn, unit=True))
         for position, label in enumerate(labels):
             axis = axes.flat[position]

@@ -97,16 +97,28 @@ class Notebook:
                 )
 
     def save_figure(
-        self, figure: Figure, frame: pd.DataFrame, name: str, *, caption: str, sources: Sequence[Any]
+        self,
+        figure: Figure,
+        frame: pd.DataFrame,
+        name: str,
+        *,
+        caption: str,
+        sources: Sequence[Any],
+        reading: str = "",
     ) -> None:
-        """Save a figure as PDF and PNG with the CSV of every plotted number. `sources`: the dynamics it is drawn from."""
-        figures.save_figure(figure, frame, self.folder, name, caption=caption, provenance=self._provenance(sources))
-        print(f"saved {self._shown(name)}.pdf, .png, .csv, .json")
+        """Save a figure as PDF and PNG with the CSV of every plotted number.
 
-    def save_table(self, table: Any, name: str, *, caption: str, sources: Sequence[Any]) -> None:
-        """Save a table as CSV, LaTeX, Markdown and PNG."""
-        figures.save_table(table, self.folder, name, caption=caption, provenance=self._provenance(sources))
-        print(f"saved {self._shown(name)}.csv, .tex, .md, .png, .json")
+        sources: the dynamics it is drawn from; reading: what it shows, computed, printed and kept beside the caption
+        """
+        facts = {**self._provenance(sources), "reading": reading}
+        figures.save_figure(figure, frame, self.folder, name, caption=caption, provenance=facts)
+        print(f"saved {self._shown(name)}.pdf, .png, .csv, .json\n{reading}".rstrip())
+
+    def save_table(self, table: Any, name: str, *, caption: str, sources: Sequence[Any], reading: str = "") -> None:
+        """Save a table as CSV, LaTeX, Markdown and PNG; `sources` and `reading` as for a figure."""
+        facts = {**self._provenance(sources), "reading": reading}
+        figures.save_table(table, self.folder, name, caption=caption, provenance=facts)
+        print(f"saved {self._shown(name)}.csv, .tex, .md, .png, .json\n{reading}".rstrip())
 
     def _shown(self, name: str) -> str:
         path = self.folder / name

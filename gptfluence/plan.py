@@ -21,6 +21,8 @@ INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
 ORDERS = (1, 2, 3, 5, 10)  # table 10, figure 4
 ORDER_TASKS = ("rte", "webnlg")  # table 10, tables 11 and 12
 TEXT_TASKS = ("webnlg", "wmt16_de_en")
+EXAMPLE_PANELS = (("loss", "rte"), ("loss", "wmt16_de_en"), ("bleu", "webnlg"), ("rouge_l", "wmt16_de_en"))  # figure 2
+UNSEEN_PANELS = (("loss", "rte"), ("bleu", "webnlg"))  # figure 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,49 @@ def gallery(figure: int) -> tuple[str, str, str]:
     if figure >= 16:
         return "fine_tuning", ("loss", "bleu", "rouge_l")[figure - 16], ""
     return "instruction_tuning", ("loss", "bleu", "rouge_l")[(figure - 10) // 2], ("410m", "1b")[figure % 2]
+
+
+def gallery_setting(figure: int) -> str:
+    """The setting of figures 10 to 18, by number alone: a notebook needs it before it can check its parameters."""
+    return "instruction_tuning" if figure in range(10, 16) else "fine_tuning"
+
+
+def gallery_model(study: Study, figure: int) -> str:
+    """The model of figures 10 to 18: the one of its size, in fine-tuning the first.
+
+    Raises ConfigurationError if the profile has none of that size.
+    """
+    setting, _, size = gallery(figure)
+    models = study.setting(setting).models
+    fitting = [model for model in models if not size or names.size(model) == size]
+    if not fitting:
+        raise ConfigurationError(
+            f"figure {figure} is of a model of size {size}, and profile {study.profile.name!r} has none in {setting}; "
+            f"choose one by the parameter `model`: {', '.join(models)}"
+        )
+    return fitting[0]
+
+
+def panels_of(
+    study: Study, setting: str, panels: Sequence[tuple[str, str]], *, unseen: bool = False
+) -> list[tuple[str, str]]:
+    """Those of these panels (metric, task) that the profile tests; with `unseen`, on examples kept apart.
+
+    Raises ConfigurationError if it tests none.
+    """
+    metrics = study.setting(setting).metrics
+    found = [
+        (metric, task)
+        for metric, task in panels
+        if metric in metrics and task in study.tested(setting, metric) and (not unseen or study.keeps_unseen(task))
+    ]
+    if not found:
+        wanted = ", ".join(f"{metric} on {task}" for metric, task in panels)
+        apart = " and keep unseen examples (unseen_pool_size, unseen_test_size)" if unseen else ""
+        raise ConfigurationError(
+            f"profile {study.profile.name!r}: settings.{setting}: nothing to draw; record one of these{apart}: {wanted}"
+        )
+    return found
 
 
 def unseen_gallery(figure: int) -> tuple[str, str, str]:
@@ -134,7 +179,8 @@ def outputs(study: Study) -> dict[str, Output]:
             found["tab11_unseen_fine_tuning"] = Output(
                 "tab11_12_unseen", {"setting": "fine_tuning"}, needed, unseen=True
             )
-            found["fig08_unseen_examples"] = Output("fig08_unseen_examples", fits=needed, unseen=True)
+            if any(metric in metrics and task in unseen for metric, task in UNSEEN_PANELS):
+                found["fig08_unseen_examples"] = Output("fig08_unseen_examples", fits=needed, unseen=True)
             for figure in range(19, 31):
                 task, metric, _ = unseen_gallery(figure)
                 if task in unseen and metric in metrics:
@@ -156,7 +202,8 @@ def outputs(study: Study) -> dict[str, Output]:
             text = fits("instruction_tuning", main, tasks, texts, learned)
             found["tab03_instruction_tuning_generation"] = Output("tab03_instruction_tuning_generation", fits=text)
         every = fits("instruction_tuning", first, tasks, metrics, learned)
-        found["fig02_example_trajectories"] = Output("fig02_example_trajectories", fits=every)
+        if any(metric in metrics and task in tasks for metric, task in EXAMPLE_PANELS):
+            found["fig02_example_trajectories"] = Output("fig02_example_trajectories", fits=every)
         variants = [
             f"{name} checkpoint_interval={c}"
             for name in learned

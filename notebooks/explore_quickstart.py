@@ -117,6 +117,5 @@ caption = (
     f"A curriculum that nobody trained on, simulated and then really trained. {study.profile.title} ({truth.model}), task "
     f"{gf.names.task(task)}; GPTfluence fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
-nb.save_figure(picture, frame, "explore_quickstart", caption=caption, sources=[dynamics, truth])
-print(gf.figures.reading(frame))
-print(gf.tables.reading(table))
+reading = f"{gf.figures.reading(frame)} Over all test examples: {gf.tables.reading(table)}"
+nb.save_figure(picture, frame, "explore_quickstart", caption=caption, sources=[dynamics, truth], reading=reading)

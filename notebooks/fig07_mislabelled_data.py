@@ -93,12 +93,12 @@ caption = (
     "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
     f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
 )
+reading = " ".join(f"{panel}: {mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel"))
 nb.save_figure(
     picture,
     frame,
     "fig07_mislabelled_data",
     caption=caption,
     sources=[experiment.dynamics for experiment in experiments],
+    reading=reading,
 )
-for panel, part in frame.groupby("panel"):
-    print(f"{panel}, {mean_and_range(part, flipped_fraction)}")

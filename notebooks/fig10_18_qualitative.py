@@ -18,18 +18,25 @@
 # first value alone (the dot). Examples are chosen by their place in the ranking of GPTfluence's error, from well predicted
 # to badly predicted, so that the gallery does not flatter.
 #
-# Of these figures, figure 16 (fine-tuning, loss) can be drawn so far.
+# | figure | setting | metric | model stands for |
+# |---|---|---|---|
+# | 10, 11 | instruction tuning | loss | Pythia-410M, Pythia-1B |
+# | 12, 13 | instruction tuning | BLEU | Pythia-410M, Pythia-1B |
+# | 14, 15 | instruction tuning | ROUGE-L | Pythia-410M, Pythia-1B |
+# | 16, 17, 18 | fine-tuning | loss, BLEU, ROUGE-L | Pythia-410M |
 #
 # ![Figure 16, profile mini](../figures/mini/fig16_fine_tuning_loss.png)
 #
-# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/fig16_fine_tuning_loss.*`.
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: one figure a run, for example
+# `figures/<profile>/fig16_fine_tuning_loss.*`. With everything recorded and fitted it takes a few seconds.
 #
-# `papermill notebooks/fig10_18_qualitative.ipynb out.ipynb -p profile smoke -p figure 16 -p examples 2`
+# `papermill notebooks/fig10_18_qualitative.ipynb out.ipynb -p profile smoke -p figure 17 -p examples 3`
 
 # %% tags=["parameters"]
 profile: str = "mini"
 figure: int = 16
-tasks: list[str] = []  # all of the profile's
+model: str = ""  # the one of the figure's size
+tasks: list[str] = []  # all of the profile's that have the metric
 methods: list[str] = []  # all of the profile's
 examples: int = 2  # panels for each task
 overrides: list[str] = []  # changes to the profile
@@ -37,29 +44,53 @@ output_dir: str = ""  # figures/<profile>
 
 # %%
 import gptfluence as gf
+from gptfluence import gallery, plan
 
-nb = gf.Notebook("fig10_18_qualitative", globals())
-nb.choose("figure", figure, [16])
+nb = gf.Notebook("fig10_18_qualitative", globals(), plan.gallery_setting(figure))
+nb.choose("figure", figure, list(range(10, 19)))
 nb.choose("examples", examples, range(1, 9))
-simulated = {task: nb.study.simulate("fine_tuning", task, methods=nb.methods) for task in nb.tasks}
+setting, metric, _ = plan.gallery(figure)
+nb.choose("tasks", tasks, nb.study.tested(setting, metric))
+nb.model = model or plan.gallery_model(nb.study, figure)
+chosen = [task for task in nb.study.tested(setting, metric) if task in nb.tasks]
+
+# %% [markdown]
+# Every method simulates the held-out runs. The mean trajectory is among them in any case: R²dev compares with it.
+
+# %%
+methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
+simulated = {
+    (metric, task): nb.study.simulate(setting, task, metric=metric, methods=methods_used, model=nb.model)
+    for task in chosen
+}
 
 # %% [markdown]
 # One panel for each chosen (task, test example), in the first held-out run, as a tidy frame.
 
 # %%
-frame = gf.figures.trajectory_frame(simulated, metric="loss", examples=examples)
+frame = gf.figures.trajectory_frame(
+    {task: found for (_, task), found in simulated.items()}, metric=metric, examples=examples
+)
 frame.head()
 
 # %%
-picture = gf.figures.plot_trajectories(frame, metric="loss")
+picture = gf.figures.plot_trajectories(frame, metric=metric)
 picture
+
+# %% [markdown]
+# How typical are these examples? Every method on all trajectories of the held-out runs.
+
+# %%
+results = gallery.results_of(simulated)
+gf.summarize(results).query("statistic == 'r2_dev'").pivot(index="task", columns="method", values="value")
 
 # %%
 recorded = [test for test, _ in simulated.values()]
+printed = gf.names.metric(metric)
 caption = (
-    f"Loss of test examples while fine-tuning on a held-out curriculum, recorded and simulated from the value before "
-    f"training. {nb.study.profile.title} ({recorded[0].model}). Panels of a task: examples from the best to the worst "
-    "predicted by the first method fitted, at equal ranks."
+    f"{printed[0].upper()}{printed[1:]} of test examples during {setting.replace('_', '-')} on a held-out curriculum, "
+    f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Panels of a "
+    "task: examples at equal ranks of GPTfluence's error, from the best to the worst predicted."
 )
-nb.save_figure(picture, frame, "fig16_fine_tuning_loss", caption=caption, sources=recorded)
-print(gf.figures.reading(frame))
+reading = gallery.reading(frame, results, {metric: gallery.reported(setting, metric, nb.model)})
+nb.save_figure(picture, frame, plan.gallery_name(figure), caption=caption, sources=recorded, reading=reading)

@@ -72,5 +72,5 @@ caption = (
     "examples a task; mean (standard deviation over runs and examples). Paper: table 2, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_table(table, "tab02_fine_tuning_loss", caption=caption, sources=dynamics)
-print(gf.tables.reading(table))
+reading = gf.tables.reading(table)
+nb.save_table(table, "tab02_fine_tuning_loss", caption=caption, sources=dynamics, reading=reading)

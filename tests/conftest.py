@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,9 @@ def sst2() -> Task:
 def webnlg() -> Task:
     """Sentences of different lengths as targets."""
     return mini.generate("webnlg", pool_size=12, test_size=7)
+
+
+@pytest.fixture(scope="session")
+def smoke_store(tmp_path_factory) -> Path:
+    """A store of artifacts for all tests that run notebooks of profile smoke, so that each run is recorded once."""
+    return tmp_path_factory.mktemp("smoke-artifacts")

@@ -14,9 +14,11 @@ import nbformat
 import pandas as pd
 import pytest
 
+from gptfluence import plan
 from gptfluence.config import ROOT
 from gptfluence.errors import ConfigurationError
 from gptfluence.notebook import NOTEBOOKS, Notebook, check_parameters, declared_parameters
+from gptfluence.study import Study
 
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 
@@ -136,9 +138,18 @@ def test_figure_16_shows_what_was_recorded_and_starts_there(papermill):
     frame = pd.read_csv(outputs / "fig16_fine_tuning_loss.csv")
     start = frame[frame["step"] == 0].groupby("panel")["value"]
     assert (start.max() == start.min()).all()  # every method starts at the recorded value
-    done, _ = papermill("fig10_18_qualitative", "-p", "figure", "10")
+    done, _ = papermill("fig10_18_qualitative", "-p", "figure", "19")
     assert done.returncode != 0
-    assert "parameter 'figure': value '10' is not known; known: 16" in done.stderr
+    assert "parameter 'figure': value '19' is not known; known: 10, 11" in done.stderr
+
+
+def graph(folder: Path, store: Path, *arguments: str, overrides: tuple[str, ...] = (), only: str = "*"):
+    """Run the graph of profile smoke in a folder of its own."""
+    given = ", ".join(f"'{override}'" for override in overrides)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--cores", "2", "--keep-going", "--config", "profile=smoke", f"only={only}", f"overrides=[{given}]"]
+    environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(store)}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -158,24 +169,46 @@ def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
 
 
 @pytest.mark.slow
-def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path):
-    clone = tmp_path / "elsewhere"
-    clone.mkdir()
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(clone)]
-    command += ["--cores", "2", "--config", "profile=smoke", "overrides=['name=smoke-test']", "--show-failed-logs"]
-    environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(tmp_path / "artifacts")}
+def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path, smoke_store: Path):
+    planned = set(plan.outputs(Study.load("smoke")))
     figures = ROOT / "figures" / "smoke-test"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = graph(tmp_path, smoke_store, "--show-failed-logs", overrides=("name=smoke-test",))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         names = {path.stem for path in figures.glob("*.csv")}
-        assert names == {
-            "explore_quickstart",
-            "tab02_fine_tuning_loss",
-            "fig07_mislabelled_data",
-            "fig16_fine_tuning_loss",
-        }
-        again = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, env=environment)
+        assert planned <= names
+        for path in figures.glob("*.json"):
+            facts = json.loads(path.read_text())
+            assert "generated tasks" in facts["caption"], path
+            assert facts["reading"], path
+        again = graph(tmp_path, smoke_store, "--dry-run", overrides=("name=smoke-test",))
         assert "Nothing to be done" in again.stdout + again.stderr
+        page = (tmp_path / "build" / "smoke-test" / "report" / "index.html").read_text()
+        assert all(f'<article id="{name}"' in page for name in names)
+        assert "Not everything could be made" not in page
+    finally:
+        shutil.rmtree(figures, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_failure_in_the_graph_leaves_the_rest_running_and_is_told_at_the_end(tmp_path: Path, smoke_store: Path):
+    figures = ROOT / "figures" / "smoke-failing"
+    # the closed form cannot choose its ridge without validation runs: figure 17 waits for it in vain, figure 20 shows GPTfluence alone
+    overrides = (
+        "name=smoke-failing",
+        "simulators.simfluence.method=closed_form",
+        "settings.fine_tuning.runs.validation=0",
+    )
+    try:
+        done = graph(tmp_path, smoke_store, overrides=overrides, only="fig[12][70]_[fr]*")
+        assert done.returncode != 0
+        told = done.stderr[done.stderr.rindex("study smoke-failing") :]
+        assert "1 of 2 outputs made" in told
+        assert "fig17_fine_tuning_bleu could not be made: notebook fig10_18_qualitative" in told
+        assert "fit fine_tuning--nano-smoke--webnlg: error: " in told
+        assert (figures / "fig20_rte_loss_unseen_training.png").is_file()
+        page = (tmp_path / "build" / "smoke-failing" / "report" / "index.html").read_text()
+        assert "fig17_fine_tuning_bleu could not be made" in page
+        assert '<article id="fig20_rte_loss_unseen_training"' in page
     finally:
         shutil.rmtree(figures, ignore_errors=True)

@@ -1,0 +1,73 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 1: collect, fit, simulate
+#
+# The method in one picture, drawn from runs that were really recorded. *Left:* one of the training runs: which examples of
+# the pool are in the batch of each update, and what the losses of the test examples do meanwhile. *Middle:* a simulator is
+# fitted on all training runs; the epoch is kept whose free-running simulations of the validation runs are closest. *Right:*
+# a curriculum that the simulator never saw: from the losses before training (dots) it predicts the rest.
+#
+# ![Figure 1, profile mini](../figures/mini/fig01_overview.png)
+#
+# Inputs: recorded runs and a fitted simulator (made if missing). Outputs: `figures/<profile>/fig01_overview.*`. With
+# everything recorded it takes a few seconds.
+#
+# `papermill notebooks/fig01_overview.ipynb out.ipynb -p profile smoke -p task webnlg -p examples 3`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+task: str = ""  # the profile's first
+model: str = ""  # the profile's first
+method: str = "gptfluence"  # or another simulator that is fitted in epochs
+examples: int = 2  # test examples that are followed
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+from gptfluence import overview
+
+nb = gf.Notebook("fig01_overview", globals())
+nb.choose("examples", examples, [1, 2, 3])
+dynamics = nb.study.dynamics("fine_tuning", nb.task, model=nb.model)
+dynamics
+
+# %% [markdown]
+# How the simulator was fitted, and what it predicts for the held-out runs from their first values.
+
+# %%
+report = nb.study.simulator(method, "fine_tuning", nb.task, model=nb.model).report
+recorded, predicted = nb.study.simulate("fine_tuning", nb.task, methods=[method], model=nb.model)
+report
+
+# %%
+frame = overview.overview_frame(dynamics, report, predicted[method], method=method, examples=examples)
+frame.groupby(["panel", "series"], sort=False)["y"].describe()
+
+# %%
+picture = overview.plot_overview(frame)
+picture
+
+# %%
+train = dynamics.split()[0]
+caption = (
+    f"Collect, fit, simulate. Drawn from {nb.study.profile.title} ({dynamics.model}), fine-tuning on {gf.names.task(nb.task)}. Left: "
+    f"the curriculum and the recorded losses of one of {len(train)} training runs ({examples} of {len(dynamics.tests)} "
+    f"test examples stand out). Middle: {gf.names.method(method)} fitted on these runs; the epoch kept is chosen on "
+    "validation runs. Right: the curriculum of a held-out run, and the losses recorded and simulated from the values "
+    "before training."
+)
+reading = overview.reading(frame, runs=len(train))
+nb.save_figure(picture, frame, "fig01_overview", caption=caption, sources=[dynamics], reading=reading)

@@ -1,0 +1,82 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 2: example trajectories in instruction tuning
+#
+# One GPT is trained on a mixture of tasks with instructions. Each panel is one test example in one held-out run: what was
+# recorded (black), and what each method predicts from the first value alone (the dot). (a) loss on RTE, (b) loss on WMT16,
+# (c) BLEU on WebNLG, (d) ROUGE-L on WMT16, as far as the profile tests them. The example of a panel is the middle one in the
+# ranking by GPTfluence's error, so that the panels do not flatter; the reading below is about all of them.
+#
+# ![Figure 2, profile mini](../figures/mini/fig02_example_trajectories.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/fig02_example_trajectories.*`.
+# With everything recorded and fitted it takes a few seconds.
+#
+# `papermill notebooks/fig02_example_trajectories.ipynb out.ipynb -p profile smoke -p examples 2`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the profile's first
+methods: list[str] = []  # all of the profile's
+examples: int = 1  # panels for each metric and task
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+from gptfluence import gallery, plan
+
+nb = gf.Notebook("fig02_example_trajectories", globals(), "instruction_tuning")
+nb.choose("examples", examples, range(1, 9))
+setting = "instruction_tuning"
+panels = plan.panels_of(nb.study, setting, plan.EXAMPLE_PANELS)
+gallery.panel_names(panels)
+
+# %% [markdown]
+# The held-out runs of each panel's task, and what every method predicts for them. The mean trajectory is simulated in any
+# case: R²dev compares with it.
+
+# %%
+methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
+simulated = {
+    (metric, task): nb.study.simulate(setting, task, metric=metric, methods=methods_used, model=nb.model)
+    for metric, task in panels
+}
+
+# %%
+frame = gallery.panel_frame(simulated, examples=examples)
+frame.head()
+
+# %%
+picture = gf.figures.plot_trajectories(frame)
+picture
+
+# %% [markdown]
+# How typical are these examples? Every method on all trajectories of the held-out runs.
+
+# %%
+results = gallery.results_of(simulated)
+gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "task"], columns="method", values="value")
+
+# %%
+recorded = [test for test, _ in simulated.values()]
+caption = (
+    f"Trajectories of test examples in instruction tuning on a held-out curriculum, recorded and simulated from the first "
+    f"value: {gallery.panel_names(panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    "GPTfluence's error."
+)
+reported = {metric: gallery.reported(setting, metric, nb.model) for metric, _ in panels}
+reading = gallery.reading(frame, results, reported)
+nb.save_figure(picture, frame, "fig02_example_trajectories", caption=caption, sources=recorded, reading=reading)

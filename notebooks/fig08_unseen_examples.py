@@ -1,0 +1,83 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 8: trajectories on unseen training data
+#
+# The GPT is fine-tuned on examples that no run of the simulator's training had: only their texts are known to it. Each panel
+# is one test example: what was recorded (black), and what is simulated from the first value alone (the dot). Loss on RTE and
+# BLEU on WebNLG, as far as the profile keeps unseen examples of them. Simfluence is missing because it knows only the ids
+# that it was fitted on.
+#
+# ![Figure 8, profile mini](../figures/mini/fig08_unseen_examples.png)
+#
+# Inputs: recorded runs on known and unseen examples and fitted simulators (made if missing). Outputs:
+# `figures/<profile>/fig08_unseen_examples.*`. With everything recorded and fitted it takes a few seconds.
+#
+# `papermill notebooks/fig08_unseen_examples.ipynb out.ipynb -p profile smoke -p unseen both`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the profile's first
+methods: list[str] = ["persistence", "mean_trajectory", "gptfluence"]  # those that can simulate what they have not seen
+unseen: str = "training"  # which examples are unseen: training, test or both
+examples: int = 2  # panels for each metric and task
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+from gptfluence import gallery, plan
+
+nb = gf.Notebook("fig08_unseen_examples", globals())
+nb.choose("unseen", unseen, list(gallery.UNSEEN))
+nb.choose("examples", examples, range(1, 9))
+panels = plan.panels_of(nb.study, "fine_tuning", plan.UNSEEN_PANELS, unseen=True)
+gallery.panel_names(panels)
+
+# %%
+methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
+simulated = {
+    (metric, task): nb.study.simulate(
+        "fine_tuning", task, metric=metric, methods=methods_used, model=nb.model, unseen=unseen
+    )
+    for metric, task in panels
+}
+
+# %%
+frame = gallery.panel_frame(simulated, examples=examples)
+frame.head()
+
+# %%
+picture = gf.figures.plot_trajectories(frame)
+picture
+
+# %% [markdown]
+# How typical are these examples? Every method on all trajectories of these runs.
+
+# %%
+results = gallery.results_of(simulated)
+gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "task"], columns="method", values="value")
+
+# %%
+recorded = [test for test, _ in simulated.values()]
+what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
+caption = (
+    f"Trajectories with unseen {what} examples in fine-tuning, recorded and simulated from the first value: "
+    f"{gallery.panel_names(panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    "GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
+)
+reading = gallery.reading(frame, results, {})
+for metric, task in panels:
+    reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded[0].model)}".rstrip()
+nb.save_figure(picture, frame, "fig08_unseen_examples", caption=caption, sources=recorded, reading=reading)

@@ -1,0 +1,84 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figures 19-30: trajectories with unseen examples
+#
+# Each panel is one test example while a GPT is fine-tuned: what was recorded (black), and what is simulated from the first
+# value alone (the dot). In each figure the training examples, the test examples or both are ones that the simulator was not
+# fitted on. Simfluence is missing because it knows only the ids that it was fitted on.
+#
+# | unseen: | test examples | training examples | both |
+# |---|---|---|---|
+# | RTE, loss | 19 | 20 | 21 |
+# | WebNLG, loss | 22 | 23 | 24 |
+# | WebNLG, BLEU | 25 | 26 | 27 |
+# | WebNLG, ROUGE-L | 28 | 29 | 30 |
+#
+# ![Figure 20, profile mini](../figures/mini/fig20_rte_loss_unseen_training.png)
+#
+# Inputs: recorded runs on known and unseen examples and fitted simulators (made if missing). Outputs: one figure a run, for
+# example `figures/<profile>/fig20_rte_loss_unseen_training.*`. With everything recorded and fitted it takes a few seconds.
+#
+# `papermill notebooks/fig19_30_unseen_qualitative.ipynb out.ipynb -p profile smoke -p figure 27 -p examples 2`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+figure: int = 20
+model: str = ""  # the profile's first
+methods: list[str] = ["persistence", "mean_trajectory", "gptfluence"]  # those that can simulate what they have not seen
+examples: int = 4  # panels
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+from gptfluence import gallery, plan
+
+nb = gf.Notebook("fig19_30_unseen_qualitative", globals())
+nb.choose("figure", figure, list(range(19, 31)))
+nb.choose("examples", examples, range(1, 17))
+task, metric, unseen = plan.unseen_gallery(figure)
+plan.panels_of(nb.study, "fine_tuning", [(metric, task)], unseen=True)
+
+# %%
+methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
+simulated = nb.study.simulate("fine_tuning", task, metric=metric, methods=methods_used, model=nb.model, unseen=unseen)
+recorded = simulated[0]
+recorded
+
+# %%
+frame = gf.figures.trajectory_frame({task: simulated}, metric=metric, examples=examples)
+frame.head()
+
+# %%
+picture = gf.figures.plot_trajectories(frame, metric=metric)
+picture
+
+# %% [markdown]
+# How typical are these examples? Every method on all trajectories of these runs.
+
+# %%
+results = gallery.results_of({(metric, task): simulated})
+gf.summarize(results).pivot(index="statistic", columns="method", values="value").loc[["all_steps_mse", "r2_dev"]]
+
+# %%
+what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
+caption = (
+    f"{gf.names.task(task)}, {gf.names.metric(metric)}, with unseen {what} examples in fine-tuning: recorded, and simulated "
+    f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at equal ranks of "
+    "GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
+)
+reading = gallery.reading(frame, results, {})
+reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded.model)}".rstrip()
+nb.save_figure(picture, frame, plan.gallery_name(figure), caption=caption, sources=[recorded], reading=reading)
