@@ -18,7 +18,7 @@ from gptfluence.dynamics.tangents import TangentFeatures
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
-from gptfluence.simulators.tangent import KNOTS, Correction, TangentSimulator
+from gptfluence.simulators.tangent import FLOOR, Correction, TangentSimulator
 from gptfluence.study import Study
 from gptfluence.tasks import Example, TaskPool
 
@@ -218,9 +218,8 @@ def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
     offset = rng.normal(size=(9, 4))
     recorded = predicted + offset + 1e-3 * rng.normal(size=predicted.shape)
     mean = predicted.mean(axis=0)
-    floor = Correction(np.repeat([[1.0], [-1.0]], len(KNOTS), axis=1))
     residual = (recorded - predicted).mean(axis=0)
-    np.testing.assert_allclose(floor.apply(predicted, residual, mean), np.broadcast_to(recorded.mean(0), (6, 9, 4)))
+    np.testing.assert_allclose(FLOOR.apply(predicted, residual, mean), np.broadcast_to(recorded.mean(0), (6, 9, 4)))
     correction = Correction.fit(predicted, recorded, shared=False)
     np.testing.assert_allclose(correction.apply(predicted, residual, mean), recorded, atol=0.02)
     # predictions of noise: what is left is the mean trajectory, not noise
@@ -246,7 +245,9 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
             for run in train.runs
         ],
     )
-    assert not TangentSimulator(tangents=features).fit(lifted, bent)._seen.coefficients.any()
+    dropped = TangentSimulator(tangents=features).fit(lifted, bent)
+    assert not dropped._seen.coefficients.any()
+    assert "seen tests: tangents of tangents" in dropped.report.selected_by
     assert TangentSimulator(tangents=features).fit(lifted)._seen.coefficients.any()
 
 

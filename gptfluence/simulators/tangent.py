@@ -180,6 +180,10 @@ class Correction:
         return predicted + trust[:, None] * residual + deviation[:, None] * (predicted - mean)
 
 
+NOTHING = Correction(np.zeros((2, len(KNOTS))))
+FLOOR = Correction(np.outer([1.0, -1.0], np.ones(len(KNOTS))))  # the mean training trajectory
+
+
 @dataclass(kw_only=True, eq=False)
 class TangentSimulator(Simulator):
     """Simulates any curriculum from the base model's gradients, without a recorded run; runs only correct it.
@@ -235,8 +239,7 @@ class TangentSimulator(Simulator):
             )
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
-        nothing = Correction(np.zeros((2, len(KNOTS))))
-        self._seen = self._unseen = nothing
+        self._seen = self._unseen = NOTHING
         rule = "one training run: no correction"
         if len(train) > 1:
             self._seen = Correction.fit(predicted, recorded, shared=False)
@@ -247,20 +250,22 @@ class TangentSimulator(Simulator):
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     def _select(self, validation: GPTDynamics, metric: str) -> str:
-        """Keep the corrections only if they lower the error on the validation runs; say which were kept."""
+        """Of no correction, the fitted one and the mean trajectory keep what predicts the validation runs best; say so."""
         truth = validation.trajectories(metric)
         plain = self._tangent_rollouts(*self._sides, validation.batches)
         kept = []
-        for label, correction, residual in (
-            ("_seen", self._seen, self._residual),
-            ("_unseen", self._unseen, self._residual.mean(axis=1, keepdims=True)),
-        ):
-            corrected = correction.apply(plain, *self._stretched(plain.shape[1], residual, self._mean))
-            errors = [float(np.square(values - truth)[:, 1:].mean()) for values in (plain, corrected)]
-            if errors[1] >= errors[0]:
-                setattr(self, label, Correction(np.zeros((2, len(KNOTS)))))
-            kept.append(f"{label[1:]} tests {errors[0]:.3g} to {errors[1]:.3g}")
-        return f"validation all-steps MSE, without to with corrections: {', '.join(kept)}"
+        for label, residual in (("_seen", self._residual), ("_unseen", self._residual.mean(axis=1, keepdims=True))):
+            candidates = {"tangents": NOTHING, "corrected": getattr(self, label), "mean trajectory": FLOOR}
+            stretched = self._stretched(plain.shape[1], residual, self._mean)
+            errors = {
+                name: float(np.square(correction.apply(plain, *stretched) - truth)[:, 1:].mean())
+                for name, correction in candidates.items()
+            }
+            best = min(errors, key=errors.__getitem__)
+            setattr(self, label, candidates[best])
+            listed = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
+            kept.append(f"{label[1:]} tests: {best} of {listed}")
+        return f"validation all-steps MSE; {'; '.join(kept)}"
 
     @staticmethod
     def _checked_rates(train: GPTDynamics, optimizer: AdamW) -> None:
