@@ -28,6 +28,9 @@ BUILD = f"build/{STUDY.label}"
 PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(profiles.PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
 REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build {shlex.quote(BUILD)}"
+CORES = workflow.cores or 1
+# GPTs side by side on one core each, or one after the other on all of them: what leaves no core idle. One GPU takes them in turn.
+SHARE = 1 if len(FITTING) >= CORES else CORES
 ON_GPU = {runs for runs in FITTING if not FITTING[runs][0].model.startswith("nano")}
 
 
@@ -77,7 +80,7 @@ rule collect:
     params:
         options=lambda wildcards: options(wildcards.runs),
     priority: 2  # what others wait for comes first
-    threads: workflow.cores or 1  # the runs of a GPT use every core; GPTs follow one another
+    threads: lambda wildcards: CORES if wildcards.runs in ON_GPU else SHARE
     resources:
         mem_mb=lambda wildcards: 32000 if wildcards.runs in ON_GPU else 4000,
         runtime=24 * 60,  # minutes
@@ -98,7 +101,7 @@ rule unseen:
     params:
         options=lambda wildcards: options(wildcards.runs),
     priority: 1
-    threads: workflow.cores or 1
+    threads: lambda wildcards: CORES if wildcards.runs in ON_GPU else SHARE
     resources:
         mem_mb=lambda wildcards: 32000 if wildcards.runs in ON_GPU else 4000,
         runtime=24 * 60,
