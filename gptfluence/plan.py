@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from gptfluence import names
-from gptfluence.config import ROOT
+from gptfluence.config import ROOT, PublishedModel
 from gptfluence.errors import ConfigurationError
 from gptfluence.study import Study
 
@@ -75,6 +75,22 @@ def paper_models(study: Study, setting: str = "instruction_tuning") -> list[str]
     return chosen or list(models)
 
 
+def orders(study: Study, setting: str = "fine_tuning") -> list[int]:
+    """The Markov orders of table 10, as far as a run has steps left to predict after so many observed values."""
+    chosen = study.setting(setting)
+    if isinstance(study.model(chosen.model).config, PublishedModel):
+        return list(ORDERS)  # its curricula are not the profile's, and long enough
+    curriculum = chosen.curriculum.for_model(chosen.model)
+    steps = curriculum.subset_size // curriculum.batch_size * int(curriculum.epochs)  # type: ignore[arg-type]
+    return [order for order in ORDERS if order < steps]
+
+
+def unseen_tasks(study: Study, setting: str) -> list[str]:
+    """The tasks of tables 11 and 12 of which the profile keeps examples apart; all such tasks if it has none of those."""
+    kept = [task for task in study.tested(setting, "loss") if study.keeps_unseen(task)]
+    return [task for task in ORDER_TASKS if task in kept] or kept
+
+
 def outputs(study: Study) -> dict[str, Output]:
     """Every output that the profile can make: its name -> the notebook's run."""
     settings, found = study.profile.settings, dict[str, Output]()
@@ -117,12 +133,12 @@ def outputs(study: Study) -> dict[str, Output]:
                 found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
         ordered = [task for task in ORDER_TASKS if task in tasks]
         if ordered and "gptfluence" in learned:
-            variants = [f"gptfluence markov_order={order}" for order in ORDERS]
+            variants = [f"gptfluence markov_order={order}" for order in orders(study)]
             found["tab10_markov_order"] = Output(
                 "tab10_markov_order", fits=fits("fine_tuning", model, ordered, metrics, variants)
             )
-        unseen = [task for task in ordered if study.keeps_unseen(task)]
-        if unseen:
+        unseen = unseen_tasks(study, "fine_tuning")
+        if unseen and "gptfluence" in learned:
             needed = fits("fine_tuning", model, unseen, metrics, ["gptfluence"])
             found["tab11_unseen_fine_tuning"] = Output(
                 "tab11_12_unseen", {"setting": "fine_tuning"}, needed, unseen=True
@@ -170,8 +186,9 @@ def outputs(study: Study) -> dict[str, Output]:
                     "instruction_tuning", models, study.tested("instruction_tuning", metric), [metric], learned
                 )
                 found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
-        if any(study.keeps_unseen(task) for task in ORDER_TASKS if task in tasks):
-            needed = fits("instruction_tuning", first, tasks, metrics, ["gptfluence"])
+        unseen = unseen_tasks(study, "instruction_tuning")
+        if unseen and "gptfluence" in learned:
+            needed = fits("instruction_tuning", first, unseen, metrics, ["gptfluence"])
             parameters = {"setting": "instruction_tuning"}
             found["tab12_unseen_instruction_tuning"] = Output("tab11_12_unseen", parameters, needed, unseen=True)
     found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
