@@ -85,10 +85,30 @@ def orders(study: Study, setting: str = "fine_tuning") -> list[int]:
     return [order for order in ORDERS if order < steps]
 
 
+def tested(study: Study, setting: str, metrics: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """metric -> those of `tasks` that have it; metrics that none of them has are left out.
+
+    Raises ConfigurationError if nothing is left.
+    """
+    found = {metric: [task for task in tasks if task in study.tested(setting, metric)] for metric in metrics}
+    found = {metric: having for metric, having in found.items() if having}
+    if not found:
+        raise ConfigurationError(
+            f"profile {study.profile.name!r}: settings.{setting}: none of {', '.join(tasks) or 'no tasks'} is recorded with "
+            f"{' or '.join(metrics) or 'a metric'}; record them (`metrics`), or choose other tasks"
+        )
+    return found
+
+
+def of_paper(tasks: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the profile's tasks that the paper shows; all if it shows none of them."""
+    return [task for task in wanted if task in tasks] or list(tasks)
+
+
 def unseen_tasks(study: Study, setting: str) -> list[str]:
     """The tasks of tables 11 and 12 of which the profile keeps examples apart; all such tasks if it has none of those."""
     kept = [task for task in study.tested(setting, "loss") if study.keeps_unseen(task)]
-    return [task for task in ORDER_TASKS if task in kept] or kept
+    return of_paper(kept, ORDER_TASKS)
 
 
 def outputs(study: Study) -> dict[str, Output]:
@@ -131,8 +151,8 @@ def outputs(study: Study) -> dict[str, Output]:
             if metric in metrics and study.tested("fine_tuning", metric):
                 needed = fits("fine_tuning", model, study.tested("fine_tuning", metric), [metric], learned)
                 found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
-        ordered = [task for task in ORDER_TASKS if task in tasks]
-        if ordered and "gptfluence" in learned:
+        ordered = of_paper(tasks, ORDER_TASKS)
+        if "gptfluence" in learned:
             variants = [f"gptfluence markov_order={order}" for order in orders(study)]
             found["tab10_markov_order"] = Output(
                 "tab10_markov_order", fits=fits("fine_tuning", model, ordered, metrics, variants)
@@ -192,7 +212,8 @@ def outputs(study: Study) -> dict[str, Output]:
             parameters = {"setting": "instruction_tuning"}
             found["tab12_unseen_instruction_tuning"] = Output("tab11_12_unseen", parameters, needed, unseen=True)
     found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
-    found["tab13_computational_cost"] = Output("tab13_computational_cost", fits=found["tab02_fine_tuning_loss"].fits)
+    if "fine_tuning" in settings and not isinstance(study.model(settings["fine_tuning"].model).config, PublishedModel):
+        found["tab13_computational_cost"] = Output("tab13_computational_cost")
     return {name: output for name, output in found.items() if (NOTEBOOKS / f"{output.notebook}.py").is_file()}
 
 
