@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from gptfluence import names
 from gptfluence.errors import ConfigurationError
@@ -18,6 +19,7 @@ from gptfluence.evaluation import explained_deviation, summarize
 from gptfluence.figures import PAGE, STYLE, cut_handle, method_handle, place_legend, style
 from gptfluence.simulators.base import FitReport
 from gptfluence.tables import PRINTED
+from gptfluence.typeset import wrap_text
 
 LOG_FROM = 30  # an axis of errors is logarithmic if its largest value is so many times the smallest
 WORST_R2 = -1.0  # of a better method what is below is not told apart from other failures
@@ -101,10 +103,15 @@ def plot_sweep(
             part = frame[frame["statistic"] == statistic]
             part = part[part[panel] == panels[column]] if panel else part
             cut |= _draw_statistic(axis, part, x, places, methods, join)
+            if not part["value"].notna().any():
+                axis.set_yticks([])
+                axis.text(0.5, 0.5, "undefined", ha="center", va="center", transform=axis.transAxes)
             label = _label(statistic, unit)
             if panel:
-                axis.set_title(str(panels[column]) if row == 0 else "")
-                axis.set_ylabel(label if column == 0 else "")
+                room = width / shape[1] - 0.3
+                title = "\n".join(wrap_text([str(panels[column])], room, STYLE["axes.titlesize"]))
+                axis.set_title(title if row == 0 else "")
+                axis.set_ylabel(label.replace(" ", "\n", 1) if column == 0 else "")
             else:
                 axis.set_title(label)
             if row == shape[0] - 1 or (not panel and index + shape[1] >= len(statistics)):
@@ -184,11 +191,15 @@ def sweep_reading(frame: pd.DataFrame, x: str, what: str) -> str:
         r2 = rows[rows["statistic"] == "r2_dev"].set_index(x)["value"]
         lost = rows.drop_duplicates([x])["diverged"].sum()
         sentences.append(
-            f"{name}: all-steps MSE is lowest at {what} {finite.idxmin()} ({finite.min():.3g}), highest at "
-            f"{finite.idxmax()} ({ratio:.3g} times that); R²dev is above 0 at {int((r2 > 0).sum())} of {len(r2)} values"
+            f"{name}: all-steps MSE is lowest at {what} {_plain(finite.idxmin())} ({finite.min():.3g}), highest at "
+            f"{_plain(finite.idxmax())} ({ratio:.3g} times that); R²dev is above 0 at {int((r2 > 0).sum())} of {len(r2)} values"
             + (f"; {lost} trajectories diverged." if lost else ".")
         )
     return " ".join(sentences)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def convergence_reading(frame: pd.DataFrame) -> str:
@@ -252,9 +263,11 @@ def _draw_statistic(
     if limits.log:
         axis.set_yscale("log")
     cut = False
+    varied = [method for method in methods if part.loc[part["method"] == method, x].notna().any()]
     shift = 0.0 if join else 0.12
     for order, method in enumerate(methods):
         look = names.line(method, order)
+        aside = varied.index(method) - (len(varied) - 1) / 2 if method in varied else order
         rows = part[part["method"] == method]
         flat = rows[rows[x].isna()]
         for value in flat["value"]:
@@ -264,10 +277,10 @@ def _draw_statistic(
                 middle = (min(places.values()) + max(places.values())) / 2
                 axis.plot(middle, value, marker=look.marker, color=look.color, markeredgewidth=0.8, zorder=1.6)
             else:
-                cut |= _mark(axis, 0.5, value, limits, look.color, axis.get_yaxis_transform())
+                cut |= _mark(axis, 0.5, value, limits, look.color, aside, axis.transAxes)
         rows = rows[rows[x].notna()]
         rows = rows.assign(place=rows[x].map(places)).sort_values("place")
-        at, y = rows["place"].to_numpy(float) + shift * (order - (len(methods) - 1) / 2), rows["value"].to_numpy(float)
+        at, y = rows["place"].to_numpy(float) + shift * aside, rows["value"].to_numpy(float)
         inside = np.isfinite(y) & (y >= limits.low) & (y <= limits.high)
         with np.errstate(invalid="ignore"):
             spread = np.where(inside & np.isfinite(rows["std_over_runs"]), rows["std_over_runs"], 0.0)
@@ -283,7 +296,7 @@ def _draw_statistic(
             capsize=1.5,
         )
         for place, value in zip(at[~inside], y[~inside], strict=True):
-            cut |= _mark(axis, place, value, limits, look.color)
+            cut |= _mark(axis, place, value, limits, look.color, aside, axis.get_xaxis_transform())
     axis.set_ylim(limits.low, limits.high)
     _ticks(axis, places)
     if not limits.log:
@@ -321,14 +334,16 @@ def _limits(values: np.ndarray, spread: np.ndarray, statistic: str) -> _Limits:
     return _Limits(max(low - margin, 0.0) if low > 0 else low - margin / 2, high + margin, False)
 
 
-def _mark(axis: Axes, place: float, value: float, limits: _Limits, color: str, transform: Any = None) -> bool:
-    """A triangle at the edge where a value lies; nothing for one that is undefined."""
+def _mark(
+    axis: Axes, place: float, value: float, limits: _Limits, color: str, aside: float, transform: Transform
+) -> bool:
+    """A triangle at the edge where a value lies, beside those of other methods; nothing for one that is undefined."""
     if np.isnan(value):
         return False
     up = value > limits.high
-    options = {} if transform is None else {"transform": transform}
-    edge = limits.high if up else limits.low
-    axis.plot(place, edge, marker="^" if up else "v", color=color, markersize=4.5, clip_on=False, zorder=5, **options)
+    moved = transform + ScaledTranslation(aside * 4 / 72, 0, axis.figure.dpi_scale_trans)
+    options = {"marker": "^" if up else "v", "color": color, "markersize": 4.0, "clip_on": False, "zorder": 5}
+    axis.plot(place, 1.0 if up else 0.0, transform=moved, **options)
     return True
 
 

@@ -12,6 +12,7 @@ from gptfluence.errors import ConfigurationError
 from gptfluence.typeset import Table
 
 HEADINGS = {"model": "Model", "metric": "Metric", "unseen": "Unseen", "setting": "Setting"}
+FEW = 3  # blocks that are still told one by one
 UNSEEN = {"unseen_train": "training", "unseen_test": "test", "unseen_train_and_test": "both"}  # the paper's words
 
 
@@ -106,10 +107,11 @@ def reading(table: Table, by: Sequence[str]) -> str:
     how much curves differ from run to run at all, compared with how far they drift: only the first can be explained.
     """
     numbers = table.numbers[~table.numbers["method"].str.contains("oracle")]
-    blocks = list(numbers.groupby(list(by), sort=False))
-    sentences = [_winner(block_name(dict(zip(by, key, strict=True))), rows) for key, rows in blocks]
     single = numbers[numbers["task"] != "average"]
     cases = [rows for _, rows in single.groupby([*by, "task"], sort=False)]
+    blocks = list(numbers.groupby(list(by), sort=False))
+    sentences = [_winner(block_name(dict(zip(by, key, strict=True))), rows) for key, rows in blocks]
+    sentences = [_winners(cases), *(sentences if len(blocks) <= FEW else [])]
     sentences += [_explains(cases), _diverged(single), *_order(cases)]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -138,10 +140,8 @@ def best_variants(table: Table, by: Sequence[str], family: str, what: Callable[[
 def _winner(name: str, rows: pd.DataFrame) -> str:
     overall = rows[rows["task"] == "average"]
     several = "" if overall.empty else " averaged over tasks"
-    if overall.empty and rows["task"].nunique() > 1:  # no average was asked for: each task by itself
-        return " ".join(
-            _winner(f"{name} of {names.task(task)}", part) for task, part in rows.groupby("task", sort=False)
-        )
+    if overall.empty and rows["task"].nunique() > 1:
+        return ""
     ranking = tables.ranking(rows if overall.empty else overall, "all_steps_mse")
     if len(ranking) < 2:
         return ""
@@ -151,6 +151,17 @@ def _winner(name: str, rows: pd.DataFrame) -> str:
         f"{name}: {names.method(best)}{kind} has the lowest all-steps MSE{several} ({value:.3g}; "
         f"{names.method(second)} {next_value:.3g})."
     )
+
+
+def _winners(cases: Sequence[pd.DataFrame]) -> str:
+    """How often each method has the lowest MSE, where there are several cases."""
+    best = [tables.ranking(rows, "all_steps_mse").index[:1].tolist() for rows in cases]
+    won = pd.Series([method for methods in best for method in methods], dtype=object).value_counts()
+    if len(cases) < 2 or won.empty:
+        return ""
+    kinds = dict.fromkeys(names.TRIVIAL, " (a trivial baseline)")
+    parts = [f"{names.method(method)}{kinds.get(method, '')} in {count}" for method, count in won.items()]
+    return f"The lowest all-steps MSE, of {len(cases)} cases: {', '.join(parts)}."
 
 
 def _explains(cases: Sequence[pd.DataFrame]) -> str:

@@ -85,13 +85,14 @@ table
 gf.comparisons.spread(summary)
 
 # %% [markdown]
-# The same as a figure: bars are standard deviations over runs; a line without bars is a baseline, which has no order.
+# The same as a figure, errors in the unit of each column's metric (squared: MSE). Bars are standard deviations over runs; a
+# line without bars is a baseline, which has no order.
 
 # %%
-shown = results["metric"].map(gf.names.metric) + " of " + results["task"].map(gf.names.task)
+shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
 drawn = results.assign(case=shown, method=results["method"].str.partition(" ")[0])
 frame = gf.charts.sweep(drawn, "order", panel=["case"])
-picture = gf.charts.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", unit="unit of the metric")
+picture = gf.charts.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
 picture
 
 # %%
@@ -105,7 +106,10 @@ caption = (
     "mean training trajectory."
 )
 nb.save_table(table, "tab10_markov_order", caption=caption, sources=dynamics)
-caption = f"Errors of GPTfluence against its Markov order. {about}. Bars: standard deviation over runs."
+caption = (
+    f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
+    "standard deviation over runs. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
 nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics)
 print(gf.comparisons.best_variants(table, ["metric"], "gptfluence"))
 print(gf.charts.sweep_reading(frame, "order", "order"))
