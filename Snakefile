@@ -127,7 +127,7 @@ rule notebook:
     input:
         lambda wildcards: f"{workflow.basedir}/notebooks/{WANTED[wildcards.run].notebook}.ipynb",
         lambda wildcards: needed(wildcards.run),
-        package("figures.py", "tables.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
+        package("figures.py", "charts.py", "tables.py", "comparisons.py", "hyperparameters.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:

@@ -108,12 +108,10 @@ def plot_sweep(
                 axis.text(0.5, 0.5, "undefined", ha="center", va="center", transform=axis.transAxes)
             label = _label(statistic, unit)
             if panel:
-                room = width / shape[1] - 0.3
-                title = "\n".join(wrap_text([str(panels[column])], room, STYLE["axes.titlesize"]))
-                axis.set_title(title if row == 0 else "")
+                axis.set_title(_wrapped(str(panels[column]), width / shape[1]) if row == 0 else "")
                 axis.set_ylabel(label.replace(" ", "\n", 1) if column == 0 else "")
             else:
-                axis.set_title(label)
+                axis.set_title(_wrapped(label, width / shape[1]))
             if row == shape[0] - 1 or (not panel and index + shape[1] >= len(statistics)):
                 axis.set_xlabel(xlabel)
         handles = [method_handle(name, order) for order, name in enumerate(methods)]
@@ -251,6 +249,11 @@ def _label(statistic: str, unit: str) -> str:
     power = {"all_steps_mse": "²", "all_steps_mae": ""}.get(statistic)
     suffix = f" ({unit}{power})" if unit and power is not None else ""
     return f"{names.statistic(statistic)}{suffix}"
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A panel's title in as many lines as a panel of this width in inches asks for."""
+    return "\n".join(wrap_text([title], width - 0.35, STYLE["axes.titlesize"]))
 
 
 def _draw_statistic(
