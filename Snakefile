@@ -55,6 +55,10 @@ def package(*modules):
 
 
 RECORDED_BY = package("tasks/**/*.py", "dynamics/recorder.py", "dynamics/measures.py", "dynamics/generation.py", "models.py")
+DRAWN_BY = package(
+    *(f"{name}.py" for name in "figures gallery overview charts curves tables comparisons hyperparameters typeset".split()),
+    *(f"{name}.py" for name in "names notebook evaluation mislabelled cost".split()),
+)
 
 
 rule all:
@@ -137,7 +141,7 @@ rule notebook:
     input:
         lambda wildcards: f"{workflow.basedir}/notebooks/{WANTED[wildcards.run].notebook}.ipynb",
         lambda wildcards: needed(wildcards.run),
-        package("figures.py", "gallery.py", "overview.py", "tables.py", "typeset.py", "names.py", "notebook.py", "evaluation.py"),
+        DRAWN_BY,
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:

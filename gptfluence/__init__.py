@@ -32,7 +32,9 @@ _WHERE = {
     "evaluate": "evaluation",
     "summarize": "evaluation",
 }
-_MODULES = ("tasks", "encoders", "figures", "tables", "paper", "names")
+_MODULES = (
+    *("tasks", "encoders", "figures", "charts", "tables", "comparisons", "hyperparameters", "paper", "names", "plan"),
+)
 
 __all__ = [*_WHERE, *_MODULES]
 

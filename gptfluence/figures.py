@@ -303,17 +303,26 @@ def _from_last_observed(line: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFr
 
 
 def _legend(figure: Figure, series: Sequence[str], width: float, cut: bool) -> None:
-    """One legend for all panels, above them, in as few rows of alike length as fit."""
-    handles = []
-    for position, name in enumerate(series):
-        look = names.line(name, position)
-        options = {"color": look.color, "linestyle": look.dash, "marker": look.marker, "markeredgewidth": 0.8}
-        handles.append(Line2D([], [], label=names.method(name), **options))
+    """The series of `plot_trajectories`, the last observed point, and lines that leave their panel."""
+    handles = [method_handle(name, position) for position, name in enumerate(series)]
     handles.append(Line2D([], [], color="black", linestyle="", marker="o", markersize=3.6, label="last observed"))
-    if cut:
-        handles.append(
-            Line2D([], [], color="#767676", linestyle="", marker="^", markersize=4.5, label="leaves the axes")
-        )
+    place_legend(figure, [*handles, cut_handle()] if cut else handles, width)
+
+
+def method_handle(name: str, position: int = 0) -> Line2D:
+    """A method as legends show it; `position` as for `names.line`."""
+    look = names.line(name, position)
+    options = {"color": look.color, "linestyle": look.dash, "marker": look.marker, "markeredgewidth": 0.8}
+    return Line2D([], [], label=names.method(name), **options)
+
+
+def cut_handle() -> Line2D:
+    """The triangle at an edge where a line leaves its panel, as legends show it."""
+    return Line2D([], [], color="#767676", linestyle="", marker="^", markersize=4.5, label="leaves the axes")
+
+
+def place_legend(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
+    """One legend above all panels, in as few rows of alike length as fit into `width` inches."""
     size = STYLE["legend.fontsize"]
     spacing = {"handlelength": 2.6, "columnspacing": 1.2, "handletextpad": 0.5}  # in units of the font's size
     widths = [text_width(handle.get_label(), size) + sum(spacing.values()) * size / 72 for handle in handles]

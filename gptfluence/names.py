@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -86,6 +87,11 @@ def size(model: str) -> str:
 def paper_model(model: str) -> str:
     """The paper's name for the model that this one is or stands for: "pythia-410m"; "" if there is none."""
     return f"pythia-{size(model)}" if size(model) else ""
+
+
+def by_size(models: Iterable[str]) -> list[str]:
+    """Models from the smallest to the largest by their names; those that name no size come first, as they were given."""
+    return sorted(models, key=lambda model: PYTHIA_SIZES.index(size(model)) if size(model) else -1)
 
 
 def family(name: str) -> str | None:

@@ -46,8 +46,8 @@ class Notebook:
     try never overwrites what is cited; `output_dir` says otherwise.
     """
 
-    def __init__(self, name: str, namespace: Mapping[str, Any], setting: str = "fine_tuning"):
-        """setting: the one that `tasks`, `task`, `models` and `model` are of.
+    def __init__(self, name: str, namespace: Mapping[str, Any], setting: str | None = "fine_tuning"):
+        """setting: the one that `tasks`, `task`, `models` and `model` are of; None for a notebook without these.
 
         Raises ConfigurationError that names the parameter and what is allowed.
         """
@@ -59,6 +59,20 @@ class Notebook:
             if not hasattr(self, parameter):
                 setattr(self, parameter, value)
         self.study = Study.load(self.parameters["profile"], self.parameters.get("overrides", ()))
+        if setting is not None:
+            self._choose_of(setting)
+        changed = {
+            parameter: value
+            for parameter, value in self.parameters.items()
+            if parameter not in ("profile", "overrides", "output_dir", "figure", "setting")
+            and value != declared[parameter][1]
+        }
+        label = self.study.label
+        default = ROOT / "build" / label / "figures" if changed else ROOT / "figures" / label
+        self.folder = Path(self.parameters.get("output_dir") or default).expanduser().resolve()
+
+    def _choose_of(self, setting: str) -> None:
+        """Check and resolve the parameters that name parts of a setting."""
         chosen = self.study.setting(setting)
         tested = self.study.tested(setting, chosen.metrics[0])
         simulators = list(self.study.profile.simulators)
@@ -78,15 +92,6 @@ class Notebook:
         if "model" in self.parameters:
             self.model = self.parameters["model"] or chosen.model
             self.choose("model", self.model, chosen.models)
-        changed = {
-            parameter: value
-            for parameter, value in self.parameters.items()
-            if parameter not in ("profile", "overrides", "output_dir", "figure", "setting")
-            and value != declared[parameter][1]
-        }
-        label = self.study.label
-        default = ROOT / "build" / label / "figures" if changed else ROOT / "figures" / label
-        self.folder = Path(self.parameters.get("output_dir") or default).expanduser().resolve()
 
     def choose(self, parameter: str, value: Any, allowed: Sequence[Any]) -> None:
         """Raise ConfigurationError unless `value` (or each of its items) is among `allowed`."""

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from gptfluence import influence, names
-from gptfluence.config import ROOT
+from gptfluence.config import ROOT, PublishedModel
 from gptfluence.errors import ConfigurationError
 from gptfluence.study import Study
 
@@ -120,6 +120,42 @@ def paper_models(study: Study, setting: str = "instruction_tuning") -> list[str]
     return chosen or list(models)
 
 
+def orders(study: Study, setting: str = "fine_tuning") -> list[int]:
+    """The Markov orders of table 10, as far as a run has steps left to predict after so many observed values."""
+    chosen = study.setting(setting)
+    if isinstance(study.model(chosen.model).config, PublishedModel):
+        return list(ORDERS)  # its curricula are not the profile's, and long enough
+    curriculum = chosen.curriculum.for_model(chosen.model)
+    steps = curriculum.subset_size // curriculum.batch_size * int(curriculum.epochs)  # type: ignore[arg-type]
+    return [order for order in ORDERS if order < steps]
+
+
+def tested(study: Study, setting: str, metrics: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """metric -> those of `tasks` that have it; metrics that none of them has are left out.
+
+    Raises ConfigurationError if nothing is left.
+    """
+    found = {metric: [task for task in tasks if task in study.tested(setting, metric)] for metric in metrics}
+    found = {metric: having for metric, having in found.items() if having}
+    if not found:
+        raise ConfigurationError(
+            f"profile {study.profile.name!r}: settings.{setting}: none of {', '.join(tasks) or 'no tasks'} is recorded with "
+            f"{' or '.join(metrics) or 'a metric'}; record them (`metrics`), or choose other tasks"
+        )
+    return found
+
+
+def of_paper(tasks: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the profile's tasks that the paper shows; all if it shows none of them."""
+    return [task for task in wanted if task in tasks] or list(tasks)
+
+
+def unseen_tasks(study: Study, setting: str) -> list[str]:
+    """The tasks of tables 11 and 12 of which the profile keeps examples apart; all such tasks if it has none of those."""
+    kept = [task for task in study.tested(setting, "loss") if study.keeps_unseen(task)]
+    return of_paper(kept, ORDER_TASKS)
+
+
 def outputs(study: Study) -> dict[str, Output]:
     """Every output that the profile can make: its name -> the notebook's run."""
     settings, found = study.profile.settings, dict[str, Output]()
@@ -167,14 +203,14 @@ def outputs(study: Study) -> dict[str, Output]:
             if metric in metrics and study.tested("fine_tuning", metric):
                 needed = fits("fine_tuning", model, study.tested("fine_tuning", metric), [metric], learned)
                 found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
-        ordered = [task for task in ORDER_TASKS if task in tasks]
-        if ordered and "gptfluence" in learned:
-            variants = [f"gptfluence markov_order={order}" for order in ORDERS]
+        ordered = of_paper(tasks, ORDER_TASKS)
+        if "gptfluence" in learned:
+            variants = [f"gptfluence markov_order={order}" for order in orders(study)]
             found["tab10_markov_order"] = Output(
                 "tab10_markov_order", fits=fits("fine_tuning", model, ordered, metrics, variants)
             )
-        unseen = [task for task in ordered if study.keeps_unseen(task)]
-        if unseen:
+        unseen = unseen_tasks(study, "fine_tuning")
+        if unseen and "gptfluence" in learned:
             needed = fits("fine_tuning", model, unseen, metrics, ["gptfluence"])
             found["tab11_unseen_fine_tuning"] = Output(
                 "tab11_12_unseen", {"setting": "fine_tuning"}, needed, unseen=True
@@ -228,12 +264,14 @@ def outputs(study: Study) -> dict[str, Output]:
                     "instruction_tuning", models, study.tested("instruction_tuning", metric), [metric], learned
                 )
                 found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
-        if any(study.keeps_unseen(task) for task in ORDER_TASKS if task in tasks):
-            needed = fits("instruction_tuning", first, tasks, metrics, ["gptfluence"])
+        unseen = unseen_tasks(study, "instruction_tuning")
+        if unseen and "gptfluence" in learned:
+            needed = fits("instruction_tuning", first, unseen, metrics, ["gptfluence"])
             parameters = {"setting": "instruction_tuning"}
             found["tab12_unseen_instruction_tuning"] = Output("tab11_12_unseen", parameters, needed, unseen=True)
     found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
-    found["tab13_computational_cost"] = Output("tab13_computational_cost", fits=found["tab02_fine_tuning_loss"].fits)
+    if "fine_tuning" in settings and not isinstance(study.model(settings["fine_tuning"].model).config, PublishedModel):
+        found["tab13_computational_cost"] = Output("tab13_computational_cost")
     return {name: output for name, output in found.items() if (NOTEBOOKS / f"{output.notebook}.py").is_file()}
 
 

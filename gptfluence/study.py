@@ -297,7 +297,8 @@ class Study:
         name: may change options of the profile's: "gptfluence markov_order=2". In instruction tuning one simulator is
             fitted on the tests of all tasks.
         """
-        return self._simulator(name, self.dynamics(setting, task, model=model, metric=metric), metric)
+        fitted_on = None if setting == "instruction_tuning" else task
+        return self._simulator(name, self.dynamics(setting, fitted_on, model=model, metric=metric), metric)
 
     def options(self, name: str) -> tuple[str, dict[str, Any]]:
         """The kind of simulator that a name of the profile, with its changes, stands for, and its hyperparameters."""
@@ -426,6 +427,12 @@ class Study:
         if setting == "instruction_tuning" and task is not None:
             rows = _rows_of(test, str(task))
             test, predicted = test.of_tests(rows), {name: values[:, :, rows] for name, values in predicted.items()}
+            if unseen is not None:
+                # the mean of this task's tests: fitted on all tasks' it would give unseen ones the mean change of these all
+                train = dynamics.of_tests(_rows_of(dynamics, task)).split()[0]
+                for name in predicted:
+                    if self.options(name)[0] == "mean_trajectory":
+                        predicted[name] = _mean_trajectory(train, test, metric, observed)
         return test, predicted
 
     def influences(self, dynamics: GPTDynamics) -> influence.Influences:
@@ -462,11 +469,7 @@ class Study:
             )
             reference: Any = train
             if unseen is not None:
-                from gptfluence.simulators.reference import MeanTrajectory
-
-                fitted = MeanTrajectory().fit(train, metric=metric)
-                start = test.trajectories(metric)[:, :observed]
-                reference = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
+                reference = _mean_trajectory(train, test, metric, observed)
             for method, values in predicted.items():
                 frame = evaluation.evaluate(values, test, metric=metric, observed=observed, reference=reference)
                 columns = {"setting": setting, "task": task, "model": test.model, "metric": metric, "method": method}
@@ -535,6 +538,15 @@ def _rows_of(dynamics: GPTDynamics, task: str) -> list[int]:
     if not rows:
         raise ConfigurationError(unknown("task", task, dict.fromkeys(example.task for example in dynamics.tests)))
     return rows
+
+
+def _mean_trajectory(train: GPTDynamics, test: GPTDynamics, metric: str, observed: int) -> np.ndarray:
+    """What the mean trajectory of `train` says of runs whose examples it may not know: [runs, steps + 1, tests]."""
+    from gptfluence.simulators.reference import MeanTrajectory
+
+    start = test.trajectories(metric)[:, :observed]
+    fitted = MeanTrajectory().fit(train, metric=metric)
+    return fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
 
 
 def _metrics_of(labelled: set[bool], metrics: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -17,16 +18,17 @@ PRINTED = [*REPORTED, "r2_dev"]
 HEADINGS = {"final_step_spearman": "Spearman ρ ↑", "all_steps_mse": "MSE ↓", "all_steps_mae": "MAE ↓"}
 
 
-def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> Table:
+def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None, *, average: bool = True) -> Table:
     """Rows task x method (and their average over tasks), columns "mean (std)" of each statistic beside the paper's.
 
     summary: rows of `evaluation.summarize` with columns task, method, statistic, value, std, std_over_runs, undefined
     paper: rows of `paper.table(...)` of one model and metric, or None
     The best measured value of a task is bold; rows fitted on the test run itself ("oracle") do not compete. The average
-    over tasks is of their means, and only for methods with a value in every task. `numbers` holds the unrounded values.
+    over tasks (not with `average` false) is of their means, and only for methods with a value in every task. `numbers`
+    holds the unrounded values.
     Raises ConfigurationError for missing columns, or if a (task, method, statistic) occurs twice.
     """
-    numbers = _with_average(_checked(summary), paper)
+    numbers = _with_average(_checked(summary), paper, average)
     tasks, methods = list(numbers["task"].unique()), _in_order(numbers["method"].unique())
     cells = dict(zip(_keys(numbers), numbers.itertuples(index=False), strict=True))
     shown = [s for s in PRINTED if (numbers["statistic"] == s).any()]
@@ -34,8 +36,8 @@ def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None) ->
     lost = numbers[(numbers["statistic"] == "diverged") & (numbers["value"] > 0)]
     columns = [("Task", ""), ("Method", "")]
     for statistic in shown:
-        heading = HEADINGS.get(statistic, names.statistic(statistic, arrow=True))
-        columns += [(heading, "measured"), (heading, "paper")] if statistic in compared else [(heading, "")]
+        title = heading(statistic)
+        columns += [(title, "measured"), (title, "paper")] if statistic in compared else [(title, "")]
     if len(lost):
         columns.append(("diverged", ""))
     formats = {s: _format(numbers[numbers["statistic"] == s]) for s in shown}
@@ -82,6 +84,11 @@ def reading(results: pd.DataFrame | Table, paper: pd.DataFrame | None = None) ->
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def heading(statistic: str) -> str:
+    """What the columns of a statistic are headed with."""
+    return HEADINGS.get(statistic, names.statistic(statistic, arrow=True))
+
+
 def _checked(summary: pd.DataFrame) -> pd.DataFrame:
     missing = [column for column in SUMMARY if column not in summary.columns]
     if missing:
@@ -99,17 +106,17 @@ def _checked(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[SUMMARY].reset_index(drop=True)
 
 
-def _with_average(summary: pd.DataFrame, paper: pd.DataFrame | None) -> pd.DataFrame:
+def _with_average(summary: pd.DataFrame, paper: pd.DataFrame | None, average: bool = True) -> pd.DataFrame:
     tasks = [task for task in summary["task"].unique() if task != "average"]
     parts = [summary]
-    if len(tasks) > 1 and "average" not in set(summary["task"]):
+    if average and len(tasks) > 1 and "average" not in set(summary["task"]):
         each = summary[summary["statistic"].isin(PRINTED)]
         mean = each.groupby(["method", "statistic"], sort=False)["value"].agg(["mean", "count", "size"]).reset_index()
         whole = mean[(mean["count"] == len(tasks)) & (mean["size"] == len(tasks))]
-        average = whole[["method", "statistic"]].assign(
+        means = whole[["method", "statistic"]].assign(
             task="average", value=whole["mean"], std=np.nan, std_over_runs=np.nan, undefined=0
         )
-        parts.append(average[SUMMARY])
+        parts.append(means[SUMMARY])
     numbers = pd.concat(parts, ignore_index=True)
     if paper is None:
         return numbers.assign(paper=np.nan, paper_std=np.nan)
@@ -132,7 +139,8 @@ def _in_order(methods: object) -> list[str]:
     def rank(method: str) -> tuple[bool, int, str]:
         family = names.family(method)
         known = list(names.METHODS)
-        return (method not in names.TRIVIAL, -known.index(family) if family else 1, method)
+        numbered = re.sub(r"\d+", lambda number: number[0].zfill(9), method)  # order 2 before order 10
+        return (method not in names.TRIVIAL, -known.index(family) if family else 1, numbered)
 
     return sorted(methods, key=rank)
 
@@ -176,7 +184,7 @@ def _best(rows: pd.DataFrame, printed: Callable[[float, float], str]) -> set[str
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 
-def _ranking(rows: pd.DataFrame, statistic: str, column: str = "value") -> pd.Series:
+def ranking(rows: pd.DataFrame, statistic: str, column: str = "value") -> pd.Series:
     """method -> value of one statistic, the best first; what is not finite is left out."""
     values = rows[rows["statistic"] == statistic].set_index("method")[column]
     return values[np.isfinite(values)].sort_values(ascending=names.SMALLER_IS_BETTER[statistic], kind="stable")
@@ -184,10 +192,10 @@ def _ranking(rows: pd.DataFrame, statistic: str, column: str = "value") -> pd.Se
 
 def _winner(overall: pd.DataFrame, tasks: pd.DataFrame) -> str:
     """Who has the lowest MSE, by how much, on how many tasks; and plainly if that is a trivial baseline."""
-    ranking = _ranking(overall, "all_steps_mse")
-    if len(ranking) < 2:
+    order = ranking(overall, "all_steps_mse")
+    if len(order) < 2:
         return ""
-    (best, second), (value, next_value) = ranking.index[:2], ranking.iloc[:2]
+    (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
     margin = f"{100 * (1 - value / next_value):.0f}% below" if next_value > 0 else "as low as"
     kind = ", a trivial baseline," if best in names.TRIVIAL else ""
     count = tasks["task"].nunique()
@@ -195,7 +203,7 @@ def _winner(overall: pd.DataFrame, tasks: pd.DataFrame) -> str:
     compared = f"{value:.3g}, {margin} {names.method(second)} ({next_value:.3g})"
     if count == 1:
         return f"{text}: {compared}."
-    firsts = [_ranking(rows, "all_steps_mse").index[:1].tolist() for _, rows in tasks.groupby("task")]
+    firsts = [ranking(rows, "all_steps_mse").index[:1].tolist() for _, rows in tasks.groupby("task")]
     return f"{text} averaged over {count} tasks: {compared}; it is the lowest on {firsts.count([best])} of the {count}."
 
 
@@ -203,10 +211,10 @@ def _others(overall: pd.DataFrame) -> str:
     """Who is the best by the paper's two other statistics."""
     parts = []
     for statistic in ("all_steps_mae", "final_step_spearman"):
-        ranking = _ranking(overall, statistic)
-        if len(ranking) < 2:
+        order = ranking(overall, statistic)
+        if len(order) < 2:
             continue
-        (best, second), (value, next_value) = ranking.index[:2], ranking.iloc[:2]
+        (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
         kind = " (a trivial baseline)" if best in names.TRIVIAL else ""
         parts.append(
             f"by {names.statistic(statistic)} the best is {names.method(best)}{kind}, {value:.3g} against "
@@ -241,8 +249,8 @@ def _agreement(tasks: pd.DataFrame) -> str:
     """Whether the methods that the paper reports come in the paper's order by MSE."""
     same = compared = 0
     for _, rows in tasks.groupby("task"):
-        paper = _ranking(rows, "all_steps_mse", "paper")
-        measured = [method for method in _ranking(rows, "all_steps_mse").index if method in paper.index]
+        paper = ranking(rows, "all_steps_mse", "paper")
+        measured = [method for method in ranking(rows, "all_steps_mse").index if method in paper.index]
         if len(paper) >= 2 and len(measured) == len(paper):
             compared += 1
             same += measured == list(paper.index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ TEX = {
     "×": r"$\times$", "≠": r"$\neq$", "·": r"$\cdot$", "∞": r"$\infty$", "<": "$<$", ">": "$>$",
     "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ρ": r"$\rho$",
 }  # fmt: skip
+PAGE_ROWS = 50  # of a table that is still set in one piece
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Table:
 
     columns: (heading, second line) of each column; alike headings side by side are set once, above their second lines
     rows: one text per column; bold: the cells to stress, bool [rows, columns]
-    stubs: how many columns at the left name the row; a value of the first is set once per run of rows
+    stubs: how many columns at the left name the row; a value of all but the last is set once per run of rows
     numbers: the tidy frame behind it, for the CSV and for `tables.reading`; notes: lines below the table
     """
 
@@ -71,7 +72,17 @@ class Table:
         return text + "\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def to_tex(self, caption: str = "") -> str:
-        """A tabular to \\input into a table environment; needs booktabs. The caption is a comment at its top."""
+        """A tabular to \\input into a table environment; needs booktabs. The caption is a comment at its top.
+
+        A table of groups of groups that is longer than a page has a tabular for each of its blocks.
+        """
+        if self.stubs > 2 and len(self.rows) > PAGE_ROWS:
+            starts = [row[0] for i, row in enumerate(self.rows) if not self._repeated(i)]
+            parts = [
+                f"\\par\\medskip\\noindent\\emph{{{_tex(name)}}}\\par\\smallskip\n{block.to_tex()}"
+                for name, block in zip(starts, self._blocks(), strict=True)
+            ]
+            return (f"% {' '.join(caption.split())}\n" if caption else "") + "\n".join(parts)
         lines = [f"% {' '.join(caption.split())}" if caption else None, r"% needs \usepackage{booktabs}"]
         align = "".join("l" if self._left(j) else "r" for j in range(len(self.columns)))
         lines += [rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}", r"\toprule"]
@@ -199,16 +210,29 @@ class Table:
         return spans
 
     def _breaks(self) -> set[int]:
-        """Rows that start a new group: the first column changes, and groups have several rows."""
-        if self.stubs < 2:
-            return set()
-        return {i for i in range(1, len(self.rows)) if self.rows[i][0] != self.rows[i - 1][0]}
+        """Rows that start a new group: a column that names groups changes."""
+        return {i for i in range(1, len(self.rows)) if self._repeated(i) < self.stubs - 1}
+
+    def _repeated(self, row: int) -> int:
+        """How many of the columns that name groups say the same as in the row above."""
+        same = 0
+        while same < self.stubs - 1 and row and self.rows[row][same] == self.rows[row - 1][same]:
+            same += 1
+        return same
 
     def _merged(self) -> list[list[str]]:
-        if self.stubs < 2:
-            return self.rows
-        starts = {0} | self._breaks()
-        return [row if i in starts else ["", *row[1:]] for i, row in enumerate(self.rows)]
+        return [[*[""] * self._repeated(i), *row[self._repeated(i) :]] for i, row in enumerate(self.rows)]
+
+    def _blocks(self) -> list[Table]:
+        """One table for each run of rows with the same first column, without that column."""
+        starts = [i for i in range(len(self.rows)) if self.stubs < 2 or not self._repeated(i)]
+        blocks = []
+        for start, end in zip(starts, [*starts[1:], len(self.rows)], strict=True):
+            bold = None if self.bold is None else self.bold[start:end, 1:]
+            rows = [row[1:] for row in self.rows[start:end]]
+            blocks.append(replace(self, columns=self.columns[1:], rows=rows, bold=bold, stubs=self.stubs - 1, notes=()))
+        blocks[-1] = replace(blocks[-1], notes=self.notes)
+        return blocks
 
     def _widths(self, size: float) -> list[float]:
         """Width of each column in inches, wide enough for a heading that spans several."""

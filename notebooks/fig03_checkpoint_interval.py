@@ -1,0 +1,79 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 3: checkpoint interval
+#
+# What if only every c-th step had been recorded? Simulators are fitted as if each checkpoint stood for the steps until the
+# next one, so that every step of an interval is asked for the interval's whole jump; what they predict is compared with every
+# step that was really recorded. All statistics are averaged over the tasks of instruction tuning.
+#
+# ![Figure 3, profile mini](../figures/mini/fig03_checkpoint_interval.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/fig03_checkpoint_interval.*`.
+# With everything recorded, profile `mini` takes a few minutes on two cores: a fit for each interval and method. With
+# `coarsening` interpolate values between checkpoints are put on a straight line instead.
+#
+# `papermill notebooks/fig03_checkpoint_interval.ipynb out.ipynb -p profile smoke -y 'intervals: [1, 4]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the profile's first
+intervals: list[int] = [1, 2, 4, 6, 8, 10]
+tasks: list[str] = []  # all that the profile tests
+methods: list[str] = []  # GPTfluence and Simfluence
+coarsening: str = "hold"  # as in the paper; or interpolate
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+
+nb = gf.Notebook("fig03_checkpoint_interval", globals(), "instruction_tuning")
+nb.choose("intervals", intervals, range(1, 1001))
+nb.choose("coarsening", coarsening, ["hold", "interpolate"])
+fitted = [name for name in ("simfluence", "gptfluence") if name in nb.study.profile.simulators]
+nb.choose("methods", methods, fitted)
+dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
+dynamics
+
+# %% [markdown]
+# Only training and validation of a fit see coarser data; the held-out runs are compared at every step.
+
+# %%
+baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]
+change = "" if coarsening == "hold" else f" coarsening={coarsening}"
+variants = {f"{name} checkpoint_interval={c}{change}": c for name in methods or fitted for c in sorted(set(intervals))}
+results = nb.study.evaluate(
+    "instruction_tuning", metric="loss", tasks=nb.tasks, methods=[*baselines, *variants], model=nb.model
+)
+results["interval"] = results["method"].map(variants)
+results.head(8)
+
+# %%
+frame = gf.charts.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "interval")
+frame.head(8)
+
+# %%
+picture = gf.charts.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", unit="nats")
+picture
+
+# %%
+caption = (
+    f"Loss simulation in instruction tuning, fitted on every c-th step only ({coarsening}), averaged over {len(nb.tasks)} "
+    f"tasks. {nb.study.profile.title} ({dynamics.model}); {len(dynamics.split()[2])} held-out runs of "
+    f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines are "
+    "baselines, which are not fitted on steps. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
+nb.save_figure(picture, frame, "fig03_checkpoint_interval", caption=caption, sources=[dynamics])
+print(gf.charts.sweep_reading(frame, "interval", "interval"))

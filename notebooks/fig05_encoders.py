@@ -1,0 +1,69 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 5: text encoders
+#
+# GPTfluence sees examples through a frozen text encoder. Does it matter which? The paper compares MiniLM, BERT and Pythias;
+# a profile names its own list, in which a model stands for its last token's hidden state, and `index` for no text at all:
+# each example is a number of its own, so that nothing is shared between examples.
+#
+# ![Figure 5, profile mini](../figures/mini/fig05_encoders.png)
+#
+# Inputs: recorded runs, encoded texts and fitted simulators (made if missing). Outputs: `figures/<profile>/fig05_encoders.*`.
+# With everything recorded, profile `mini` takes a few minutes on two cores: a fit for each encoder.
+#
+# `papermill notebooks/fig05_encoders.ipynb out.ipynb -p profile smoke -y 'encoders: [minilm-cls, index]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the GPT that is simulated: the profile's first
+encoders: list[str] = []  # all of the profile's
+tasks: list[str] = []  # all that the profile tests
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+
+nb = gf.Notebook("fig05_encoders", globals(), "instruction_tuning")
+compared = encoders or nb.study.profile.encoders
+dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
+dynamics
+
+# %%
+baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]
+variants = {f"gptfluence encoder={encoder}": encoder for encoder in compared}
+results = nb.study.evaluate(
+    "instruction_tuning", metric="loss", tasks=nb.tasks, methods=[*baselines, *variants], model=nb.model
+)
+results["encoder"] = results["method"].map(variants)
+results.head(8)
+
+# %%
+frame = gf.charts.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "encoder")
+frame.head(8)
+
+# %%
+picture = gf.charts.plot_sweep(frame, "encoder", xlabel="encoder", unit="nats", join=False, panel_height=1.7)
+picture
+
+# %%
+caption = (
+    f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, averaged over {len(nb.tasks)} "
+    f"tasks. {nb.study.profile.title} ({dynamics.model}); {len(dynamics.split()[2])} held-out runs. A model's name stands "
+    "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines are "
+    "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
+nb.save_figure(picture, frame, "fig05_encoders", caption=caption, sources=[dynamics])
+print(gf.charts.sweep_reading(frame, "encoder", "encoder"))

@@ -1,0 +1,79 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 6: model sizes
+#
+# Are large GPTs harder to simulate than small ones? Loss simulation in instruction tuning for each GPT of the profile, from
+# the smallest to the largest, averaged over tasks.
+#
+# ![Figure 6, profile mini](../figures/mini/fig06_model_sizes.png)
+#
+# Inputs: recorded runs of every GPT and fitted simulators (made if missing). Outputs:
+# `figures/<profile>/fig06_model_sizes.*`. With everything recorded it takes a few seconds; from nothing, profile `mini`
+# takes some fifteen minutes on two cores.
+#
+# `papermill notebooks/fig06_model_sizes.ipynb out.ipynb -p profile smoke -y 'methods: [persistence, gptfluence]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+models: list[str] = []  # all of the profile's
+tasks: list[str] = []  # all that the profile tests
+methods: list[str] = []  # GPTfluence, Simfluence and the baselines
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+
+nb = gf.Notebook("fig06_model_sizes", globals(), "instruction_tuning")
+shown = [*gf.names.TRIVIAL, "simfluence", "gptfluence"]
+compared = nb.methods if methods else [name for name in nb.methods if name in shown]
+sizes = gf.names.by_size(nb.models)
+dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in sizes]
+dynamics
+
+# %%
+results = pd.concat(
+    nb.study.evaluate("instruction_tuning", metric="loss", tasks=nb.tasks, methods=compared, model=model)
+    for model in sizes
+)
+results.head(8)
+
+# %%
+frame = gf.charts.sweep(results, "model")
+frame.head(8)
+
+# %%
+picture = gf.charts.plot_sweep(frame, "model", xlabel="GPT", unit="nats", panel_height=1.6)
+picture
+
+# %% [markdown]
+# As a table, beside the paper's averages for the sizes that it reports (table 1).
+
+# %%
+table = gf.comparisons.in_blocks(gf.summarize(results), gf.comparisons.reported(1), by=["model"])
+averages = table.numbers[table.numbers["task"] == "average"]
+averages.pivot(index=["model", "method"], columns="statistic", values=["value", "paper"]).round(4)
+
+# %%
+caption = (
+    f"Loss simulation in instruction tuning for GPTs of several sizes, averaged over {len(nb.tasks)} tasks. "
+    f"{nb.study.profile.title}; {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
+    "R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT."
+)
+nb.save_figure(picture, frame, "fig06_model_sizes", caption=caption, sources=dynamics)
+print(gf.charts.sweep_reading(frame, "model", "GPT"))
+print(gf.comparisons.reading(table, ["model"]))

@@ -1,0 +1,65 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Figure 9: convergence
+#
+# A simulator learns to predict one step from the true step before; it is used to roll out a whole run from its own
+# predictions. Above: the first error, on the training runs, which is minimised. Below: the second, on the validation runs,
+# which chooses the epoch that is kept (the mark).
+#
+# ![Figure 9, profile mini](../figures/mini/fig09_convergence.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/fig09_convergence.*`. With
+# everything fitted it takes a few seconds.
+#
+# `papermill notebooks/fig09_convergence.ipynb out.ipynb -p profile smoke -y 'tasks: [sst2]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the profile's first
+tasks: list[str] = []  # all of the profile's
+methods: list[str] = []  # all of the profile's that are fitted
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+
+nb = gf.Notebook("fig09_convergence", globals())
+fitted = [name for name in nb.study.profile.simulators if nb.study.is_fitted(name)]
+nb.choose("methods", methods, fitted)
+dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
+dynamics
+
+# %%
+reports = {
+    (task, name): nb.study.simulator(name, "fine_tuning", task, model=nb.model).report
+    for task in nb.tasks
+    for name in methods or fitted
+}
+reports
+
+# %%
+frame = gf.charts.convergence(reports)
+picture = gf.charts.plot_convergence(frame)
+picture
+
+# %%
+caption = (
+    f"Convergence of simulators in fine-tuning (loss). {nb.study.profile.title} ({dynamics[0].model}). Above: one-step MSE on "
+    f"{len(dynamics[0].split()[0])} training runs; below: all-steps MSE of rollouts on {len(dynamics[0].split()[1])} "
+    "validation runs. Marks: the epoch that is kept. An epoch visits every transition of the training runs once."
+)
+nb.save_figure(picture, frame, "fig09_convergence", caption=caption, sources=dynamics)
+print(gf.charts.convergence_reading(frame))

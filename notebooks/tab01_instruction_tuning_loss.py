@@ -1,0 +1,85 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Table 1: loss simulation in instruction tuning
+#
+# GPTs of three sizes are each trained on a mixture of six tasks with instructions, and tested on five of them. One
+# simulator is fitted on the tests of all tasks; on held-out curricula it starts from the losses before training and
+# predicts the rest. *Lower errors are better; R²dev above 0 means that a method explains something of what the curriculum
+# changes, below 0 that the mean of the training runs, which knows nothing of the curriculum, predicts better.*
+#
+# ![Table 1, profile mini](../figures/mini/tab01_instruction_tuning_loss.png)
+#
+# Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
+# `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds; from nothing, profile
+# `mini` takes some ten minutes on two cores.
+#
+# `papermill notebooks/tab01_instruction_tuning_loss.ipynb out.ipynb -p profile smoke -y 'models: [nano-smoke]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
+tasks: list[str] = []  # all that the profile tests
+methods: list[str] = []  # all of the profile's
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+
+nb = gf.Notebook("tab01_instruction_tuning_loss", globals(), "instruction_tuning")
+sizes = nb.models if models else gf.plan.paper_models(nb.study)
+dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in sizes]
+dynamics
+
+# %% [markdown]
+# Every method simulates the held-out runs of every GPT; one row for each run and statistic.
+
+# %%
+results = pd.concat(
+    nb.study.evaluate("instruction_tuning", metric="loss", tasks=nb.tasks, methods=nb.methods, model=model)
+    for model in sizes
+)
+results.head(8)
+
+# %% [markdown]
+# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper; its numbers beside them
+# are those of the Pythia that a model is or stands for.
+
+# %%
+summary = gf.summarize(results)
+table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(1), by=["model"])
+table
+
+# %% [markdown]
+# How much of the error is from run to run? The spread over runs of the mean error, beside the spread over trajectories; and
+# how many predictions diverged, how many runs have no rank correlation.
+
+# %%
+gf.comparisons.spread(summary).drop(columns=["setting", "metric"])
+
+# %%
+known = summary["method"].map(gf.names.family)
+gradients = known.isin(["tracin_cp", "grad_dot"]).any()
+caption = (
+    f"Loss simulation in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(sizes)}); "
+    f"{len(dynamics[0].split()[2])} held-out runs, {len(dynamics[0].tests)} test "
+    "examples over all tasks; mean (standard deviation over runs and examples). Paper: table 1, Pythia on the real tasks"
+    + (", whose TracIn-CP and Grad-Dot rows are scaled on the test run itself" if gradients else "")
+    + ". R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
+nb.save_table(table, "tab01_instruction_tuning_loss", caption=caption, sources=dynamics)
+print(gf.comparisons.reading(table, ["model"]))

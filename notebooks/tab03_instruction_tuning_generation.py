@@ -1,0 +1,81 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Table 3: simulation of BLEU and ROUGE-L in instruction tuning
+#
+# The quality of what the GPT *writes* for a test example, at every step of training: noisier than the loss, and often
+# constant for many steps. Simulators are fitted on the trajectories of BLEU (0-100) and ROUGE-L (0-1) themselves, one for
+# each metric, and start from the value before training.
+#
+# ![Table 3, profile mini](../figures/mini/tab03_instruction_tuning_generation.png)
+#
+# Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
+# `figures/<profile>/tab03_instruction_tuning_generation.*`. With everything recorded it takes a few seconds; from nothing,
+# profile `mini` takes some ten minutes on two cores.
+#
+# `papermill notebooks/tab03_instruction_tuning_generation.ipynb out.ipynb -p profile smoke -y 'metrics: [bleu]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
+tasks: list[str] = []  # all whose targets are text
+methods: list[str] = []  # all of the profile's that know the metric
+metrics: list[str] = []  # BLEU and ROUGE-L
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+
+nb = gf.Notebook("tab03_instruction_tuning_generation", globals(), "instruction_tuning")
+nb.choose("metrics", metrics, ["bleu", "rouge_l"])
+tested = gf.plan.tested(nb.study, "instruction_tuning", metrics or ["bleu", "rouge_l"], nb.tasks)
+sizes = nb.models if models else gf.plan.paper_models(nb.study)
+dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in sizes]
+tested
+
+# %%
+results = pd.concat(
+    nb.study.evaluate("instruction_tuning", metric=metric, tasks=having, methods=nb.methods, model=model)
+    for model in sizes
+    for metric, having in tested.items()
+)
+results.head(8)
+
+# %% [markdown]
+# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper. Errors of BLEU and
+# ROUGE-L are on scales of their own and cannot be compared with each other.
+
+# %%
+summary = gf.summarize(results)
+table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(3), by=["model", "metric"])
+table
+
+# %% [markdown]
+# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
+# rank correlation (where all test examples end at the same value).
+
+# %%
+gf.comparisons.spread(summary).drop(columns=["setting"])
+
+# %%
+caption = (
+    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(sizes)}); "
+    f"{len(dynamics[0].split()[2])} held-out runs; mean (standard deviation over runs and examples). Paper: table 3, Pythia "
+    "on the real tasks. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
+nb.save_table(table, "tab03_instruction_tuning_generation", caption=caption, sources=dynamics)
+print(gf.comparisons.reading(table, ["model", "metric"]))

@@ -1,0 +1,115 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Table 10 and figure 4: Markov order
+#
+# How many previous values should a prediction see? GPTfluence is fitted with several orders n. So that orders can be
+# compared, every one of them observes as many values as the highest needs and is judged on the same steps after these;
+# baselines observe them, too.
+#
+# ![Figure 4, profile mini](../figures/mini/fig04_markov_order.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab10_markov_order.*` and
+# `fig04_markov_order.*`. With everything recorded, profile `mini` takes some minutes on two cores: a fit for each order, task
+# and metric.
+#
+# `papermill notebooks/tab10_markov_order.ipynb out.ipynb -p profile smoke -y 'orders: [1, 2]' -y 'tasks: [rte]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the profile's first
+orders: list[int] = []  # 1, 2, 3, 5 and 10, as far as runs are long enough
+tasks: list[str] = []  # RTE and WebNLG
+metrics: list[str] = []  # all of the profile's but accuracy
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+
+nb = gf.Notebook("tab10_markov_order", globals())
+chosen = nb.tasks if tasks else gf.plan.of_paper(nb.tasks, gf.plan.ORDER_TASKS)
+dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in chosen]
+steps = dynamics[0].curricula[0].steps
+nb.choose("orders", orders, range(1, steps))
+tried = orders or [order for order in gf.plan.ORDERS if order < steps]
+known = [metric for metric in nb.study.setting("fine_tuning").metrics if metric != "accuracy"]
+nb.choose("metrics", metrics, known)
+tested = gf.plan.tested(nb.study, "fine_tuning", metrics or known, chosen)
+tried, tested
+
+# %% [markdown]
+# One simulator for each order, task and metric; all are judged on the steps after the first max(orders) values.
+
+# %%
+baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]
+variants = {f"gptfluence markov_order={order}": order for order in tried}
+results = pd.concat(
+    nb.study.evaluate(
+        "fine_tuning",
+        metric=metric,
+        tasks=having,
+        methods=[*baselines, *variants],
+        model=nb.model,
+        observed=max(tried),
+    )
+    for metric, having in tested.items()
+).drop(columns=["setting", "model"])
+results["order"] = results["method"].map(variants)
+results.head(8)
+
+# %%
+named = results["method"].str.replace("markov_order", "order")
+summary = gf.summarize(results.drop(columns="order").assign(method=named))
+table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(10), by=["metric"], average=False)
+table
+
+# %% [markdown]
+# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
+# rank correlation.
+
+# %%
+gf.comparisons.spread(summary)
+
+# %% [markdown]
+# The same as a figure, errors in the unit of each column's metric (squared: MSE). Bars are standard deviations over runs; a
+# line without bars is a baseline, which has no order.
+
+# %%
+shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
+drawn = results.assign(case=shown, method=results["method"].str.partition(" ")[0])
+frame = gf.charts.sweep(drawn, "order", panel=["case"])
+picture = gf.charts.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
+picture
+
+# %%
+about = (
+    f"{nb.study.profile.title} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs; every order "
+    f"observes the first {max(tried)} values and is judged on the {steps + 1 - max(tried)} steps after them"
+)
+caption = (
+    f"GPTfluence of different Markov orders. Measured: {about}; mean (standard deviation over runs and examples). Paper: "
+    "table 10, Pythia-410M on the real tasks; how many values were observed there is not said. R2_dev = 1 - MSE / MSE of the "
+    "mean training trajectory."
+)
+nb.save_table(table, "tab10_markov_order", caption=caption, sources=dynamics)
+caption = (
+    f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
+    "standard deviation over runs. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+)
+nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics)
+print(gf.comparisons.best_variants(table, ["metric"], "gptfluence"))
+print(gf.charts.sweep_reading(frame, "order", "order"))

@@ -1,0 +1,100 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Tables 11 and 12: examples that no simulator was fitted on
+#
+# GPTfluence knows examples by their text, so it can be asked about training examples and test examples that no run it was
+# fitted on ever saw. Three cases: GPTs trained on *unseen training examples* and tested on known ones, trained on known
+# examples with *unseen test examples*, and *both*. Simfluence has numbers for the ids it was fitted on and nothing else, so
+# it has no row here; the baselines need no ids. The mean trajectory of unseen tests is the mean change of the known ones,
+# added to the observed start.
+#
+# ![Table 11, profile mini](../figures/mini/tab11_unseen_fine_tuning.png)
+#
+# Inputs: recorded runs, also on unseen examples, and fitted simulators (made if missing). Outputs:
+# `figures/<profile>/tab11_unseen_fine_tuning.*`, and with `setting` instruction_tuning
+# `figures/<profile>/tab12_unseen_instruction_tuning.*`. With everything recorded it takes a few seconds; the unseen runs of
+# profile `mini` take about two minutes on two cores.
+#
+# `papermill notebooks/tab11_12_unseen.ipynb out.ipynb -p profile smoke -p setting instruction_tuning`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+setting: str = "fine_tuning"  # table 11; instruction_tuning: table 12
+model: str = ""  # the setting's first
+tasks: list[str] = []  # RTE and WebNLG
+methods: list[str] = []  # GPTfluence and the baselines
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+
+nb = gf.Notebook("tab11_12_unseen", globals(), setting)
+kept = gf.plan.unseen_tasks(nb.study, setting)
+nb.choose("tasks", tasks, [task for task in nb.study.tested(setting) if nb.study.keeps_unseen(task)])
+able = [name for name in nb.study.profile.simulators if name in gf.names.TRIVIAL or name == "gptfluence"]
+nb.choose("methods", methods, able)
+metrics = [metric for metric in nb.study.setting(setting).metrics if metric != "accuracy"]
+tested = gf.plan.tested(nb.study, setting, metrics, nb.tasks if tasks else kept)
+tested
+
+# %% [markdown]
+# Runs on unseen examples, recorded for this; no simulator is fitted on them.
+
+# %%
+cases = ["training", "test", "both"]
+dynamics = [
+    nb.study.unseen_dynamics(setting, task if setting == "fine_tuning" else None, unseen=unseen, model=nb.model)
+    for unseen in cases
+    for task in (tested["loss"] if setting == "fine_tuning" else [None])
+]
+dynamics
+
+# %%
+results = pd.concat(
+    nb.study.evaluate(
+        setting, metric=metric, tasks=having, methods=methods or able, model=nb.model, unseen=unseen
+    ).assign(unseen=unseen)
+    for unseen in cases
+    for metric, having in tested.items()
+)
+results.head(8)
+
+# %%
+number = 11 if setting == "fine_tuning" else 12
+summary = gf.summarize(results).drop(columns=["setting", "model"])
+reported = gf.comparisons.reported(number)
+table = gf.comparisons.in_blocks(summary, reported, by=["unseen", "metric"], average=False)
+table
+
+# %% [markdown]
+# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
+# rank correlation.
+
+# %%
+gf.comparisons.spread(summary)
+
+# %%
+name = "tab11_unseen_fine_tuning" if setting == "fine_tuning" else "tab12_unseen_instruction_tuning"
+caption = (
+    f"Examples that no simulator was fitted on, {setting.replace('_', ' ')}. Measured: {nb.study.profile.title} "
+    f"({dynamics[0].model}); {len(dynamics[0])} runs a case; mean (standard deviation over runs and examples). Simfluence "
+    f"cannot be asked: it knows only the ids it was fitted on. Paper: table {number}, Pythia-410M on the real tasks. "
+    "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
+)
+nb.save_table(table, name, caption=caption, sources=dynamics)
+print(gf.comparisons.reading(table, ["unseen", "metric"]))

@@ -1,0 +1,163 @@
+"""Tables of several blocks: every number in its place beside the paper's, and sentences that follow from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptfluence import comparisons, names, paper, tables
+from gptfluence.errors import ConfigurationError
+from gptfluence.typeset import PAGE_ROWS, Table
+
+METHODS = ("persistence", "mean_trajectory", "simfluence", "gptfluence")
+
+
+def summary(blocks: list[dict], tasks=("rte", "sst2"), methods=METHODS, mse=lambda row: 0.1 * (row + 1), **changed):
+    """Rows of `summarize`, every number different; changed: statistic -> value for all."""
+    rows, row = [], 0
+    for block in blocks:
+        for task in tasks:
+            for method in methods:
+                values = {
+                    "all_steps_mse": mse(row),
+                    "all_steps_mae": 0.2 * (row + 1),
+                    "final_step_spearman": 1 / (row + 2),
+                    "r2_dev": 0.5 - 0.1 * row,
+                    "diverged": 0,
+                    "trajectories": 8,
+                    "runs": 2,
+                } | changed
+                for statistic, value in values.items():
+                    rows.append({**block, "task": task, "method": method, "statistic": statistic, "value": value})
+                row += 1
+    return pd.DataFrame(rows).assign(std=0.01, std_over_runs=0.002, undefined=0)
+
+
+def test_the_papers_rows_are_in_this_projects_words():
+    one, ten, eleven = (comparisons.reported(number) for number in (1, 10, 11))
+    assert set(one["setting"]) == {"instruction_tuning"}
+    assert {"tracin_cp", "tracin_cp_10", "grad_dot"} < set(one["method"])
+    assert set(one["unseen"]) == {""}
+    assert set(ten["method"]) == {f"gptfluence order={order}" for order in (1, 2, 3, 5, 10)}
+    assert set(eleven["unseen"]) == {"training", "test", "both"}
+    assert set(eleven["method"]) == {"gptfluence"}
+    for number, rows in ((1, one), (10, ten), (11, eleven)):
+        np.testing.assert_array_equal(rows["value"], paper.table(number)["value"])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    models=st.lists(st.sampled_from(["nano-410m", "nano-1b", "own"]), min_size=1, unique=True),
+    tasks=st.lists(st.sampled_from(["rte", "sst2", "boolq"]), min_size=1, unique=True),
+    methods=st.lists(st.sampled_from(METHODS), min_size=1, unique=True),
+)
+def test_every_number_stands_in_its_block_beside_the_papers(models, tasks, methods):
+    given_rows = summary([{"model": model} for model in models], tasks, methods)
+    table = comparisons.in_blocks(given_rows, comparisons.reported(1), by=["model"], average=False)
+    assert len(table.rows) == len(models) * len(tasks) * len(methods)
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    frame = table.to_frame()
+    for row in given_rows[given_rows["statistic"] == "all_steps_mse"].itertuples():
+        found = frame[
+            (frame["Model"] == row.model)
+            & (frame["Task"] == names.task(row.task))
+            & (frame["Method"] == names.method(row.method))
+        ]
+        assert len(found) == 1
+        cells = found.iloc[0]
+        compared = "MSE ↓, measured" in frame
+        assert cells["MSE ↓, measured" if compared else "MSE ↓"].startswith(f"{row.value:.3f}")
+        known = {"pythia-410m", "pythia-1b"} & {names.paper_model(row.model)}
+        if known and row.method in ("simfluence", "gptfluence"):
+            theirs = paper.lookup(
+                table=1, statistic="all_steps_mse", method=row.method, task=row.task, model=known.pop()
+            )
+            assert cells["MSE ↓, paper"].startswith(f"{theirs.value:.3f}")
+        elif compared:
+            assert cells["MSE ↓, paper"] == ""
+
+
+def test_blocks_come_in_order_of_appearance_and_a_column_that_one_of_them_has_is_there():
+    blocks = [{"model": "nano-1b", "metric": "bleu"}, {"model": "nano-1b", "metric": "rouge_l"}]
+    rows = summary(blocks, tasks=["webnlg"])
+    rows.loc[(rows["metric"] == "rouge_l") & (rows["statistic"] == "diverged"), "value"] = 3
+    table = comparisons.in_blocks(rows, comparisons.reported(3), by=["model", "metric"])
+    assert [row[0] for row in table.rows] == ["nano-1b, BLEU"] * 4 + ["nano-1b, ROUGE-L"] * 4
+    assert ("diverged", "") in table.columns
+    assert [row[-1] for row in table.rows] == [""] * 4 + ["3"] * 4
+    assert list(table.numbers.columns[:2]) == ["model", "metric"]
+    assert "diverged" in comparisons.reading(table, ["model", "metric"])
+
+
+def test_a_table_without_its_columns_is_refused():
+    rows = summary([{"model": "nano-1b"}])
+    with pytest.raises(ConfigurationError, match="no column metric"):
+        comparisons.in_blocks(rows, by=["model", "metric"])
+    twice = pd.concat([rows, rows])
+    with pytest.raises(ConfigurationError, match="occurs twice"):
+        comparisons.in_blocks(twice, by=["model"])
+
+
+def test_orders_are_sorted_as_numbers():
+    methods = [f"gptfluence order={order}" for order in (10, 2, 1)]
+    table = comparisons.in_blocks(summary([{"metric": "loss"}], ["rte"], methods), by=["metric"])
+    assert [row[2] for row in table.rows] == [f"GPTfluence (order {order})" for order in (1, 2, 10)]
+    text = comparisons.best_variants(table, ["metric"], "gptfluence")
+    assert "loss of RTE: GPTfluence (order 10) (MSE 0.1, worst 0.3)" in text  # it came first, with the lowest number
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_reading_tells_the_papers_order_from_another(reverse):
+    count = len(METHODS)
+    theirs = comparisons.reported(1)
+    rows = summary([{"model": "nano-410m"}], ["sst2"], mse=lambda row: row + 1 if reverse else count - row)
+    table = comparisons.in_blocks(rows, theirs, by=["model"])
+    one = theirs[(theirs["model"] == "pythia-410m") & (theirs["task"] == "sst2") & theirs["method"].isin(METHODS)]
+    order = tables.ranking(one, "all_steps_mse")
+    rows = table.numbers[table.numbers["method"].isin(order.index)]
+    same = list(tables.ranking(rows, "all_steps_mse").index) == list(order.index)
+    text = comparisons.reading(table, ["model"])
+    # five methods of the paper's, two of them here: orders can only be compared if all were measured
+    assert ("in its order" in text) == (len(rows["method"].unique()) == len(order))
+    if "in its order" in text:
+        assert f"in its order in {int(same)} of 1 cases" in text
+        assert ("differs from run to run" in text) != same
+
+
+def test_spread_has_both_and_counts():
+    rows = summary([{"model": "nano-1b"}], diverged=2)
+    rows.loc[(rows["statistic"] == "final_step_spearman"), "undefined"] = 1
+    spread = comparisons.spread(rows)
+    assert len(spread) == 8
+    assert {"std", "std_over_runs"} < set(spread)
+    assert set(spread["diverged"]) == {2}
+    assert set(spread["trajectories"]) == {8}
+    assert set(spread["undefined"]) == {1}
+
+
+def test_a_table_longer_than_a_page_is_set_block_by_block():
+    blocks = [{"model": name} for name in ("nano-14m", "nano-70m", "nano-160m")]
+    long = comparisons.in_blocks(summary(blocks, tasks=["rte", "sst2", "boolq", "webnlg"]), by=["model"])
+    assert len(long.rows) > PAGE_ROWS
+    tex = long.to_tex("A caption")
+    assert tex.startswith("% A caption\n")
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
+    assert all(rf"\emph{{{block['model']}}}" in tex for block in blocks)
+    short = comparisons.in_blocks(summary(blocks[:2]), by=["model"])
+    assert short.to_tex().count(r"\begin{tabular}") == 1
+    bodies = [line.count("&") for line in tex.splitlines() if line.endswith(r"\\") and "footnotesize" not in line]
+    assert len(set(bodies[1:])) <= 2  # every line has the columns of its table
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.lists(st.tuples(*[st.sampled_from("ab")] * 3), min_size=1, max_size=12))
+def test_what_is_set_once_can_be_read_back(rows):
+    table = Table([("x", ""), ("y", ""), ("z", "")], [list(row) for row in rows], pd.DataFrame(), stubs=3)
+    read = []
+    for row in table._merged():
+        known = [cell or read[-1][position] for position, cell in enumerate(row)]
+        read.append(tuple(known))
+    assert read == rows
