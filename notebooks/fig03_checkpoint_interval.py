@@ -75,5 +75,5 @@ caption = (
     f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines are "
     "baselines, which are not fitted on steps. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_figure(picture, frame, "fig03_checkpoint_interval", caption=caption, sources=[dynamics])
-print(gf.charts.sweep_reading(frame, "interval", "interval"))
+reading = gf.charts.sweep_reading(frame, "interval", "interval")
+nb.save_figure(picture, frame, "fig03_checkpoint_interval", caption=caption, sources=[dynamics], reading=reading)

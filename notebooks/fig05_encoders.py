@@ -65,5 +65,5 @@ caption = (
     "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines are "
     "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_figure(picture, frame, "fig05_encoders", caption=caption, sources=[dynamics])
-print(gf.charts.sweep_reading(frame, "encoder", "encoder"))
+reading = gf.charts.sweep_reading(frame, "encoder", "encoder")
+nb.save_figure(picture, frame, "fig05_encoders", caption=caption, sources=[dynamics], reading=reading)

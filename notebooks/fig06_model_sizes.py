@@ -74,6 +74,5 @@ caption = (
     f"{nb.study.profile.title}; {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT."
 )
-nb.save_figure(picture, frame, "fig06_model_sizes", caption=caption, sources=dynamics)
-print(gf.charts.sweep_reading(frame, "model", "GPT"))
-print(gf.comparisons.reading(table, ["model"]))
+reading = gf.charts.sweep_reading(frame, "model", "GPT") + " " + gf.comparisons.reading(table, ["model"])
+nb.save_figure(picture, frame, "fig06_model_sizes", caption=caption, sources=dynamics, reading=reading)

@@ -61,5 +61,5 @@ caption = (
     f"{len(dynamics[0].split()[0])} training runs; below: all-steps MSE of rollouts on {len(dynamics[0].split()[1])} "
     "validation runs. Marks: the epoch that is kept. An epoch visits every transition of the training runs once."
 )
-nb.save_figure(picture, frame, "fig09_convergence", caption=caption, sources=dynamics)
-print(gf.charts.convergence_reading(frame))
+reading = gf.charts.convergence_reading(frame)
+nb.save_figure(picture, frame, "fig09_convergence", caption=caption, sources=dynamics, reading=reading)

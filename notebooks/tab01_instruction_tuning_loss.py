@@ -81,5 +81,5 @@ caption = (
     + (", whose TracIn-CP and Grad-Dot rows are scaled on the test run itself" if gradients else "")
     + ". R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_table(table, "tab01_instruction_tuning_loss", caption=caption, sources=dynamics)
-print(gf.comparisons.reading(table, ["model"]))
+reading = gf.comparisons.reading(table, ["model"])
+nb.save_table(table, "tab01_instruction_tuning_loss", caption=caption, sources=dynamics, reading=reading)

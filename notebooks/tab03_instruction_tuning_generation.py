@@ -77,5 +77,5 @@ caption = (
     f"{len(dynamics[0].split()[2])} held-out runs; mean (standard deviation over runs and examples). Paper: table 3, Pythia "
     "on the real tasks. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_table(table, "tab03_instruction_tuning_generation", caption=caption, sources=dynamics)
-print(gf.comparisons.reading(table, ["model", "metric"]))
+reading = gf.comparisons.reading(table, ["model", "metric"])
+nb.save_table(table, "tab03_instruction_tuning_generation", caption=caption, sources=dynamics, reading=reading)

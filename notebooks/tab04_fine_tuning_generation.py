@@ -75,5 +75,5 @@ caption = (
     "examples a task; mean (standard deviation over runs and examples). Paper: table 4, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_table(table, "tab04_fine_tuning_generation", caption=caption, sources=dynamics)
-print(gf.comparisons.reading(table, ["metric"]))
+reading = gf.comparisons.reading(table, ["metric"])
+nb.save_table(table, "tab04_fine_tuning_generation", caption=caption, sources=dynamics, reading=reading)

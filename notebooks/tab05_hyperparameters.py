@@ -45,5 +45,5 @@ caption = (
     f"Hyperparameters: tables 5 to 9 of the paper beside profile {nb.study.label} ({nb.study.profile.title}). Simulators' "
     "values are those that are used, defaults included."
 )
-nb.save_table(table, "tab05_hyperparameters", caption=caption, sources=[])
-print(gf.hyperparameters.reading(compared))
+reading = gf.hyperparameters.reading(compared)
+nb.save_table(table, "tab05_hyperparameters", caption=caption, sources=[], reading=reading)

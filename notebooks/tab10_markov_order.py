@@ -105,11 +105,11 @@ caption = (
     "table 10, Pythia-410M on the real tasks; how many values were observed there is not said. R2_dev = 1 - MSE / MSE of the "
     "mean training trajectory."
 )
-nb.save_table(table, "tab10_markov_order", caption=caption, sources=dynamics)
+reading = gf.comparisons.best_variants(table, ["metric"], "gptfluence")
+nb.save_table(table, "tab10_markov_order", caption=caption, sources=dynamics, reading=reading)
 caption = (
     f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
     "standard deviation over runs. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics)
-print(gf.comparisons.best_variants(table, ["metric"], "gptfluence"))
-print(gf.charts.sweep_reading(frame, "order", "order"))
+reading = gf.charts.sweep_reading(frame, "order", "order")
+nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics, reading=reading)

@@ -96,5 +96,5 @@ caption = (
     f"cannot be asked: it knows only the ids it was fitted on. Paper: table {number}, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
 )
-nb.save_table(table, name, caption=caption, sources=dynamics)
-print(gf.comparisons.reading(table, ["unseen", "metric"]))
+reading = gf.comparisons.reading(table, ["unseen", "metric"])
+nb.save_table(table, name, caption=caption, sources=dynamics, reading=reading)
