@@ -113,7 +113,7 @@ def plot_sweep(
             else:
                 axis.set_title(_wrapped(label, width / shape[1]))
             if row == shape[0] - 1 or (not panel and index + shape[1] >= len(statistics)):
-                axis.set_xlabel(xlabel)
+                axis.set_xlabel(_wrapped(xlabel, width / shape[1]))
         handles = [method_handle(name, order) for order, name in enumerate(methods)]
         place_legend(figure, [*handles, cut_handle()] if cut else handles, width)
     return figure

@@ -1,0 +1,96 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Table 13: computational cost
+#
+# What does it cost to predict one step for one test example? FLOPs are counted by torch while each method runs (matrix
+# products and attention; a multiplication and its addition are two), seconds are measured on one thread of this machine.
+# TracIn-CP needs gradients of the GPT at a checkpoint of the very run it explains; Simfluence looks numbers up; GPTfluence
+# multiplies small networks, and what it computes once serves all steps and all curricula.
+#
+# ![Table 13, profile mini](../figures/mini/tab13_computational_cost.png)
+#
+# Inputs: the GPT, the texts of one task and the text encoder; no recorded runs. Outputs:
+# `figures/<profile>/tab13_computational_cost.*`. It takes about a minute. Seconds differ from run to run, FLOPs do not.
+#
+# `papermill notebooks/tab13_computational_cost.ipynb out.ipynb -p profile smoke -y 'batch_sizes: [4, 8]' -p repeats 1`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+model: str = ""  # the profile's first
+task: str = ""  # the profile's first
+batch_sizes: list[int] = [4, 8, 16]  # the paper's is 8
+repeats: int = 5  # of each measurement, of which the median is taken
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+from gptfluence.cost import cost
+from gptfluence.dynamics.gradients import Replayer
+from gptfluence.typeset import Table
+
+nb = gf.Notebook("tab13_computational_cost", globals())
+texts, recording = nb.study.task(nb.task), nb.study.setting("fine_tuning").recording
+nb.choose("batch_sizes", batch_sizes, range(1, len(texts.pool) + 1))
+nb.choose("repeats", repeats, range(1, 1001))
+recording = recording.model_copy(update={"optimizer": recording.optimizer.for_one(nb.task)})
+encoder = gf.encoders.load(gf.encoders.DEFAULT)  # without a cache: its cost is to be seen
+
+# %%
+with Replayer(nb.study.model(nb.model).load(), texts.pool, texts.tests, recording) as recorder:
+    costs = pd.concat(
+        cost(recorder, batch_size=size, encoder=encoder, repeats=repeats).assign(batch=size)
+        for size in sorted(set(batch_sizes))
+    )
+costs.head()
+
+# %% [markdown]
+# How cost grows with the batch: FLOPs of one step for one test example. Rows that share something ("tests": one gradient of
+# the batch serves all tests; "tables": computed once for all steps) hold the share of one step and test.
+
+# %%
+costs.pivot(index=["method", "encoder", "reuse"], columns="batch", values=["flops", "seconds"])
+
+# %% [markdown]
+# Beside the paper's numbers: its FLOPs are multiply-adds, half as many, for a batch of 8 and without the encoder; it gives
+# seconds for a "sample" and does not say of how many steps.
+
+# %%
+shown = costs.assign(family=costs["method"].map(gf.names.family).fillna(costs["method"]))
+theirs = gf.paper.table(13).pivot(index="method", columns="statistic", values="value")
+alike = (shown["reuse"] == "nothing") & (shown["encoder"] != "included") & (shown["batch"] == 8)
+for column, statistic in (("paper multiply-adds", "flops"), ("paper seconds", "latency_seconds_per_sample")):
+    shown[column] = shown["family"].map(theirs[statistic]).where(alike)
+shown["method"] = shown["method"].map(gf.names.method)
+table = Table.from_frame(shown.drop(columns="family").reset_index(drop=True))
+table
+
+# %%
+caption = (
+    f"Cost of one step for one test example. Measured on {nb.study.profile.title} ({nb.model}), task "
+    f"{gf.names.task(nb.task)}: FLOPs counted by torch (matrix products and attention; two for a multiplication and its "
+    "addition), seconds the median on one CPU thread. Paper: table 13, Pythia-410M; its FLOPs are multiply-adds for a batch "
+    "of 8, encoder left out."
+)
+nb.save_table(table, "tab13_computational_cost", caption=caption, sources=[])
+single = costs[(costs["reuse"] == "nothing") & (costs["encoder"] != "included")]
+least, most = costs["batch"].min(), costs["batch"].max()
+wide = single.pivot(index="method", columns="batch", values="flops")
+for method, row in wide.iterrows():
+    ratio = row[most] / wide.loc["simfluence", most]
+    growth = f"; {row[most] / row[least]:.3g} times from a batch of {least} to {most}" if most > least else ""
+    print(f"{gf.names.method(method)}: {row[most]:.3g} FLOPs, {ratio:.3g} times Simfluence's{growth}.")
