@@ -20,11 +20,11 @@ def reported(number: int) -> pd.DataFrame:
     """The paper's table in the words of this project: columns setting, task, model, metric, unseen, method, statistic,
     value, std.
 
-    `setting` is fine_tuning or instruction_tuning, TracIn-CP at all steps is "tracin_cp", and what is unseen ("training",
+    `setting` is fine_tuning or instruction_tuning, TracIn-CP and Grad-Dot are "..._oracle" (their scale was fitted on the test run), and what is unseen ("training",
     "test", "both"; "" in tables without it) is a column, not a part of the method's name.
     """
     rows = paper.table(number)
-    method = rows["method"].replace({"tracin_cp_all": "tracin_cp"})
+    method = rows["method"].replace({name: f"{name}_oracle" for name in ("tracin_cp_10", "tracin_cp_all", "grad_dot")})
     kind = method.str.partition(" ")[2]
     known = kind.isin(list(UNSEEN))
     columns = ["setting", "task", "model", "metric", "unseen", "method", "statistic", "value", "std"]

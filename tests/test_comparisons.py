@@ -39,7 +39,7 @@ def summary(blocks: list[dict], tasks=("rte", "sst2"), methods=METHODS, mse=lamb
 def test_the_papers_rows_are_in_this_projects_words():
     one, ten, eleven = (comparisons.reported(number) for number in (1, 10, 11))
     assert set(one["setting"]) == {"instruction_tuning"}
-    assert {"tracin_cp", "tracin_cp_10", "grad_dot"} < set(one["method"])
+    assert {"tracin_cp_all_oracle", "tracin_cp_10_oracle", "grad_dot_oracle"} < set(one["method"])
     assert set(one["unseen"]) == {""}
     assert set(ten["method"]) == {f"gptfluence order={order}" for order in (1, 2, 3, 5, 10)}
     assert set(eleven["unseen"]) == {"training", "test", "both"}

@@ -131,8 +131,9 @@ def test_unknown_models_and_tasks_are_named_with_the_nearest():
         message := complaint("smoke", "settings.fine_tuning.models=[nano-smok]")
     )
     assert "did you mean 'nano-smoke'?" in message
-    assert "settings.fine_tuning.tasks: task 'sst3' is not known; known: rte, sst2, webnlg, cnn_dm (did you mean 'sst2'?)" in (
-        complaint("smoke", "settings.fine_tuning.tasks=[sst3]")
+    assert (
+        "settings.fine_tuning.tasks: task 'sst3' is not known; known: rte, sst2, webnlg, cnn_dm (did you mean 'sst2'?)"
+        in (complaint("smoke", "settings.fine_tuning.tasks=[sst3]"))
     )
 
 
