@@ -190,3 +190,23 @@ def runs_needed(
                 common = (SETTING, dynamics.model, task, "loss", "alike", name, count)
                 rows += [(*common, key, *found) for key, found in statistics(predicted[name], test, mean).items()]
     return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+
+
+def by_step(study: Study, tasks: Sequence[str], simulators: Sequence[str]) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    """Squared errors of every simulator at every step of the held-out runs (see `deviations.by_horizon`).
+
+    Returns a tidy frame with columns setting, model, task, metric, simulator, run, step, mse, mse_mean_trajectory, and the
+    recorded runs.
+    """
+    frames, sources = [], []
+    for task in tasks:
+        dynamics = study.dynamics(SETTING, task, metric="loss")
+        sources.append(dynamics)
+        test = held_out(study, task)
+        mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps)
+        for name, values in simulate(study, task, test, simulators)[0].items():
+            frame = deviations.by_horizon(values, test.trajectories("loss"), mean)
+            frame["run"] = [test.names[run] for run in frame["run"]]
+            columns = {"setting": SETTING, "model": dynamics.model, "task": task, "metric": "loss", "simulator": name}
+            frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
+    return pd.concat(frames, ignore_index=True), sources
