@@ -54,7 +54,7 @@ results, paths, sources = coverage.covered(nb.study, chosen, kinds, nb.study.met
 # run have in common; it is infinite where there are too few calibration runs for the level.
 
 # %%
-tables = {name: part for name, part in results.groupby("statistic", sort=False)}
+tables = dict(list(results.groupby("statistic", sort=False)))
 tables["coverage"].pivot_table(
     index=["task", "unit", "curricula"], columns="simulator", values="value", sort=False
 ).round(2)
