@@ -1,4 +1,4 @@
-"""The `gptfluence` command: record, fit, doctor, cite; the published GPTDynamics data."""
+"""The `gptfluence` command: record, fit, what-if, doctor, cite; the published GPTDynamics data."""
 
 from __future__ import annotations
 
@@ -85,6 +85,51 @@ def fit(
             test, _ = study.simulate(setting, task, metric=metric, methods=[name], model=model)
             print(f"{metric}: {name}: predicted {len(test)} held-out runs", flush=True)
     _write_index(index, {"setting": setting, "task": task, "model": model, "simulators": simulators})
+
+
+@app.command()
+def what_if(
+    task: TaskOption = None,
+    drop: Annotated[
+        list[int] | None, typer.Option(help="a training example (position in the pool) to leave out")
+    ] = None,
+    repeat: Annotated[list[int] | None, typer.Option(help="an example to show --times more times")] = None,
+    times: Annotated[int, typer.Option(help="how many more times")] = 8,
+    first: Annotated[list[int] | None, typer.Option(help="an example to move to the beginning")] = None,
+    last: Annotated[list[int] | None, typer.Option(help="an example to move to the end")] = None,
+    rewrite: Annotated[list[str] | None, typer.Option(help="POSITION=new target, e.g. '17= negative'")] = None,
+    run: Annotated[int, typer.Option(help="the held-out run whose curriculum is changed")] = 0,
+    method: Annotated[str, typer.Option(help="a simulator of the profile")] = "tangent",
+    level: Annotated[float, typer.Option(help="of the bands")] = 0.9,
+    check: Annotated[bool, typer.Option("--check", help="really train on the changed curriculum, too")] = False,
+    figure: Annotated[Path, typer.Option(help="where the picture goes (.png or .pdf)")] = Path("what_if.png"),
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+) -> None:
+    """Simulate a held-out curriculum with examples dropped, repeated, moved or rewritten; options may be given again."""
+    from gptfluence import intervals, names
+    from gptfluence.errors import ConfigurationError
+    from gptfluence.figures import style
+    from gptfluence.study import Study
+    from gptfluence.what_if import Changes, ask
+
+    if figure.suffix not in (".png", ".pdf"):
+        raise ConfigurationError(f"--figure {figure}: its name must end in .png or .pdf")
+    lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite))
+    dropped, repeated, front, back, rewritten = lists
+    changes = Changes(dropped, repeated, times, front, back, rewritten)
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    task = task or study.setting().tasks[0]
+    answer = ask(study, task, changes, run=run, method=method, level=level, train=check)
+    for column, value in answer.table().iloc[0].items():
+        print(f"{column:22} {value:.4f}" if isinstance(value, float) else f"{column:22} {value}")
+    labels = {intervals.BEFORE: "recorded, unchanged", "recorded": "trained on the change"}
+    picture = intervals.plot_bands(answer.frame(5), ylabel=names.metric("loss", unit=True), labels=labels)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        picture.savefig(figure)
+    print(f"saved {figure}")
 
 
 def _write_index(index: Path | None, facts: dict) -> None:

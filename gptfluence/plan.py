@@ -6,7 +6,7 @@ instruction tuning, or without unseen examples, has the outputs that need none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
@@ -23,6 +23,9 @@ ORDER_TASKS = ("rte", "webnlg")  # table 10, tables 11 and 12
 TEXT_TASKS = ("webnlg", "wmt16_de_en")
 EXAMPLE_PANELS = (("loss", "rte"), ("loss", "wmt16_de_en"), ("bleu", "webnlg"), ("rouge_l", "wmt16_de_en"))  # figure 2
 UNSEEN_PANELS = (("loss", "rte"), ("bleu", "webnlg"))  # figure 8
+PAPER = ("tab*", "fig*", "explore_quickstart")  # the outputs that `paper` stands for
+BEYOND = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")  # simulators of ext*
+BEYOND_TASKS = ("sst2", "webnlg")
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,8 @@ def outputs(study: Study) -> dict[str, Output]:
                     parameters = {"figure": figure}
                     one = fits("fine_tuning", model, [task], [metric], ["gptfluence"])
                     found[gallery_name(figure)] = Output("fig19_30_unseen_qualitative", parameters, one, unseen=True)
+        if set(BEYOND) <= set(study.profile.simulators) and not study.is_published(chosen.model):
+            found |= _beyond(study, fits)
     if "instruction_tuning" in settings:
         chosen = study.setting("instruction_tuning")
         compared = study.methods(setting="instruction_tuning")
@@ -275,10 +280,35 @@ def outputs(study: Study) -> dict[str, Output]:
     return {name: output for name, output in found.items() if (NOTEBOOKS / f"{output.notebook}.py").is_file()}
 
 
+def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[str, Output]:
+    """What goes beyond the paper. Runs unlike the training runs, and fits on fewer of them, are the notebooks' own."""
+    setting = study.setting("fine_tuning")
+    tasks = [task for task in BEYOND_TASKS if task in setting.tasks] or setting.tasks[:1]
+    every = fits("fine_tuning", setting.models[:1], tasks, ["loss"], [name for name in BEYOND if study.is_fitted(name)])
+    one = dict(list(every.items())[:1])
+    known = {
+        "ext01_explained_deviation": every,
+        "ext02_horizon": every,
+        "ext03_runs_needed": every,
+        "ext04_leave_out": every,
+        "ext05_bands": every,
+        "ext06_curriculum_search": one,
+        "explore_what_if": {runs: ["loss:tangent"] for runs in one},
+    }
+    return {name: Output(name, fits=needed) for name, needed in known.items()}
+
+
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:
-    """The outputs whose name, or whose notebook's, fits the pattern. Raises ConfigurationError if none does."""
-    known = outputs(study)
-    wanted = {name: o for name, o in known.items() if fnmatch(name, pattern) or fnmatch(o.notebook, pattern)}
+    """The outputs whose name, or whose notebook's, fits the pattern; "paper": those of the paper.
+
+    Raises ConfigurationError if none does.
+    """
+    known, patterns = outputs(study), PAPER if pattern == "paper" else (pattern,)
+    wanted = {
+        name: output
+        for name, output in known.items()
+        if any(fnmatch(name, one) or fnmatch(output.notebook, one) for one in patterns)
+    }
     if not wanted:
         raise ConfigurationError(f"only={pattern!r} matches no notebook and no output; known: {', '.join(known)}")
     return wanted

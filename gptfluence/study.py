@@ -491,6 +491,10 @@ class Study:
         label = getattr(given, "label", None)
         return label is not None or (given.source != "local" and task in LAYOUTS and LAYOUTS[task].label is not None)
 
+    def is_published(self, model: str) -> bool:
+        """Whether a model has published runs only and cannot be trained on other curricula."""
+        return isinstance(self.profile.models[model], config.PublishedModel)
+
     def keeps_unseen(self, task: str) -> bool:
         """Whether the profile keeps training and test examples of a task apart."""
         return getattr(self.profile.tasks[task], "unseen_pool_size", 0) > 0

@@ -1,0 +1,212 @@
+"""Runs unlike those that simulators are fitted on, really recorded, and what every simulator says of them.
+
+Kinds of curricula are those of `dynamics.shifts`, and two changes of the training itself that no simulator is told of:
+`faster` (learning rate doubled) and `longer` (twice the epochs; the schedule stretches with it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from gptfluence import deviations, evaluation
+from gptfluence.dynamics import shifts
+from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.study import Study
+from gptfluence.tasks.base import fingerprint
+
+SETTING = "fine_tuning"
+TRAINING = {"faster": "drawn alike, learning rate doubled", "longer": "drawn alike, twice as many epochs"}
+KINDS = {**shifts.KINDS, **TRAINING}
+SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
+COLUMNS = ["setting", "model", "task", "metric", "curricula", "simulator", "runs", "statistic", "value", "low", "high"]
+
+
+def chosen_tasks(study: Study, tasks: Sequence[str] = ()) -> list[str]:
+    """These tasks; of none given SST-2 and WebNLG (labels, and free text), as far as the setting has them, else its first."""
+    tested = study.tested(SETTING, "loss")
+    return list(tasks) or [task for task in ("sst2", "webnlg") if task in tested] or tested[:1]
+
+
+def losses_only(study: Study) -> Study:
+    """The study with nothing recorded but losses: its further runs need no generated texts."""
+    return study.with_overrides(f"settings.{SETTING}.metrics=[loss]")
+
+
+def draw(study: Study, task: str, kind: str, runs: int, *, model: str | None = None) -> list[Curriculum]:
+    """`runs` curricula of a kind over a task's pool, with the profile's numbers; each has a seed of its own.
+
+    Raises ConfigurationError for an unknown kind, or one that cannot be drawn from this pool.
+    """
+    if kind not in KINDS:
+        raise ConfigurationError(unknown("kind of curriculum", kind, KINDS))
+    setting = study.setting(SETTING)
+    numbers = setting.curriculum.for_model(model or setting.model)
+    pool = study.dynamics(SETTING, task, model=model).pool
+    epochs = numbers.epochs * (2 if kind == "longer" else 1)
+    shape = {"subset": numbers.subset_size, "batch": numbers.batch_size, "epochs": epochs}
+    drawn = "alike" if kind in TRAINING else kind
+    seeds = [[study.profile.seed, seed_of(task, kind, k)] for k in range(runs)]
+    return [shifts.draw_kind(drawn, pool, **shape, rng=np.random.default_rng(seed)) for seed in seeds]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of its own for each thing drawn, from what it is called."""
+    return int(fingerprint(list(parts)), 16) % 2**32
+
+
+def record(study: Study, task: str, kind: str, runs: int, *, model: str | None = None) -> GPTDynamics:
+    """Recorded runs of a kind, with their losses; `alike`: the study's held-out runs, all of them.
+
+    Raises ConfigurationError as `draw`, and for a number of runs below 1.
+    """
+    if runs < 1:
+        raise ConfigurationError(f"shifted: runs must be 1 or more, not {runs}")
+    if kind == "alike":
+        return held_out(study, task, model=model)
+    curricula = draw(study, task, kind, runs, model=model)
+    other = losses_only(study)
+    if kind == "faster":
+        rate = float(study.setting(SETTING).recording.optimizer.for_one(task).learning_rate)  # type: ignore[arg-type]
+        other = other.with_overrides(f"settings.{SETTING}.recording.optimizer.learning_rate={2 * rate!r}")
+    return other.record(curricula, SETTING, task, model=model)
+
+
+def held_out(study: Study, task: str, *, model: str | None = None) -> GPTDynamics:
+    """The study's held-out runs. Raises ConfigurationError if there are none."""
+    test = study.dynamics(SETTING, task, model=model, metric="loss").split()[2]
+    if not len(test):
+        raise ConfigurationError(
+            f"profile {study.profile.name!r}: settings.{SETTING}.runs.test is 0; one held-out run at least is needed"
+        )
+    return test
+
+
+def simulate(
+    study: Study, task: str, recorded: GPTDynamics, simulators: Sequence[str], *, model: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What simulators fitted on the study's training runs predict for `recorded` from its first losses.
+
+    Returns simulator -> float32 [runs, steps + 1, tests], and simulator -> why it cannot, for runs longer than the fitted ones.
+    """
+    predicted, refused = {}, {}
+    start = recorded.trajectories("loss")[:, :1]
+    for name in simulators:
+        fitted = study.simulator(name, SETTING, task, model=model)
+        try:
+            predicted[name] = fitted.simulate(recorded.curricula, start)
+        except ConfigurationError as error:
+            assert fitted.fitted is not None
+            if recorded.curricula[0].steps <= fitted.fitted.steps:
+                raise
+            refused[name] = str(error)
+    return predicted, refused
+
+
+def mean_trajectory(train: GPTDynamics, steps: int, metric: str = "loss") -> np.ndarray:
+    """The mean training trajectory, float64 [steps + 1, tests]; beyond its end its last value stands."""
+    mean = train.trajectories(metric).mean(axis=0, dtype=np.float64)
+    return mean[np.minimum(np.arange(steps + 1), len(mean) - 1)]
+
+
+def statistics(
+    predicted: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, metric: str = "loss"
+) -> dict[str, deviations.Interval]:
+    """What is reported of predictions for some runs, each with its interval over runs.
+
+    all_steps_mse and mse_mean_trajectory (metric's unit squared), r2_dev, final_step_spearman, change_spearman,
+    deviation_spearman (see `deviations`); diverged counts trajectories.
+    """
+    truth = recorded.trajectories(metric)
+    frame = evaluation.evaluate(predicted, recorded, metric=metric, reference=mean)
+    each = frame.pivot(index="run", columns="statistic", values="value").loc[recorded.names]
+    mse, of_mean = each["all_steps_mse"].to_numpy(), each["mse_mean_trajectory"].to_numpy()
+    diverged = float(each["diverged"].sum())
+    return {
+        "r2_dev": deviations.explained_deviation(mse, of_mean),
+        "all_steps_mse": deviations.mean_over_runs(mse),
+        "mse_mean_trajectory": deviations.mean_over_runs(of_mean),
+        "final_step_spearman": deviations.mean_over_runs(each["final_step_spearman"].to_numpy()),
+        "change_spearman": deviations.mean_over_runs(deviations.change_spearman(predicted, truth)),
+        "deviation_spearman": deviations.mean_over_runs(deviations.deviation_spearman(predicted, truth, mean[-1])),
+        "diverged": deviations.Interval(diverged, diverged, diverged),
+    }
+
+
+def explained(
+    study: Study, tasks: Sequence[str], kinds: Sequence[str], simulators: Sequence[str], *, runs: int
+) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    """Every simulator on every kind of curriculum of every task.
+
+    Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
+    of this length), and the recorded runs it is computed from. `runs`: of each kind but `alike`.
+    """
+    rows, sources = [], []
+    for task in tasks:
+        dynamics = study.dynamics(SETTING, task, metric="loss")
+        sources.append(dynamics)
+        for kind in kinds:
+            recorded = record(study, task, kind, runs)
+            if kind != "alike":
+                sources.append(recorded)
+            mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
+            predicted, refused = simulate(study, task, recorded, simulators)
+            for name in simulators:
+                common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
+                if name in refused:
+                    rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
+                    continue
+                rows += [(*common, key, *found) for key, found in statistics(predicted[name], recorded, mean).items()]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+
+
+def runs_needed(
+    study: Study, tasks: Sequence[str], simulators: Sequence[str], counts: Sequence[int]
+) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    """How good simulators are that were fitted on the first so many training runs, on the held-out runs.
+
+    Returns a frame with `COLUMNS` and `undefined`; `runs` counts the training runs. R2_dev compares with the mean of *all*
+    training runs throughout, so that values of different counts can be compared. Raises ConfigurationError for a count
+    that is not 1 to the profile's number of training runs.
+    """
+    available = study.setting(SETTING).runs.train
+    for count in counts:
+        if not 1 <= count <= available:
+            raise ConfigurationError(f"runs: {count} is not 1 to {available}, the training runs of the profile")
+    rows, sources = [], []
+    for task in tasks:
+        dynamics = study.dynamics(SETTING, task, metric="loss")
+        sources.append(dynamics)
+        train, _, test = dynamics.split()
+        mean = mean_trajectory(train, test.curricula[0].steps)
+        for count in counts:
+            fewer = study.with_overrides(f"settings.{SETTING}.runs.train={count}")
+            predicted, _ = simulate(fewer, task, test, simulators)
+            for name in simulators:
+                common = (SETTING, dynamics.model, task, "loss", "alike", name, count)
+                rows += [(*common, key, *found) for key, found in statistics(predicted[name], test, mean).items()]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+
+
+def by_step(study: Study, tasks: Sequence[str], simulators: Sequence[str]) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    """Squared errors of every simulator at every step of the held-out runs (see `deviations.by_horizon`).
+
+    Returns a tidy frame with columns setting, model, task, metric, simulator, run, step, mse, mse_mean_trajectory, and the
+    recorded runs.
+    """
+    frames, sources = [], []
+    for task in tasks:
+        dynamics = study.dynamics(SETTING, task, metric="loss")
+        sources.append(dynamics)
+        test = held_out(study, task)
+        mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps)
+        for name, values in simulate(study, task, test, simulators)[0].items():
+            frame = deviations.by_horizon(values, test.trajectories("loss"), mean)
+            frame["run"] = [test.names[run] for run in frame["run"]]
+            columns = {"setting": SETTING, "model": dynamics.model, "task": task, "metric": "loss", "simulator": name}
+            frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
+    return pd.concat(frames, ignore_index=True), sources

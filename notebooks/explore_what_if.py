@@ -1,0 +1,86 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What if? Change a curriculum by hand
+#
+# Choose training examples to drop, repeat, move or rewrite; a simulator says within seconds what the GPT would have learned,
+# inside bands, and then the GPT is really trained on the changed curriculum, and its losses are drawn over them. Change the parameters and run
+# again; `gptfluence what-if` does the same from the shell.
+#
+# ![A changed curriculum: simulated, and trained](../figures/mini/explore_what_if.png)
+#
+# `papermill notebooks/explore_what_if.ipynb out.ipynb -p profile smoke -y 'repeat: [3]' -y 'drop: []'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+task: str = "sst2"
+method: str = "tangent"
+run: int = 0  # the held-out run whose curriculum is changed
+drop: list[int] = []  # positions in the pool; of none given at all: a quarter of the run's examples is dropped
+repeat: list[int] = []  # shown `times` more times
+times: int = 8
+first: list[int] = []  # moved to the beginning
+last: list[int] = []  # moved to the end
+rewrite: list[str] = []  # "POSITION=new target", such as "17= negative"
+level: float = 0.9  # of the bands
+examples: int = 5  # drawn, besides the mean
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import numpy as np
+
+import gptfluence as gf
+from gptfluence import intervals
+from gptfluence.what_if import Changes, ask
+
+nb = gf.Notebook("explore_what_if", globals())
+nb.choose("examples", examples, range(1, 12))
+test = nb.study.dynamics("fine_tuning", task).split()[2]
+if not (drop or repeat or first or last or rewrite):
+    drop = np.unique(test.curricula[run].batches)[::4].tolist()
+changes = Changes(tuple(drop), tuple(repeat), times, tuple(first), tuple(last), tuple(rewrite))
+for position in [*drop[:2], *repeat[:2], *first[:1], *last[:1]]:
+    print(position, repr(test.pool[position].text))
+
+# %% [markdown]
+# Simulated first, then trained; the mean over all test examples:
+
+# %%
+answer = ask(nb.study, task, changes, run=run, method=method, level=level)
+answer.table().T
+
+# %%
+frame = answer.frame(examples)
+labels = {intervals.BEFORE: "recorded, unchanged", "recorded": "trained on the change"}
+picture = intervals.plot_bands(frame, ylabel=gf.names.metric("loss", unit=True), labels=labels)
+picture
+
+# %%
+shown = (
+    str(changes)
+    if len(str(changes)) < 90
+    else f"{len(drop)} of {len(np.unique(test.curricula[run].batches))} examples dropped"
+)
+caption = (
+    f"A held-out curriculum of {gf.names.task(task)} changed by hand ({shown}), simulated by {gf.names.method(method)} inside {level:.0%} "
+    f"bands and then really trained. {nb.study.profile.title} ({answer.base.model}). Bands are calibrated on unchanged curricula, for single "
+    "test examples; they promise nothing for changed ones."
+)
+nb.save_figure(picture, frame, "explore_what_if", caption=caption, sources=[answer.base, answer.truth])
+row = answer.table().iloc[0]
+print(
+    f"Mean final loss: {row['change, simulated']:+.4f} simulated, {row['change, trained']:+.4f} trained; "
+    f"{row['paths inside the band']:.0%} of the test examples' paths lie inside their bands."
+)

@@ -1,0 +1,83 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Beyond the paper: what of a curriculum's own effect is predicted?
+#
+# Simulators are fitted on curricula drawn alike, and most of a loss curve is the same for all of those: a method that
+# knows nothing of the curriculum, the mean of the training runs, has small errors. *R²dev is the share of what the
+# curriculum changes that a simulator predicts: 1 is perfect, 0 is the mean of the training runs, below 0 is worse.* And whoever asks
+# "what if" asks about other curricula: a few examples repeated, sorted, biased, one example less or more, another learning
+# rate, a longer training. Those are really recorded here, and every simulator is measured on them.
+#
+# ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
+# `figures/<profile>/ext01_explained_deviation.*`. With the training runs recorded, profile `mini` takes a few minutes.
+#
+# `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+tasks: list[str] = []  # SST-2 and WebNLG
+simulators: list[str] = ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "faster", "longer"]
+runs: int = 3  # recorded of each kind but `alike`, whose runs are the profile's held-out ones
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+from gptfluence import intervals, shifted
+
+nb = gf.Notebook("ext01_explained_deviation", globals())
+nb.choose("kinds", kinds, list(shifted.KINDS))
+nb.choose("runs", runs, range(1, 1001))
+chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
+for kind in kinds:
+    print(f"{kind:8} {shifted.KINDS[kind]}")
+
+# %% [markdown]
+# Each kind is recorded, and simulated from the losses before training. Simulators are not told of a change of the training
+# itself (`faster`, `longer`); those that refuse longer runs than they were fitted on have no value there.
+
+# %%
+results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs)
+explained = results[results["statistic"] == "r2_dev"]
+explained.pivot_table(index=["task", "curricula"], columns="simulator", values="value", sort=False).round(2)
+
+# %% [markdown]
+# Do the ranks of what the curriculum changes come out right? (rank correlation, over test examples, of the final loss less
+# that of the mean trajectory)
+
+# %%
+ranks = results[results["statistic"] == "deviation_spearman"]
+ranks.pivot_table(index=["task", "curricula"], columns="simulator", values="value", sort=False).round(2)
+
+# %%
+frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
+    columns={"curricula": "x", "simulator": "series"}
+)
+picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev (0–1 is explained)", floor=-1.0)
+picture
+
+# %%
+held = explained[explained["curricula"] == "alike"]["runs"].max()
+caption = (
+    f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
+    f"{nb.study.profile.title} ({sources[0].model}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
+    "seen in fitting. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their range). Beyond "
+    "the end of the mean trajectory its last value stands."
+)
+nb.save_figure(picture, results, "ext01_explained_deviation", caption=caption, sources=sources)
+print(intervals.best_by(frame))

@@ -1,0 +1,71 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Beyond the paper: how far ahead can one simulate?
+#
+# A simulator feeds on its own predictions, so its errors may pile up with every step. The squared error at each step is
+# shown beside that of the mean trajectory, which feeds on nothing. *Where a curve rises above the mean trajectory's, the
+# rest of the run is better guessed without the simulator.*
+#
+# ![Error by step, profile mini](../figures/mini/ext02_horizon.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/ext02_horizon.*`.
+#
+# `papermill notebooks/ext02_horizon.ipynb out.ipynb -p profile smoke -y 'tasks: [sst2]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+tasks: list[str] = []  # SST-2 and WebNLG
+simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import numpy as np
+
+import gptfluence as gf
+from gptfluence import shifted
+from gptfluence.curves import plot_curves
+
+nb = gf.Notebook("ext02_horizon", globals())
+chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
+results, sources = shifted.by_step(nb.study, chosen, nb.study.methods(simulators))
+results.head()
+
+# %% [markdown]
+# The error at some steps, relative to that of the mean trajectory (1 is as good, 0 perfect).
+
+# %%
+sums = results.groupby(["task", "simulator", "step"], sort=False)[["mse", "mse_mean_trajectory"]].sum()
+relative = (sums["mse"] / sums["mse_mean_trajectory"]).unstack("step")
+relative[np.unique(np.linspace(1, relative.columns.max(), 6).round().astype(int))].round(2)
+
+# %%
+frame = results.rename(columns={"simulator": "series", "run": "repeat", "step": "x"})
+frame = frame.assign(panel=frame["task"].map(gf.names.task), value=np.sqrt(frame["mse"]))
+ylabels = {gf.names.task(task): "error (RMS, nats per target token)" for task in chosen}
+picture = plot_curves(frame, xlabel="training step", ylabels=ylabels)
+picture
+
+# %%
+caption = (
+    f"Root mean squared error of the simulated loss over test examples, by step; line: mean over {len(sources[0].split()[2])} "
+    f"held-out runs, band: from the lowest to the highest. {nb.study.profile.title} ({sources[0].model}). One value is observed, "
+    "before training."
+)
+nb.save_figure(picture, results, "ext02_horizon", caption=caption, sources=sources)
+for task in chosen:
+    last = relative.loc[task].iloc[:, -1].sort_values()
+    better = [gf.names.method(name) for name, value in last.items() if value < 1 and name != "mean_trajectory"]
+    print(f"{gf.names.task(task)}: at the last step better than the mean trajectory: {', '.join(better) or 'none'}.")

@@ -1,0 +1,67 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Beyond the paper: how many recorded runs does a simulator need?
+#
+# Recording is what costs: 25 runs of a real GPT are days of a GPU. Here every simulator is fitted on the first 1, 2, 5, 10
+# and 25 of the training runs, and measured on the same held-out runs. *A curve that is high from the left needs few runs.*
+# R²dev compares with the mean of all training runs throughout, so the mean trajectory of fewer runs lies below 0.
+#
+# ![R²dev by number of training runs, profile mini](../figures/mini/ext03_runs_needed.png)
+#
+# Inputs: recorded runs; fits simulators on fewer of them. Outputs: `figures/<profile>/ext03_runs_needed.*`.
+#
+# `papermill notebooks/ext03_runs_needed.ipynb out.ipynb -p profile smoke -y 'counts: [1, 2]'`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+tasks: list[str] = []  # SST-2 and WebNLG
+simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+counts: list[int] = [1, 2, 5, 10, 25]  # training runs; counts above what the profile has are left out
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import gptfluence as gf
+from gptfluence import intervals, shifted
+
+nb = gf.Notebook("ext03_runs_needed", globals())
+available = nb.study.setting().runs.train
+used = [count for count in counts if count <= available]
+chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
+used
+
+# %%
+results, sources = shifted.runs_needed(nb.study, chosen, nb.study.methods(simulators), used)
+explained = results[results["statistic"] == "r2_dev"]
+explained.pivot_table(index=["task", "runs"], columns="simulator", values="value", sort=False).round(2)
+
+# %%
+frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
+    columns={"runs": "x", "simulator": "series"}
+)
+picture = intervals.plot_intervals(
+    frame, xlabel="training runs", ylabel="R²dev (0–1 is explained)", floor=-1.0, columns=len(chosen), panel_height=1.9
+)
+picture
+
+# %%
+held, selecting = len(sources[0].split()[2]), len(sources[0].split()[1])
+caption = (
+    f"Explained deviation R2_dev of the loss on {held} held-out runs drawn alike, by number of runs that the simulator was "
+    f"fitted on (besides {selecting} validation runs that select among epochs and settings). {nb.study.profile.title} "
+    f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
+)
+nb.save_figure(picture, results, "ext03_runs_needed", caption=caption, sources=sources)
+print(intervals.best_by(frame))

@@ -1,0 +1,85 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Beyond the paper: what if these examples had not been there?
+#
+# k examples of a held-out run's curriculum are left out (others of it take their places), from one to a quarter of the subset, and
+# the GPT is really trained again on each such curriculum. The *linear datamodelling score* is the rank correlation, over
+# those curricula, between a test example's predicted and true final loss, averaged over test examples: *1 means that a
+# method knows which sets are missed and by whom, 0 that it knows nothing.* TracIn-CP and Grad-Dot see the checkpoints of the
+# run itself; simulators see only the curriculum.
+#
+# ![Linear datamodelling score by number of examples left out, profile mini](../figures/mini/ext04_leave_out.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing); trains once for each set left out. Outputs:
+# `figures/<profile>/ext04_leave_out.*`.
+#
+# `papermill notebooks/ext04_leave_out.ipynb out.ipynb -p profile smoke -y 'sizes: [1, 4]' -p draws 4`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+tasks: list[str] = []  # SST-2 and WebNLG
+simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+scores: list[str] = ["tracin_cp_10", "grad_dot"]  # by gradients along the run itself
+sizes: list[int] = []  # examples left out; of none given 1, 1/32, 1/8 and 1/4 of the subset
+draws: int = 8  # sets of each size, each of which costs a training
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+from gptfluence import intervals, shifted
+from gptfluence.leave_out import leave_out
+
+nb = gf.Notebook("ext04_leave_out", globals())
+subset = nb.study.setting().curriculum.subset_size
+left_out = sizes or sorted({max(1, subset // part) for part in (subset, 32, 8, 4)})
+chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
+print(f"{left_out} of {subset} examples left out, {draws} sets each")
+
+# %%
+found = {
+    task: leave_out(nb.study, task, nb.study.methods(simulators), scores, sizes=left_out, draws=draws)
+    for task in chosen
+}
+results = pd.concat([frame for frame, _ in found.values()], ignore_index=True)
+sources = [source for _, runs in found.values() for source in runs]
+results.pivot_table(index=["task", "left_out"], columns="method", values="value", sort=False).round(2)
+
+# %%
+frame = results.assign(panel=results["task"].map(gf.names.task)).rename(columns={"left_out": "x", "method": "series"})
+frame = frame[frame.groupby("series")["value"].transform(lambda values: values.notna().any())]
+picture = intervals.plot_intervals(
+    frame,
+    xlabel="training examples left out",
+    ylabel="linear datamodelling score",
+    columns=len(chosen),
+    panel_height=1.9,
+)
+picture
+
+# %%
+constant = sorted(
+    {gf.names.method(name) for name in results["method"]} - {gf.names.method(name) for name in frame["series"]}
+)
+without = f"{', '.join(constant)} predict the same for every set and have no score. " if constant else ""
+caption = (
+    f"Leave-k-out, checked by retraining: linear datamodelling score of final losses over {draws} sets of each size, and over all. "
+    f"{nb.study.profile.title} ({sources[0].model}). {without}Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
+    "Grad-Dot: last transformer block, along the run itself."
+)
+nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources)
+print(intervals.best_by(frame))

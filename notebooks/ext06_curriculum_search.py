@@ -1,0 +1,93 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Beyond the paper: search for a better curriculum
+#
+# With a simulator one can try thousands of curricula for the price of one training. Candidates are drawn alike and streamed,
+# the ten with the lowest simulated final loss of chosen test examples are kept, and the best one is really trained on. *The
+# simulated loss of the winner is flattering (the best of many is where errors were lucky); what counts is the trained one, beside
+# random choice and beside curricula of the examples that the base model is worst, or best, at.*
+#
+# ![Simulated and trained final loss of what was chosen, profile mini](../figures/mini/ext06_curriculum_search.png)
+#
+# Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/ext06_curriculum_search.*`.
+#
+# `papermill notebooks/ext06_curriculum_search.ipynb out.ipynb -p profile smoke -p candidates 50`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+task: str = "sst2"
+simulators: list[str] = ["gptfluence", "low_rank", "tangent"]
+candidates: int = 2000
+best: int = 10
+tests: list[int] = []  # positions of the test examples whose final loss is to be low; all
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>
+
+# %%
+import pandas as pd
+
+import gptfluence as gf
+from gptfluence import intervals
+from gptfluence.curriculum_search import compare
+
+nb = gf.Notebook("ext06_curriculum_search", globals())
+nb.choose("candidates", candidates, range(1, 10_000_001))
+results, found, sources = compare(
+    nb.study, task, nb.study.methods(simulators), tests=tests, count=candidates, best=best
+)
+
+# %% [markdown]
+# The best candidates by each simulator, by their numbers (each can be drawn again from its number alone).
+
+# %%
+pd.DataFrame(
+    {name: [f"{i} ({v:.4f})" for i, v in zip(one.index, one.value, strict=True)] for name, one in found.items()}
+)
+
+# %% [markdown]
+# Simulated and trained final loss of what was chosen; `random` is the mean of the held-out runs.
+
+# %%
+means = results.groupby(["choice", "simulator"], sort=False)[["simulated", "recorded"]].mean().reset_index()
+means.round(4)
+
+# %%
+runs = results[(results["choice"] == "random") & (results["simulator"] == simulators[0])]["recorded"]
+long = means.melt(["choice", "simulator"], ["simulated", "recorded"], "what").assign(
+    panel=lambda f: "simulated final loss"
+)
+long.loc[long["what"] == "recorded", "panel"] = "trained final loss"
+frame = long.rename(columns={"choice": "x", "simulator": "series"}).assign(low=float("nan"), high=float("nan"))
+of_random = (frame["x"] == "random") & (frame["panel"] == "trained final loss")
+frame.loc[of_random, ["low", "high"]] = [runs.min(), runs.max()]
+picture = intervals.plot_intervals(
+    frame, xlabel="choice", ylabel="loss (nats per target token)", line=None, columns=2, panel_height=1.9
+)
+picture
+
+# %%
+caption = (
+    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(task)}: the best of {candidates} "
+    f"simulated curricula, a random one (mean of {len(runs)} held-out runs; bar: from the lowest to the highest), and curricula of the examples "
+    f"with the highest (hardest) and lowest (easiest) loss of the base model. Left: simulated, right: really trained. "
+    f"{nb.study.profile.title} ({sources[0].model})."
+)
+nb.save_figure(picture, results, "ext06_curriculum_search", caption=caption, sources=sources)
+for row in means[means["choice"] == "best"].itertuples():
+    better = (runs > row.recorded).mean()
+    print(
+        f"{gf.names.method(row.simulator)}: the best of {candidates} was promised {row.simulated:.4f} and got {row.recorded:.4f}; "
+        f"random choice {runs.mean():.4f}, of whose runs {better:.0%} were worse."
+    )

@@ -1,0 +1,293 @@
+"""Beyond the paper, on a very small study: shifted runs, counterfactuals, bands, search and what-if, and what plans them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from gptfluence import coverage, plan, shifted
+from gptfluence.config import Recording
+from gptfluence.curriculum_search import candidate, check_tests, compare, search
+from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.gradients import Replayer
+from gptfluence.dynamics.recorder import single_thread
+from gptfluence.errors import ConfigurationError
+from gptfluence.leave_out import SCORES, counterfactuals, example_products, leave_out, scored_losses
+from gptfluence.study import Study
+from gptfluence.tasks.base import Example, TaskPool
+from gptfluence.what_if import Changes, ask, moved
+
+FEW = (
+    "settings.fine_tuning.runs={train: 4, validation: 1, test: 2}",
+    "settings.fine_tuning.metrics=[loss]",
+    "settings.fine_tuning.recording.record_pool=false",
+)
+SIMULATORS = ["persistence", "mean_trajectory", "simfluence max_epochs=3", "low_rank rank=4", "tangent"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
+        yield Study.load("smoke", FEW, artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
+
+
+@pytest.fixture(scope="module")
+def results(study) -> pd.DataFrame:
+    kinds = ["alike", "sorted", "faster", "longer", "dropped"]
+    frame, sources = shifted.explained(study, ["sst2"], kinds, SIMULATORS, runs=2)
+    assert len(sources) == len(kinds)
+    return frame
+
+
+def test_every_simulator_kind_and_statistic_has_a_row(results, study):
+    assert list(results.columns) == [*shifted.COLUMNS, "undefined"]
+    assert not results.duplicated(["task", "curricula", "simulator", "statistic"]).any()
+    table = results.pivot(index=["curricula", "simulator"], columns="statistic", values="value")
+    assert len(table) == 5 * len(SIMULATORS)
+    refusing = {"mean_trajectory", "low_rank rank=4"}
+    for (kind, name), row in table.iterrows():
+        if kind == "longer" and name in refusing:  # refused, and said so
+            assert np.isnan(row["r2_dev"])
+        else:
+            assert row["r2_dev"] == pytest.approx(1 - row["all_steps_mse"] / row["mse_mean_trajectory"])
+    shorter = ["alike", "sorted", "faster", "dropped"]
+    assert table.loc[[(k, "mean_trajectory") for k in shorter], "r2_dev"].to_numpy() == pytest.approx(0, abs=1e-4)
+    assert table.loc[[(k, "mean_trajectory") for k in shorter], "deviation_spearman"].isna().all()
+    assert table.xs("persistence", level="simulator")["change_spearman"].isna().all()
+
+
+def test_shifted_runs_are_what_their_name_says(study):
+    alike, faster, longer = (shifted.record(study, "sst2", kind, 1) for kind in ("alike", "faster", "longer"))
+    assert alike.names == ["test-000", "test-001"]
+    assert faster.runs[0].learning_rate[0] == pytest.approx(2 * alike.runs[0].learning_rate[0])
+    assert longer.curricula[0].steps == 2 * alike.curricula[0].steps
+    assert faster.curricula[0] != shifted.draw(study, "sst2", "longer", 1)[0]
+    np.testing.assert_array_equal(faster.trajectories()[0, 0], alike.trajectories()[0, 0])  # from the same weights
+    labels = np.array([example.label for example in alike.pool])
+    ordered = labels[shifted.draw(study, "sst2", "sorted", 1)[0].batches.ravel()]
+    assert (np.diff(ordered) >= 0).all()
+    with pytest.raises(ConfigurationError, match="did you mean 'sorted'"):
+        shifted.record(study, "sst2", "sortet", 1)
+
+
+def test_beyond_its_end_the_last_mean_stands(study):
+    train = study.dynamics("fine_tuning", "sst2").split()[0]
+    mean = train.trajectories().mean(axis=0, dtype=float)
+    steps = len(mean) - 1
+    np.testing.assert_allclose(shifted.mean_trajectory(train, steps + 2), [*mean, mean[-1], mean[-1]])
+    np.testing.assert_allclose(shifted.mean_trajectory(train, 3), mean[:4])
+
+
+def test_simulators_of_fewer_runs_are_fitted_on_the_first_ones(study):
+    frame, _ = shifted.runs_needed(study, ["sst2"], ["mean_trajectory"], [1, 4])
+    train, _, test = study.dynamics("fine_tuning", "sst2").split()
+    values, truth = train.trajectories().astype(float), test.trajectories().astype(float)[:, 1:]
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index("runs")["value"]
+    errors = [np.square(values[:count].mean(axis=0)[1:] - truth).mean() for count in (1, 4)]
+    assert r2[1] == pytest.approx(1 - errors[0] / errors[1], abs=1e-4)
+    assert r2[4] == pytest.approx(0, abs=1e-4)
+    with pytest.raises(ConfigurationError, match="5 is not 1 to 4"):
+        shifted.runs_needed(study, ["sst2"], ["mean_trajectory"], [5])
+
+
+def test_errors_by_step_are_those_of_the_runs(study):
+    frame, _ = shifted.by_step(study, ["sst2"], ["persistence"])
+    test = study.dynamics("fine_tuning", "sst2").split()[2].trajectories().astype(float)
+    for row in frame.sample(5, random_state=0).itertuples():
+        run = int(row.run.split("-")[1])
+        assert row.mse == pytest.approx(np.square(test[run, 0] - test[run, row.step]).mean())
+
+
+# --- leaving out -------------------------------------------------------------------------------------------------------
+
+
+def test_counterfactuals_depend_on_seed_size_and_number_alone(study):
+    base = shifted.held_out(study, "sst2").curricula[0]
+    both, one = counterfactuals(base, [1, 4], 3, seed=[0]), counterfactuals(base, [4], 3, seed=[0])
+    assert both[3:] == one
+    assert [len(found.dropped) for found in both] == [1, 1, 1, 4, 4, 4]
+    for found in both:
+        assert not np.isin(found.curriculum.batches, found.dropped).any()
+    with pytest.raises(ConfigurationError, match="16 of 16 examples cannot be left out"):
+        counterfactuals(base, [16], 3, seed=[0])
+    with pytest.raises(ConfigurationError, match="draws must be 3 or more"):
+        counterfactuals(base, [1], 2, seed=[0])
+
+
+def test_leave_out_scores_are_rank_correlations_with_retrained_losses(study):
+    names = ["mean_trajectory", "simfluence max_epochs=3", "tangent"]
+    frame, (base, recorded) = leave_out(study, "sst2", names, list(SCORES), sizes=[2, 4], draws=4)
+    table = frame.pivot(index="left_out", columns="method", values="value")
+    assert list(table.index) == ["2", "4", "all"]
+    assert table["mean_trajectory"].isna().all()
+    assert (frame["curricula"] == frame["left_out"].map({"2": 4, "4": 4, "all": 8})).all()
+    fitted = study.simulator("tangent", "fine_tuning", "sst2")
+    found = fitted.simulate(recorded.curricula, base.trajectories()[:1, :1])[:, -1]
+    truth = recorded.trajectories()[:, -1]
+    expected = np.mean([spearmanr(found[:, z], truth[:, z]).statistic for z in range(truth.shape[1])])
+    assert table.loc["all", "tangent"] == pytest.approx(expected, abs=1e-6)
+    assert table[list(SCORES)].notna().all(axis=None)
+
+
+def test_gradient_scores_are_sums_over_the_curriculum_of_products_of_gradients(study):
+    base = shifted.held_out(study, "sst2")
+    run, recording = base.runs[0], Recording.model_validate(base.provenance["spec"]["recording"])
+    examples = np.unique(run.curriculum.batches).tolist()
+    with single_thread(), Replayer(study.model(base.model).load(), base.pool, base.tests, recording) as recorder:
+        products = example_products(recorder, run, SCORES, examples, seed=0)
+        gradients = recorder.gradients("last_layer")  # at the final weights, which the recorder holds now
+        one = gradients.gradient(recorder.pool_batch([examples[3]]))
+        expected = np.empty(len(base.tests))
+        for batch in recorder.test_batches:
+            (values,) = gradients.products(batch, [one])
+            expected[batch.rows.numpy()] = values.numpy()
+    assert {name: sorted(of) for name, of in products.items()} == {"tracin_cp_10": list(range(8)), "grad_dot": [8]}
+    np.testing.assert_allclose(products["grad_dot"][8][3], expected, rtol=1e-3, atol=1e-6)
+    start, rates = np.ones(len(base.tests)), recording.optimizer.learning_rates(8)
+    scored = scored_losses(products["grad_dot"], SCORES["grad_dot"], rates, examples, [run.curriculum], start)[0]
+    by_hand = start.copy()
+    for step in range(8):
+        for example in run.curriculum.batches[step]:
+            by_hand -= rates[step] * products["grad_dot"][8][examples.index(example)]
+    np.testing.assert_allclose(scored, by_hand, rtol=1e-6)
+
+
+# --- bands -------------------------------------------------------------------------------------------------------------
+
+
+def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
+    options = {"calibration": 2, "level": 0.7, "runs": 2}
+    frame, paths, _ = coverage.covered(study, ["sst2"], ["alike", "sorted", "longer"], ["mean_trajectory"], **options)
+    assert set(frame["curricula"]) == {"alike", "sorted"}  # no bands for longer runs
+    assert (frame["calibration_runs"] == 3).all()
+    dynamics = study.dynamics("fine_tuning", "sst2")
+    values = {run.name: run.trajectories["loss"].astype(float)[1:] for run in dynamics.runs}
+    mean = (values["train-000"] + values["train-001"]) / 2
+    scale = np.sqrt(np.mean([np.square(mean - values[name]) for name in ("train-000", "train-001")], axis=(0, 2)))
+    score = lambda name: (np.abs(mean - values[name]) / scale[:, None]).max(axis=0)  # noqa: E731
+    calibrating = np.sort(np.concatenate([score(name) for name in ("train-002", "train-003", "validation-000")]))
+    quantile = calibrating[int(np.ceil(0.7 * (len(calibrating) + 1))) - 1]
+    expected = np.mean([(score(name) <= quantile * (1 + 1e-6)).mean() for name in ("test-000", "test-001")])
+    row = frame[(frame["curricula"] == "alike") & (frame["unit"] == "path") & (frame["statistic"] == "coverage")]
+    assert row["value"].item() == pytest.approx(expected)
+    assert set(paths["series"]) == {"recorded", "mean_trajectory"}
+
+
+# --- search ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_candidates_are_the_best_however_they_are_streamed(study, monkeypatch):
+    dynamics = study.dynamics("fine_tuning", "sst2")
+    numbers = study.setting().curriculum
+    fitted, start = study.simulator("simfluence max_epochs=3", "fine_tuning", "sst2"), dynamics.trajectories()[0, 0]
+    options = {"count": 23, "best": 4, "seed": [7]}
+    found = search(fitted, len(dynamics.pool), numbers, start, [0, 2], **options)
+    every = [candidate(len(dynamics.pool), numbers, [7], index) for index in range(23)]
+    values = fitted.simulate(every, start[None, None])[:, -1, [0, 2]].mean(axis=1)
+    np.testing.assert_allclose(found.all_values, values, rtol=1e-6)
+    assert found.index.tolist() == np.argsort(values, kind="stable")[:4].tolist()
+    monkeypatch.setattr("gptfluence.curriculum_search.CHUNK", 5)
+    again = search(fitted, len(dynamics.pool), numbers, start, [0, 2], **options)
+    np.testing.assert_allclose(again.all_values, found.all_values, rtol=1e-6)
+    with pytest.raises(ConfigurationError, match="the best 4 of 3"):
+        search(fitted, len(dynamics.pool), numbers, start, [], count=3, best=4, seed=[7])
+    with pytest.raises(ConfigurationError, match="no test example 6; choose 0 to 5"):
+        check_tests([6], 6)
+
+
+def test_what_is_chosen_is_really_trained(study):
+    frame, found, (dynamics, recorded) = compare(study, "sst2", ["tangent"], tests=[1, 3], count=6, best=2)
+    assert frame["choice"].tolist() == ["best", "hardest", "easiest", "random", "random"]
+    best = candidate(
+        len(dynamics.pool),
+        study.setting().curriculum,
+        [0, shifted.seed_of("search", "sst2")],
+        int(found["tangent"].index[0]),
+    )
+    run = next(run for run in recorded.runs if run.curriculum == best)
+    assert frame.loc[0, "recorded"] == pytest.approx(run.trajectories["loss"][-1, [1, 3]].mean())
+    assert frame.loc[0, "simulated"] == pytest.approx(found["tangent"].value.min())
+
+
+# --- what if -----------------------------------------------------------------------------------------------------------
+
+BASE = Curriculum(np.arange(12).reshape(6, 2) % 8)
+
+
+def test_changes_are_made_in_their_order():
+    assert Changes().curriculum(BASE) == BASE
+    assert str(Changes()) == "unchanged"
+    changed = Changes(drop=(0,), repeat=(1,), times=2, first=(5,), last=(2, 3)).curriculum(BASE)
+    sequence = changed.batches.ravel().tolist()
+    assert 0 not in sequence
+    assert sequence.count(1) == 4
+    assert sequence[0] == 5
+    assert set(sequence[-4:]) == {2, 3}
+    with pytest.raises(ConfigurationError, match="example 9 is not in this curriculum"):
+        moved(BASE, [9], front=True)
+
+
+def test_rewriting_changes_one_target_and_says_what_is_wrong():
+    choices = (" no", " yes")
+    pool = TaskPool("p", (Example("a", "A", " no", label=0, choices=choices), Example("b", "B", " free text")))
+    assert Changes().pool(pool) is pool
+    new = Changes(rewrite=("0= yes", "1= other = words")).pool(pool)
+    assert (new[0].target, new[0].label, new[1].target) == (" yes", 1, " other = words")
+    for entry, said in (("0= maybe", "is no label"), ("7= yes", "examples 0 to 1"), ("yes", "expected POSITION=")):
+        with pytest.raises(ConfigurationError, match=said):
+            Changes(rewrite=(entry,)).pool(pool)
+
+
+def test_a_question_is_answered_by_simulating_and_by_training(study):
+    base = shifted.held_out(study, "sst2").runs[0]
+    inside = int(base.curriculum.batches[0, 0])
+    example = study.task("sst2").pool[inside]
+    other = next(choice for choice in example.choices if choice != example.target)
+    changes = Changes(repeat=(inside,), times=8, rewrite=(f"{inside}={other}",))
+    answer = ask(study, "sst2", changes, level=0.8)
+    assert answer.curriculum.steps == base.curriculum.steps + 2
+    assert answer.truth.pool[inside].target == other
+    truth = answer.truth.trajectories()[0]
+    np.testing.assert_array_equal(answer.predicted[0], truth[0])
+    # a simulator that knows gradients sees what a flipped label does
+    unchanged = study.simulator("tangent", "fine_tuning", "sst2").simulate([answer.curriculum], truth[None, :1])[0]
+    assert np.square(answer.predicted - truth).mean() < np.square(unchanged - truth).mean()
+    row = answer.table().iloc[0]
+    assert row["change, trained"] == pytest.approx((truth[-1] - base.trajectories["loss"][-1]).mean())
+    frame = answer.frame(2)
+    assert frame["panel"].nunique() == 3
+    assert set(frame["series"]) == {"before", "recorded", "tangent"}
+    quick = ask(study, "sst2", Changes(drop=(inside,)), train=False)
+    assert quick.truth is None
+    assert "change, trained" not in quick.table()
+    with pytest.raises(ConfigurationError, match="no training example 999"):
+        ask(study, "sst2", Changes(repeat=(999,)), train=False)
+    with pytest.raises(ConfigurationError, match="no held-out run 2; choose 0 to 1"):
+        ask(study, "sst2", Changes(), run=2)
+
+
+# --- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
+    everything, paper = plan.chosen(study), plan.chosen(study, "paper")
+    beyond = set(everything) - set(paper)
+    assert {name.split("_")[0] for name in beyond} == {"ext01", "ext02", "ext03", "ext04", "ext05", "ext06", "explore"}
+    assert "explore_quickstart" in paper
+    assert all(name.startswith(("tab", "fig", "explore_quickstart")) for name in paper)
+    assert set(plan.chosen(study, "ext*")) == {name for name in beyond if name.startswith("ext")}
+    fits = plan.merged(plan.chosen(study, "ext01*"))[0]
+    assert {runs.task for runs, _ in fits.values()} == {"sst2", "webnlg"}
+    assert all("loss:tangent" in simulators and "loss:persistence" not in simulators for _, simulators in fits.values())
+
+
+@pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper"])
+def test_profiles_have_the_simulators_and_keep_them_out_of_the_papers_tables(profile: str):
+    study = Study.load(profile)
+    assert set(shifted.SIMULATORS) <= set(study.profile.simulators)
+    for setting in study.profile.settings:
+        assert not {"tangent", "low_rank"} & set(study.methods(setting=setting))
+    assert plan.BEYOND == shifted.SIMULATORS
