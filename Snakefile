@@ -31,12 +31,18 @@ REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build 
 CORES = workflow.cores or 1
 # GPTs side by side on one core each, or one after the other on all of them: what leaves no core idle. One GPU takes them in turn.
 SHARE = 1 if len(FITTING) >= CORES else CORES
-ON_GPU = {runs for runs in FITTING if not FITTING[runs][0].model.startswith("nano")}
+TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
+ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
+REPLAYED = {runs for runs in ON_GPU if plan.replays(STUDY, FITTING[runs][1])}
 
 
 def options(runs):
     found = FITTING[runs][0]
     return f"--setting {found.setting} --model {shlex.quote(found.model)}" + (f" --task {found.task}" if found.task else "")
+
+
+def on_gpu(run):
+    return WANTED[run].trains and STUDY.setting(next(iter(STUDY.profile.settings))).model in TRAINED_ON_GPU
 
 
 def parameters(run):
@@ -50,7 +56,7 @@ def needed(run):
 
 
 def package(*modules):
-    """The sources that a step's numbers come from: editing one makes the step up for renewal."""
+    """The sources that a step's numbers come from: editing one has the step look again for what it needs."""
     return sorted(str(path) for module in modules for path in Path(workflow.basedir, "gptfluence").glob(module))
 
 
@@ -128,10 +134,11 @@ rule fit:
         options=lambda wildcards: options(wildcards.runs),
         simulators=lambda wildcards: " ".join(map(shlex.quote, FITTING[wildcards.runs][1])),
     priority: 1
-    threads: 1
+    threads: lambda wildcards: CORES if wildcards.runs in REPLAYED else 1
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=lambda wildcards: 32000 if wildcards.runs in REPLAYED else 4000,
+        runtime=24 * 60,
+        gpu=lambda wildcards: 1 if wildcards.runs in REPLAYED else 0,
     shell:
         f"gptfluence fit {{params.simulators}} {{params.options}} {STUDY_OPTIONS} --jobs 1 "
         "--index {output} > {log} 2>&1"
@@ -153,8 +160,9 @@ rule notebook:
         f"{BUILD}/benchmarks/notebook-{{run}}.tsv"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards: 32000 if on_gpu(wildcards.run) else 4000,
+        runtime=24 * 60,
+        gpu=lambda wildcards: 1 if on_gpu(wildcards.run) else 0,
     shell:
         "gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
         f"--failure {shlex.quote(BUILD)}/failures/{{wildcards.run}}.json > {{log}} 2>&1"

@@ -78,7 +78,7 @@ class Work:
 
     def __init__(self, study: Study, task: str, steps: int, which: str) -> None:
         setting, texts = study.setting(), study.task(task)
-        recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_task(task)})
+        recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_one(task)})
         self.gpt = study.model(MODEL).load()
         self.recorder = Replayer(self.gpt, texts.pool, texts.tests, recording)
         self.curriculum = draw_curricula(texts.pool, runs=1, subset=4 * steps, batch=4, epochs=1)[0]

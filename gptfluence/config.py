@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gptfluence.errors import ConfigurationError, unknown
 
@@ -320,6 +320,11 @@ class Setting(Settings):
     metrics: list[Metric] = Field(["loss"], min_length=1)
     generation: Generation = Generation()
     methods: list[str] = []  # of the profile's simulators those that are compared in this setting; none named: all
+
+    @field_validator("metrics")
+    @classmethod
+    def _loss_is_always_recorded(cls, metrics: list[Metric]) -> list[Metric]:
+        return ["loss", *(metric for metric in metrics if metric != "loss")]
 
     @property
     def model(self) -> str:

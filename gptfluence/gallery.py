@@ -12,7 +12,7 @@ from string import ascii_lowercase
 import numpy as np
 import pandas as pd
 
-from gptfluence import evaluation, figures, names, paper, tables
+from gptfluence import comparisons, evaluation, figures, names, paper, tables
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
 
@@ -66,16 +66,13 @@ def results_of(parts: Mapping[tuple[str, str], Simulated], *, observed: int = 1)
 
 
 def reported(setting: str, metric: str, model: str) -> pd.DataFrame | None:
-    """The paper's rows for the model that `model` is or stands for; None where the paper has none.
-
-    TracIn-CP over all steps is called `tracin_cp`, as in a profile.
-    """
+    """The paper's rows (`comparisons.reported`) for the model that `model` is or stands for; None where it has none."""
     number = TABLES.get((setting, metric))
     if number is None:
         return None
-    rows = paper.table(number)
+    rows = comparisons.reported(number)
     rows = rows[(rows["metric"] == metric) & (rows["model"] == names.paper_model(model))]
-    return rows.replace({"method": {"tracin_cp_all": "tracin_cp"}}) if len(rows) else None
+    return rows if len(rows) else None
 
 
 def beside_paper(results: pd.DataFrame, task: str, metric: str, unseen: str, model: str) -> str:

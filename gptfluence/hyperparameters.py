@@ -199,7 +199,7 @@ def _simulator(profile: Profile, name: str | None, theirs: Mapping[str, Any]) ->
     else:
         yield "learning rate", rate, ours("learning_rate")
     yield "schedule", theirs["schedule"]["name"], "linear_decay" if own and used else NOT_USED
-    yield "warm-up steps", theirs["schedule"]["warmup_steps"], ours("warmup_steps")
+    yield "warm-up steps (here at most a tenth of all)", theirs["schedule"]["warmup_steps"], ours("warmup_steps")
     yield "batch size, transitions", theirs["batch_size"], ours("batch_size")
     yield "epochs at most", theirs["max_epochs"], ours("max_epochs")
     yield "early stopping", theirs["early_stopping"], (own["patience"] is not None) if own and used else NOT_USED

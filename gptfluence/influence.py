@@ -94,13 +94,19 @@ class Influences:
         how = self.methods[name].scale
         if how == "none":
             return 1.0
-        if how == "validation":
-            return tracin.fit_scale(self.load(name, validation.runs), validation.trajectories(METRIC))
-        pairs = zip(self.load(name, test.runs), test.trajectories(METRIC), strict=True)
-        return np.array([tracin.fit_scale(influence[None], losses[None]) for influence, losses in pairs])
+        runs = validation if how == "validation" else test
+        influence, losses = self.load(name, runs.runs), runs.trajectories(METRIC)
+        together = [slice(None)] if how == "validation" else [slice(run, run + 1) for run in range(len(runs))]
+        of_task = np.array([example.task for example in self.dynamics.tests])
+        scales = np.empty((len(together), len(of_task)))
+        for row, chosen in enumerate(together):
+            for task in np.unique(of_task):  # one for each task, as the published ones are
+                tests = of_task == task
+                scales[row, tests] = tracin.fit_scale(influence[chosen][:, :, tests], losses[chosen][:, :, tests])
+        return scales
 
     def scales(self, names: Sequence[str]) -> dict[str, float | np.ndarray]:
-        """The scale of each method: a number, or for "oracle" float64 [test runs]. They must have been computed."""
+        """The scale of each method: 1, or float64 [1, tests], for "oracle" [test runs, tests]; equal within a task."""
         return {name: self._scale(name) for name in names}
 
     def load(self, name: str, runs: Sequence[TrainingRun]) -> np.ndarray:

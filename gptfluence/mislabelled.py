@@ -197,7 +197,7 @@ class Experiment:
             len(flipped_pool),
             subset=len(flipped_pool) // batch * batch,
             batch=batch,
-            epochs=chosen.curriculum.epochs,
+            epochs=int(chosen.curriculum.for_model(chosen.model).epochs),  # type: ignore[arg-type]
             rng=rng,
         )
         self.seed, self.setting, self.checkpoints, self.parameters = seed, setting, checkpoints, parameters

@@ -59,8 +59,10 @@ class ModelSource:
             identity["commit"] = _hub_commit(self.config)
         else:
             path = self._path()
-            weights = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-            identity["weights"] = [files.sha256(weight) for weight in weights]
+            parts = [path]
+            if path.is_dir():  # the tokenizer decides as much as the weights do
+                parts = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".txt", ".model"))
+            identity["weights"] = [files.sha256(part) for part in parts]
             identity["config"].pop("path")  # the same file elsewhere is the same model
         return identity
 

@@ -49,6 +49,7 @@ class Output:
     parameters: dict[str, Any] = field(default_factory=dict)
     fits: dict[Runs, list[str]] = field(default_factory=dict)
     unseen: bool = False
+    trains: bool = False  # the notebook itself trains the GPT, or replays its training
 
 
 def gallery(figure: int) -> tuple[str, str, str]:
@@ -185,18 +186,22 @@ def outputs(study: Study) -> dict[str, Output]:
         learned = [name for name in study.methods(setting="fine_tuning") if study.is_fitted(name)]
         model, tasks, metrics = chosen.models[:1], chosen.tasks, [m for m in chosen.metrics if m != "accuracy"]
         texts = [metric for metric in metrics if metric != "loss"]
-        found["explore_quickstart"] = Output(
-            "explore_quickstart", fits=fits("fine_tuning", model, tasks[:1], ["loss"], [])
-        )
-        found["fig01_overview"] = Output(
-            "fig01_overview", fits=fits("fine_tuning", model, tasks[:1], ["loss"], learned)
-        )
+        trainable = not isinstance(study.model(chosen.model).config, PublishedModel)
+        if trainable and "gptfluence" in learned:
+            found["explore_quickstart"] = Output(
+                "explore_quickstart", fits=fits("fine_tuning", model, tasks[:1], ["loss"], []), trains=True
+            )
+        if "gptfluence" in learned:
+            found["fig01_overview"] = Output(
+                "fig01_overview", fits=fits("fine_tuning", model, tasks[:1], ["loss"], learned)
+            )
         loss = fits("fine_tuning", model, tasks, ["loss"], learned)
         found["tab02_fine_tuning_loss"] = Output("tab02_fine_tuning_loss", fits=loss)
         labelled = [task for task in tasks if study.is_labelled(task)]
-        if labelled and "gptfluence" in learned:
-            found["fig07_mislabelled_data"] = Output("fig07_mislabelled_data")  # trains on labels of its own
-        found["fig09_convergence"] = Output("fig09_convergence", fits=loss)
+        if trainable and labelled and "gptfluence" in learned:
+            found["fig07_mislabelled_data"] = Output("fig07_mislabelled_data", trains=True)
+        if learned:
+            found["fig09_convergence"] = Output("fig09_convergence", fits=loss)
         text_tasks = [task for task in tasks if any(task in study.tested("fine_tuning", metric) for metric in texts)]
         if text_tasks:
             text = fits("fine_tuning", model, text_tasks, texts, learned)
@@ -251,9 +256,10 @@ def outputs(study: Study) -> dict[str, Output]:
             if name in ("simfluence", "gptfluence")
             for c in INTERVALS
         ]
-        found["fig03_checkpoint_interval"] = Output(
-            "fig03_checkpoint_interval", fits=fits("instruction_tuning", first, tasks, ["loss"], variants)
-        )
+        if variants:
+            found["fig03_checkpoint_interval"] = Output(
+                "fig03_checkpoint_interval", fits=fits("instruction_tuning", first, tasks, ["loss"], variants)
+            )
         if "gptfluence" in learned:
             variants = [f"gptfluence encoder={encoder}" for encoder in study.profile.encoders]
             found["fig05_encoders"] = Output(
@@ -276,7 +282,7 @@ def outputs(study: Study) -> dict[str, Output]:
             found["tab12_unseen_instruction_tuning"] = Output("tab11_12_unseen", parameters, needed, unseen=True)
     found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
     if "fine_tuning" in settings and not isinstance(study.model(settings["fine_tuning"].model).config, PublishedModel):
-        found["tab13_computational_cost"] = Output("tab13_computational_cost")
+        found["tab13_computational_cost"] = Output("tab13_computational_cost", trains=True)
     return {name: output for name, output in found.items() if (NOTEBOOKS / f"{output.notebook}.py").is_file()}
 
 
@@ -296,6 +302,12 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
         "explore_what_if": {runs: ["loss:tangent"] for runs in one},
     }
     return {name: Output(name, fits=needed) for name, needed in known.items()}
+
+
+def replays(study: Study, simulators: Iterable[str]) -> bool:
+    """Whether some of these "metric:simulator" replay the training of the GPT."""
+    along = influence.methods_of(study.profile.simulators)
+    return any(entry.partition(":")[2].split()[0] in along for entry in simulators)
 
 
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:

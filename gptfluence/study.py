@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gptfluence.simulators.base import Simulator
 
 # Overrides that change where things are read or how fast, but no number: figures keep the profile's name.
-_NEUTRAL = re.compile(r"^(name|data_dir|jobs_per_device|tasks\.\w+\.(pool|tests)|models\.[\w.-]+\.path)$")
+_NEUTRAL = re.compile(r"^(name|data_dir|jobs_per_device)$")
 
 
 UNSEEN = ("training", "test", "both")
@@ -144,12 +144,11 @@ class Study:
         return self._one(chosen, task or chosen.tasks[0], unseen), None
 
     def _mixture(self, chosen: Setting, unseen: str | None) -> tuple[Task, list[int]]:
-        """Unseen parts may be kept by some tasks only: others are not tested then, nor trained on in an unseen pool."""
+        """Unseen parts may be kept by some tasks only: of the others the known examples are trained on, and none tested."""
         kept = [name for name in chosen.tasks if unseen is None or self._parts(name)[1] is not None]
         if not kept:
             self.unseen(chosen.tasks[0])  # says what to set
-        trained = kept if unseen == "training" else chosen.tasks
-        texts = {name: self._one(chosen, name, unseen if name in kept else None) for name in trained}
+        texts = {name: self._one(chosen, name, unseen if name in kept else None) for name in chosen.tasks}
         return mixture(texts, [name for name in _tested_tasks(chosen) if name in kept], self.profile.seed)
 
     def _one(self, chosen: Setting, name: str, unseen: str | None) -> Task:
@@ -336,7 +335,7 @@ class Study:
                 ],
                 "metric": metric,
                 "dynamics": dynamics.provenance["folder"],
-                "runs": [dynamics.provenance["runs"][run] for run in train.names + validation.names],
+                "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
                 "format": FORMAT_VERSION,
             }
         )

@@ -48,7 +48,7 @@ dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
 dynamics
 
 # %% [markdown]
-# Only training and validation of a fit see coarser data; the held-out runs are compared at every step.
+# Only the training runs of a fit are seen at checkpoints alone; validation and held-out runs are compared at every step.
 
 # %%
 baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]

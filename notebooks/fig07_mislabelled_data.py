@@ -89,7 +89,7 @@ picture
 # %%
 caption = (
     f"Finding mislabelled training data: {gf.names.task(task)}, {flipped_fraction:.0%} of the labels of {len(first.flipped)} "
-    f"training examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds; "
+    f"training examples flipped (in the paper 40%); learning rate {learning_rate_factor:g} times the profile's. {nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds; "
     "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
     f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
 )

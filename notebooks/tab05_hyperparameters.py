@@ -15,8 +15,8 @@
 # # Tables 5-9: hyperparameters
 #
 # The five tables of the paper's appendix as one, each value beside the profile's own, what differs marked: how the GPTs are
-# trained (tables 5 and 7) and how the simulators are fitted (tables 6, 8 and 9). A profile that reproduces the paper
-# differs nowhere; one that fits on a laptop differs where it must.
+# trained (tables 5 and 7) and how the simulators are fitted (tables 6, 8 and 9). A profile
+# has one entry for each simulator, so where the paper fits it otherwise in instruction tuning a difference is shown.
 #
 # ![Tables 5 to 9, profile mini](../figures/mini/tab05_hyperparameters.png)
 #

@@ -237,7 +237,7 @@ class TangentFeatures:
                 settings = self.recording.optimizer
                 optimizer = build_optimizer(self._parameters, settings, fused=False)
                 rates = settings.learning_rates(self.reference.steps)
-                self.gpt.model.train()
+                self.gpt.model.eval()  # no dropout: the tangents are those of the network as it is
                 for step, rows in enumerate(self.reference.batches.tolist()[: self.checkpoints[-1]], start=1):
                     batch = collate(tokens, rows, self.recording.train_tokens, self._device)
                     logits = self.gpt.model(input_ids=batch.input_ids, use_cache=False).logits.float()
@@ -251,7 +251,6 @@ class TangentFeatures:
                     if step in self.checkpoints:
                         states.append({name: p.detach().clone() for name, p in self._parameters.items()})
                 self._put(states[0])
-                self.gpt.model.eval()
             self._states = states
         return self._states
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.simulators.base import Simulator
@@ -13,6 +15,7 @@ from gptfluence.simulators.reference import MeanTrajectory, Persistence
 from gptfluence.simulators.simfluence import Simfluence
 from gptfluence.simulators.tangent import TangentSimulator
 
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 SIMULATORS: dict[str, type[Simulator]] = {
     simulator.name: simulator
     for simulator in (GPTfluence, Simfluence, TangentSimulator, LowRank, Persistence, MeanTrajectory)
@@ -30,6 +33,15 @@ def create(name: str, **hyperparameters: Any) -> Simulator:
     for argument in hyperparameters:
         if argument not in known:
             raise ConfigurationError(unknown("hyperparameter", argument, known, where=f"simulator {name!r}: "))
+    hints = get_type_hints(SIMULATORS[name])
+    for argument, value in hyperparameters.items():
+        try:
+            TypeAdapter(hints[argument], config=_ANY_TYPE).validate_python(value, strict=True)
+        except ValidationError:
+            kind = known[argument].annotation
+            raise ConfigurationError(
+                f"simulator {name!r}: {argument} must be of type {kind}, not {value!r} ({type(value).__name__})"
+            ) from None
     return SIMULATORS[name](**hyperparameters)
 
 

@@ -107,7 +107,8 @@ class LowRank(Simulator):
         begin = time.perf_counter()
         features = self._features(train.pool), self._features(train.tests)
         rates = train.runs[0].learning_rate
-        rates = np.ones(train.batches.shape[1]) if rates is None else rates.astype(np.float64)
+        known = rates is not None and np.isfinite(rates).all()  # published runs may come without
+        rates = rates.astype(np.float64) if known else np.ones(train.batches.shape[1])
         self._rates = rates / max(float(rates.mean()), 1e-300)
         runs = train
         if validation is not None and validation.batches.shape == (len(validation), *train.batches.shape[1:]):

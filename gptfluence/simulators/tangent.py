@@ -222,7 +222,7 @@ class TangentSimulator(Simulator):
             raise ConfigurationError(f"tangent: simulates the loss, not {metric!r}; use GPTfluence for other metrics")
         optimizer = source.recording.optimizer
         if isinstance(optimizer.learning_rate, dict):
-            optimizer = optimizer.for_task(train.task)
+            optimizer = optimizer.for_one(train.task)
         self._checked_rates(train, optimizer)
         self._of_pool = source.of(train.pool, trained=True)
         self._of_tests = source.of(train.tests, trained=False)

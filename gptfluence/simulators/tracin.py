@@ -42,9 +42,9 @@ class TracIn:
         "final": the final weights for every step (Grad-Dot)
     direction: "gradient", or "update": what AdamW really did, I_t = <theta_{t-1} - theta_t, grad L(z')> at theta_{t-1},
         already in nats per token, with no learning rate and nothing to fit
-    scale: "none": 1; "validation": one number, fitted on the validation runs; "oracle": one number for each run, fitted on
-        that very run, as the published numbers are. A row with it is no prediction: since scale 0 is allowed, it can
-        hardly be worse than persistence
+    scale: "none": 1; "validation": one number for each task, fitted on the validation runs; "oracle": one for each task
+        and run, fitted on that very run, as the published numbers are. A row with it is no prediction: since scale 0 is
+        allowed, its sum of squared errors cannot be larger than persistence's
 
     Raises ConfigurationError for anything else.
     """
@@ -219,9 +219,9 @@ def predict(influence: np.ndarray, observed: np.ndarray, scale: float | np.ndarr
     """y_t = y_{t-1} - scale I_t from the last observed value on: float32 [runs, steps + 1, tests].
 
     influence: float [runs, steps, tests]; observed: float [runs, k, tests], kept in front; scale: one number, or float
-        [runs], one for each run
+        [runs, tests] or what broadcasts to it
     """
     known = observed.shape[1]
     change = np.cumsum(influence[:, known - 1 :], axis=1, dtype=np.float64)
-    later = observed[:, -1:] - np.reshape(scale, (-1, 1, 1)) * change
+    later = observed[:, -1:] - np.atleast_2d(scale)[:, None] * change
     return np.concatenate([observed, later], axis=1).astype(np.float32)
