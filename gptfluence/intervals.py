@@ -55,8 +55,13 @@ def plot_intervals(
             if line is not None:
                 axis.axhline(line, color="#404040", linewidth=0.6, zorder=1)
             part = frame[frame["panel"] == panels[place]]
-            for position, name in enumerate(series):
-                below |= _draw_points(axis, part[part["series"] == name], positions, series, position, floor)
+            drawn = [
+                _draw_points(axis, part[part["series"] == name], positions, series, position, floor)
+                for position, name in enumerate(series)
+            ]
+            if any(drawn):
+                below = True
+                axis.set_ylim(bottom=floor)  # after all is drawn: it ends the axis' adapting itself
             room = (width / columns - 0.6) / max(len(positions), 1)
             labels = ["\n".join(wrap_text([str(x)], room, STYLE["xtick.labelsize"])) for x in positions]
             axis.set_xticks(range(len(positions)), labels)
@@ -173,8 +178,6 @@ def _draw_points(
         axis.plot(
             x, row.value, marker=look.marker or "o", color=look.color, markersize=3.6, markeredgewidth=0.9, zorder=3
         )
-    if floor is not None and below:
-        axis.set_ylim(bottom=floor)
     return below
 
 

@@ -32,6 +32,7 @@ def test_a_point_below_the_floor_is_a_triangle_on_it_and_one_undefined_is_not_dr
     assert markers["v"] == -1.0
     assert sorted(line.get_ydata()[0] for line in axis.lines if line.get_marker() == "P") == [0.9]
     assert axis.get_ylim()[0] == -1.0
+    assert axis.get_ylim()[1] >= 0.95  # nothing else is cut off
     assert [label.get_text() for label in axis.get_xticklabels()] == ["alike", "sorted"]
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["Persistence", "GPTfluence", "Tangent simulator", "below -1"]

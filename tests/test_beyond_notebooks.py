@@ -1,0 +1,142 @@
+"""The notebooks beyond the paper, run in little: what they save holds what it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gptfluence.notebook import NOTEBOOKS
+
+FITTED = ["mean_trajectory", "simfluence", "low_rank", "tangent"]
+NAMED = f"simulators: [{', '.join(FITTED)}]"
+
+
+@pytest.fixture(scope="module")
+def papermill(tmp_path_factory: pytest.TempPathFactory):
+    """Run a notebook by papermill alone; all of this module share one store."""
+    folder = tmp_path_factory.mktemp("beyond")
+
+    def run(name: str, *arguments: str) -> tuple[subprocess.CompletedProcess, Path]:
+        outputs = folder / "outputs"
+        parameters = [part for argument in arguments for part in ("-y", argument)]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")),
+                *("-k", "python3", "--no-progress-bar", "-p", "profile", "smoke", "-p", "output_dir", str(outputs)),
+                *("-y", "overrides: ['settings.fine_tuning.metrics=[loss]']", *parameters),
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GPTFLUENCE_ARTIFACTS": str(folder / "artifacts")},
+        )
+        return done, outputs
+
+    return run
+
+
+def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.DataFrame:
+    done, outputs = result
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((outputs / f"{name}.json").read_text())
+    assert "generated tasks" in facts["caption"]
+    assert facts["artifacts"]
+    assert (outputs / f"{name}.png").is_file()
+    return pd.read_csv(outputs / f"{name}.csv", dtype={"left_out": str})
+
+
+@pytest.mark.slow
+def test_explained_deviation(papermill):
+    name = "ext01_explained_deviation"
+    frame = saved(papermill(name, "tasks: [sst2]", "kinds: [alike, biased, longer]", "runs: 2", NAMED), name)
+    expected = [
+        "setting",
+        "model",
+        "task",
+        "metric",
+        "curricula",
+        "simulator",
+        "runs",
+        "statistic",
+        "value",
+        "low",
+        "high",
+    ]
+    assert list(frame.columns)[:11] == expected
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["curricula", "simulator"])["value"]
+    assert len(r2) == 3 * len(FITTED)
+    assert r2[[("alike", "mean_trajectory"), ("biased", "mean_trajectory")]].abs().max() < 1e-3
+    assert np.isnan(r2["longer", "mean_trajectory"])
+    assert np.isfinite(r2["longer", "tangent"])
+    done, _ = papermill(name, "kinds: [sortet]")
+    assert done.returncode != 0
+    assert "did you mean 'sorted'" in done.stderr
+
+
+@pytest.mark.slow
+def test_horizon_and_runs_needed(papermill):
+    frame = saved(papermill("ext02_horizon", "tasks: [sst2, webnlg]", NAMED), "ext02_horizon")
+    assert frame.groupby(["task", "simulator"]).size().eq(2 * 8).all()
+    assert np.isfinite(frame["mse"]).all()
+    frame = saved(papermill("ext03_runs_needed", "tasks: [sst2]", "counts: [1, 4, 25]", NAMED), "ext03_runs_needed")
+    assert set(frame["runs"]) == {1, 4}  # the profile has no 25
+    assert set(frame["simulator"]) == set(FITTED)
+
+
+@pytest.mark.slow
+def test_leaving_out(papermill):
+    arguments = ("tasks: [sst2]", "sizes: [2, 4]", "draws: 3", NAMED)
+    frame = saved(papermill("ext04_leave_out", *arguments), "ext04_leave_out")
+    table = frame.pivot(index="left_out", columns="method", values="value")
+    assert set(table.index) == {"2", "4", "all"}
+    assert table["mean_trajectory"].isna().all()
+    assert table[["tangent", "tracin_cp_10", "grad_dot"]].abs().le(1).all(axis=None)
+
+
+@pytest.mark.slow
+def test_bands(papermill):
+    arguments = ("tasks: [sst2]", "kinds: [alike, sorted]", "runs: 1", "calibration: 2", "level: 0.7", NAMED)
+    frame = saved(papermill("ext05_bands", *arguments), "ext05_bands")
+    share = frame[frame["statistic"] == "coverage"]
+    assert share["value"].between(0, 1).all()
+    assert set(share["unit"]) == {"path", "run"}
+    wide = frame.pivot_table(index=["curricula", "simulator", "statistic"], columns="unit", values="value")
+    assert (wide["run"] >= wide["path"] - 1e-9).all()  # safer and wider
+
+
+@pytest.mark.slow
+def test_search_and_what_if(papermill):
+    arguments = ("candidates: 12", "best: 2", "simulators: [low_rank, tangent]", "tests: [0, 3]")
+    frame = saved(papermill("ext06_curriculum_search", *arguments), "ext06_curriculum_search")
+    assert set(frame["choice"]) == {"best", "hardest", "easiest", "random"}
+    assert np.isfinite(frame[["simulated", "recorded"]]).all(axis=None)
+    frame = saved(papermill("explore_what_if", "examples: 2"), "explore_what_if")
+    assert frame["panel"].nunique() == 3
+    start = frame[frame["step"] == 0].groupby("panel")["value"]
+    assert (start.max() - start.min() < 1e-6).all()  # what was, what would be and what was trained start alike
+
+
+@pytest.mark.slow
+def test_what_if_from_the_shell(tmp_path: Path):
+    command = [sys.executable, "-c", "from gptfluence.cli import main; main()", "what-if", "--profile", "smoke"]
+    command += ["--task", "sst2", "--set", "settings.fine_tuning.metrics=[loss]", "--jobs", "1"]
+    options = {"capture_output": True, "text": True, "env": {**os.environ, "GPTFLUENCE_ARTIFACTS": str(tmp_path)}}
+    picture = tmp_path / "answer.png"
+    arguments = ["--repeat", "3", "--times", "4", "--method", "mean_trajectory", "--figure", str(picture)]
+    done = subprocess.run([*command, *arguments, "--drop", "99"], **options)
+    assert done.returncode == 1
+    assert "example 99 is not in this curriculum" in done.stderr
+    done = subprocess.run([*command, "--last", "3", *arguments[4:], "--check"], **options)
+    if "is not in this curriculum" in done.stderr:  # the run may not have drawn example 3
+        arguments = arguments[4:]
+        done = subprocess.run([*command, *arguments, "--check"], **options)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert "change, trained" in done.stdout
+    assert picture.stat().st_size > 1000
