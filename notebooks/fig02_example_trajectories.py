@@ -29,7 +29,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 model: str = ""  # the profile's first
-methods: list[str] = []  # all of the profile's
+methods: list[str] = []  # all of the setting's but further variants of TracIn-CP and Grad-Dot
 examples: int = 1  # panels for each metric and task
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
@@ -49,7 +49,8 @@ gallery.panel_names(panels)
 # case: R²dev compares with it.
 
 # %%
-methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
+drawn = [method for method in nb.methods if methods or not method.endswith(("_10", "_oracle", "_update"))]
+methods_used = list(dict.fromkeys([*drawn, "mean_trajectory"]))
 simulated = {
     (metric, task): nb.study.simulate(setting, task, metric=metric, methods=methods_used, model=nb.model)
     for metric, task in panels

@@ -37,7 +37,7 @@ profile: str = "mini"
 figure: int = 16
 model: str = ""  # the one of the figure's size
 tasks: list[str] = []  # all of the profile's that have the metric
-methods: list[str] = []  # all of the profile's
+methods: list[str] = []  # all of the setting's but TracIn-CP and Grad-Dot
 examples: int = 2  # panels for each task
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
@@ -58,7 +58,8 @@ chosen = [task for task in nb.study.tested(setting, metric) if task in nb.tasks]
 # Every method simulates the held-out runs. The mean trajectory is among them in any case: R²dev compares with it.
 
 # %%
-methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
+drawn = [method for method in nb.methods if methods or gf.names.family(method) not in ("tracin_cp", "grad_dot")]
+methods_used = list(dict.fromkeys([*drawn, "mean_trajectory"]))
 simulated = {
     (metric, task): nb.study.simulate(setting, task, metric=metric, methods=methods_used, model=nb.model)
     for task in chosen

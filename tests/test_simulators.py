@@ -565,7 +565,9 @@ def test_damaged_and_wrong_files_are_named(fitted: dict[str, Simulator], tmp_pat
 def test_create_knows_names_and_arguments() -> None:
     assert isinstance(create("gptfluence", markov_order=2), GPTfluence)
     assert set(SIMULATORS) == {"gptfluence", "simfluence", "persistence", "mean_trajectory", "low_rank", "tangent"}
-    with pytest.raises(ConfigurationError, match="known: gptfluence, simfluence, tangent, low_rank, persistence, mean_trajectory"):
+    with pytest.raises(
+        ConfigurationError, match="known: gptfluence, simfluence, tangent, low_rank, persistence, mean_trajectory"
+    ):
         create("gpt")
     with pytest.raises(ConfigurationError, match="did you mean 'markov_order'"):
         create("gptfluence", markov_ordr=2)
