@@ -78,9 +78,9 @@ caption = (
     f"bands and then really trained. {nb.study.profile.title} ({answer.base.model}). Bands are calibrated on unchanged curricula, for single "
     "test examples; they promise nothing for changed ones."
 )
-nb.save_figure(picture, frame, "explore_what_if", caption=caption, sources=[answer.base, answer.truth])
 row = answer.table().iloc[0]
-print(
+reading = (
     f"Mean final loss: {row['change, simulated']:+.4f} simulated, {row['change, trained']:+.4f} trained; "
     f"{row['paths inside the band']:.0%} of the test examples' paths lie inside their bands."
 )
+nb.save_figure(picture, frame, "explore_what_if", caption=caption, sources=[answer.base, answer.truth], reading=reading)

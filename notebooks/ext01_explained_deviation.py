@@ -79,5 +79,6 @@ caption = (
     "seen in fitting. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their range). Beyond "
     "the end of the mean trajectory its last value stands."
 )
-nb.save_figure(picture, results, "ext01_explained_deviation", caption=caption, sources=sources)
-print(intervals.best_by(frame))
+nb.save_figure(
+    picture, results, "ext01_explained_deviation", caption=caption, sources=sources, reading=intervals.best_by(frame)
+)

@@ -63,5 +63,6 @@ caption = (
     f"fitted on (besides {selecting} validation runs that select among epochs and settings). {nb.study.profile.title} "
     f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
 )
-nb.save_figure(picture, results, "ext03_runs_needed", caption=caption, sources=sources)
-print(intervals.best_by(frame))
+nb.save_figure(
+    picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=intervals.best_by(frame)
+)

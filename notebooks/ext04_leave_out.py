@@ -81,5 +81,4 @@ caption = (
     f"{nb.study.profile.title} ({sources[0].model}). {without}Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
     "Grad-Dot: last transformer block, along the run itself."
 )
-nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources)
-print(intervals.best_by(frame))
+nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=intervals.best_by(frame))

@@ -84,15 +84,20 @@ caption = (
     f"runs drawn alike, exchangeable unit: {unit}. {nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over runs. "
     "Only for curricula drawn alike is coverage promised."
 )
-nb.save_figure(picture, results, "ext05_bands", caption=caption, sources=sources)
+sentences = []
+for (task, name), part in frame.groupby(["task", "series"], sort=False):
+    alike, others = part[part["x"] == "alike"]["value"].mean(), part[part["x"] != "alike"]["value"]
+    lowest = f", at the least {others.min():.2f} for other kinds" if len(others) else ""
+    sentences.append(
+        f"{gf.names.task(task)}, {gf.names.method(name)}: {alike:.2f} of the paths inside where drawn alike{lowest}."
+    )
+reading = " ".join(sentences)
+nb.save_figure(picture, results, "ext05_bands", caption=caption, sources=sources, reading=reading)
 nb.save_figure(
     examples,
     shown,
     "ext05_bands_paths",
     caption=f"Recorded and simulated losses inside {level:.0%} bands. {caption}",
     sources=sources,
+    reading=reading,
 )
-for (task, name), part in frame.groupby(["task", "series"], sort=False):
-    alike, others = part[part["x"] == "alike"]["value"].mean(), part[part["x"] != "alike"]["value"]
-    lowest = f", at the least {others.min():.2f} for other kinds" if len(others) else ""
-    print(f"{gf.names.task(task)}, {gf.names.method(name)}: {alike:.2f} of the paths inside where drawn alike{lowest}.")

@@ -84,10 +84,13 @@ caption = (
     f"with the highest (hardest) and lowest (easiest) loss of the base model. Left: simulated, right: really trained. "
     f"{nb.study.profile.title} ({sources[0].model})."
 )
-nb.save_figure(picture, results, "ext06_curriculum_search", caption=caption, sources=sources)
+sentences = []
 for row in means[means["choice"] == "best"].itertuples():
     better = (runs > row.recorded).mean()
-    print(
+    sentences.append(
         f"{gf.names.method(row.simulator)}: the best of {candidates} was promised {row.simulated:.4f} and got {row.recorded:.4f}; "
         f"random choice {runs.mean():.4f}, of whose runs {better:.0%} were worse."
     )
+nb.save_figure(
+    picture, results, "ext06_curriculum_search", caption=caption, sources=sources, reading=" ".join(sentences)
+)

@@ -176,7 +176,7 @@ def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path, smoke_store: Path)
         done = graph(tmp_path, smoke_store, "--show-failed-logs", overrides=("name=smoke-test",))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         names = {path.stem for path in figures.glob("*.csv")}
-        assert names == {*planned, "fig04_markov_order"}  # the latter with table 10
+        assert names == {*planned, "fig04_markov_order", "ext05_bands_paths"}  # these with table 10 and ext05
         for path in figures.glob("*.json"):
             facts = json.loads(path.read_text())
             assert "generated tasks" in facts["caption"], path
