@@ -269,7 +269,7 @@ def test_bad_input_is_explained(dynamics, features, gpt, sst2, webnlg):
 
 def test_a_study_makes_caches_and_reloads_it(tmp_path):
     overrides = {
-        "simulators": "{tangent: {tangents: {coordinates: 200, checkpoints: [2]}}}",
+        "simulators.tangent": "{tangents: {coordinates: 200, checkpoints: [2]}}",
         "settings.fine_tuning.tasks": "[sst2]",
     }
     study = Study.load("smoke", overrides, artifacts=tmp_path, jobs=1)
@@ -282,4 +282,4 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself
     assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
     with pytest.raises(ConfigurationError, match="option 'coordinate' is not known; known: coordinates"):
-        study.with_overrides("simulators={tangent: {tangents: {coordinate: 3}}}").simulator("tangent")
+        study.with_overrides("simulators.tangent.tangents={coordinate: 3}").simulator("tangent")
