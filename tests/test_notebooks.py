@@ -162,7 +162,7 @@ def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path):
     clone = tmp_path / "elsewhere"
     clone.mkdir()
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(clone)]
-    command += ["--cores", "2", "--config", "profile=smoke", "overrides=['name=smoke-test']", "--show-failed-logs"]
+    command += ["--cores", "2", "--config", "profile=smoke", "only=paper", "overrides=['name=smoke-test']", "--show-failed-logs"]
     environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(tmp_path / "artifacts")}
     figures = ROOT / "figures" / "smoke-test"
     try:
