@@ -84,8 +84,11 @@ class Notebook:
         for parameter, (allowed, default) in known.items():
             if parameter in self.parameters:
                 given = self.parameters[parameter]
-                self.choose(parameter, given, allowed)
-                setattr(self, parameter, [value for value in allowed if value in (given or default)])
+                # a method may change options: "gptfluence markov_order=2"
+                plain = {value: value.split()[0] if parameter == "methods" else value for value in given}
+                self.choose(parameter, list(plain.values()), allowed)
+                ordered = sorted(plain, key=lambda value: list(allowed).index(plain[value]))  # noqa: B023
+                setattr(self, parameter, ordered or list(default))
         if "task" in self.parameters:
             self.task = self.parameters["task"] or tested[0]
             self.choose("task", self.task, tested)
