@@ -87,7 +87,7 @@ class Notebook:
                 # a method may change options: "gptfluence markov_order=2"
                 plain = {value: value.split()[0] if parameter == "methods" else value for value in given}
                 self.choose(parameter, list(plain.values()), allowed)
-                ordered = sorted(plain, key=lambda value: list(allowed).index(plain[value]))  # noqa: B023
+                ordered = sorted(plain, key=lambda value: list(allowed).index(plain[value]))
                 setattr(self, parameter, ordered or list(default))
         if "task" in self.parameters:
             self.task = self.parameters["task"] or tested[0]
