@@ -16,7 +16,7 @@
 #
 # A simulated curve is of use where one knows how far to trust it. Split conformal prediction puts a band around it that
 # holds the *whole* recorded curve in nine cases of ten, whatever the simulator, as long as the new run is drawn like those that
-# calibrated the band. *Coverage at the dashed line and narrow bands are good. For sorted, repeated or biased curricula nothing is promised, and
+# calibrated the band. *Coverage at the line and narrow bands are good. For sorted, repeated or biased curricula nothing is promised, and
 # the figure shows what is left.*
 #
 # ![Bands and their coverage, profile mini](../figures/mini/ext05_bands.png)
