@@ -61,7 +61,9 @@ def plot_intervals(
             ]
             if any(drawn):
                 below = True
-                axis.set_ylim(bottom=floor)  # after all is drawn: it ends the axis' adapting itself
+                ends = part[["value", "high"]].to_numpy(dtype=float)
+                top = max(np.nanmax(ends, initial=floor), line if line is not None else floor)
+                axis.set_ylim(floor, top + 0.06 * ((top - floor) or 1.0))
             room = (width / columns - 0.6) / max(len(positions), 1)
             labels = ["\n".join(wrap_text([str(x)], room, STYLE["xtick.labelsize"])) for x in positions]
             axis.set_xticks(range(len(positions)), labels)
