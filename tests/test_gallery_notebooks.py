@@ -75,7 +75,7 @@ def test_figure_1(notebook, parameters, method):
 
 def test_figure_2_shows_what_the_profile_tests(notebook):
     frame, facts = notebook("fig02_example_trajectories", examples=2)
-    check_trajectories(frame, facts, panels=4, series=TRIVIAL | {"simfluence", "gptfluence"})
+    check_trajectories(frame, facts, panels=4, series=TRIVIAL | {"simfluence", "gptfluence", "tracin_cp_all"})
     assert set(frame["metric"] + " " + frame["task"]) == {"loss rte", "bleu webnlg"}  # smoke has no WMT16
     assert "(a) loss on RTE, (b) BLEU on WebNLG" in facts["caption"]
 
@@ -153,7 +153,7 @@ def test_figures_19_to_30(notebook, figure):
         ("fig01_overview", {"examples": 4}, "parameter 'examples': value '4'"),
         ("fig01_overview", {"method": "persistence"}, "persistence is not fitted in epochs"),
         ("fig01_overview", {"method": "gptfluenze"}, "did you mean 'gptfluence'"),
-        ("fig02_example_trajectories", {"overrides": ["settings.instruction_tuning.metrics=[accuracy]"]}, "nothing to draw"),
+        ("fig02_example_trajectories", {"overrides": ["settings.instruction_tuning.test_tasks=[sst2]"]}, "nothing to draw"),
     ],
 )  # fmt: skip
 def test_wrong_parameters_are_errors_that_say_what_is_allowed(notebook, name, parameters, said):
