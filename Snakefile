@@ -23,7 +23,7 @@ try:
     WANTED = plan.chosen(STUDY, ONLY)
 except GPTfluenceError as error:
     raise WorkflowError(str(error)) from None
-FITTING, UNSEEN = plan.merged(WANTED)
+FITTING = plan.merged(WANTED)
 BUILD = f"build/{STUDY.label}"
 PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(profiles.PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)

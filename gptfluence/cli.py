@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from importlib import metadata
@@ -185,11 +184,12 @@ def doctor() -> None:
 
     from gptfluence import encoders
     from gptfluence.hub import hub_reachable
+    from gptfluence.recording import cores
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"python     {platform.python_version()} in {sys.prefix}")
     print(f"device     {', '.join(gpus) or 'cpu (no CUDA device)'}")
-    print(f"cores      {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}")
+    print(f"cores      {cores()}")
     print(f"hub        {'reachable' if hub_reachable() else 'not reachable: only mini, smoke and local files work'}")
     for key, value in encoders.describe().items():
         print(f"encoder    {key}: {value}")

@@ -34,17 +34,22 @@ class Settings(BaseModel):
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-class MiniTask(Settings):
-    """Generated text (`tasks/mini`): offline, seeded."""
+class _Sized(Settings):
+    """How many examples are drawn. Unseen ones are further examples, kept from the runs that simulators are fitted on."""
 
-    source: Literal["mini"]
     pool_size: int = Field(200, ge=1)
     test_size: int = Field(64, ge=1)
-    unseen_pool_size: int = Field(0, ge=0)  # further examples, kept from the runs that simulators are fitted on
+    unseen_pool_size: int = Field(0, ge=0)
     unseen_test_size: int = Field(0, ge=0)
 
 
-class _Mapped(Settings):
+class MiniTask(_Sized):
+    """Generated text (`tasks/mini`): offline, seeded."""
+
+    source: Literal["mini"]
+
+
+class _Mapped(_Sized):
     """How a row of a data set becomes prompt and target; templates name the row's fields in braces."""
 
     prompt: str | None = None
@@ -52,10 +57,6 @@ class _Mapped(Settings):
     label: str | None = None  # the field with the raw label, if `target` uses {label}
     labels: dict[str | int, str] | None = None  # raw label -> the word the GPT is to say
     references: str | None = None
-    pool_size: int = Field(200, ge=1)
-    test_size: int = Field(64, ge=1)
-    unseen_pool_size: int = Field(0, ge=0)  # further examples, kept from the runs that simulators are fitted on
-    unseen_test_size: int = Field(0, ge=0)
 
 
 class LocalTask(_Mapped):
@@ -255,9 +256,7 @@ class Generation(Settings):
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(0.2, ge=0)  # 0: greedy
     top_p: float = Field(0.95, gt=0, le=1)
-    every: int = Field(
-        1, ge=1
-    )  # steps between generations; a value stands until the next one. The last step is measured
+    every: int = Field(1, ge=1)  # steps between texts; a score stands until the next one, and the last step has its own
 
 
 class CurriculumConfig(Settings):

@@ -74,7 +74,7 @@ class Notebook:
     def _choose_of(self, setting: str) -> None:
         """Check and resolve the parameters that name parts of a setting."""
         chosen = self.study.setting(setting)
-        tested = self.study.tested(setting, chosen.metrics[0])
+        tested = self.study.tested(setting, "loss")
         simulators = list(self.study.profile.simulators)
         known: dict[str, tuple[Sequence[str], Sequence[str]]] = {  # what is allowed, and what none given means
             "tasks": (tested, tested),

@@ -12,15 +12,13 @@ from fnmatch import fnmatch
 from typing import Any
 
 from gptfluence import influence, names
-from gptfluence.config import ROOT, PublishedModel
+from gptfluence.config import PublishedModel
 from gptfluence.errors import ConfigurationError
 from gptfluence.study import Study
 
-NOTEBOOKS = ROOT / "notebooks"
 INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
 ORDERS = (1, 2, 3, 5, 10)  # table 10, figure 4
 ORDER_TASKS = ("rte", "webnlg")  # table 10, tables 11 and 12
-TEXT_TASKS = ("webnlg", "wmt16_de_en")
 EXAMPLE_PANELS = (("loss", "rte"), ("loss", "wmt16_de_en"), ("bleu", "webnlg"), ("rouge_l", "wmt16_de_en"))  # figure 2
 UNSEEN_PANELS = (("loss", "rte"), ("bleu", "webnlg"))  # figure 8
 PAPER = ("tab*", "fig*", "explore_quickstart")  # the outputs that `paper` stands for
@@ -163,10 +161,8 @@ def unseen_tasks(study: Study, setting: str) -> list[str]:
 def outputs(study: Study) -> dict[str, Output]:
     """Every output that the profile can make: its name -> the notebook's run."""
     settings, found = study.profile.settings, dict[str, Output]()
-    along = influence.methods_of(
-        study.profile.simulators
-    )  # raises for options that are not known, as the next line does
-    study.check_simulators()
+    along = influence.methods_of(study.profile.simulators)
+    study.check_simulators()  # before anything runs
 
     def fits(
         setting: str, models: Iterable[str], tasks: Iterable[str], metrics: Iterable[str], simulators: Sequence[str]
@@ -283,7 +279,7 @@ def outputs(study: Study) -> dict[str, Output]:
     found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
     if "fine_tuning" in settings and not isinstance(study.model(settings["fine_tuning"].model).config, PublishedModel):
         found["tab13_computational_cost"] = Output("tab13_computational_cost", trains=True)
-    return {name: output for name, output in found.items() if (NOTEBOOKS / f"{output.notebook}.py").is_file()}
+    return found
 
 
 def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[str, Output]:
@@ -326,14 +322,11 @@ def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:
     return wanted
 
 
-def merged(wanted: Mapping[str, Output]) -> tuple[dict[str, tuple[Runs, list[str]]], dict[str, Runs]]:
-    """What these outputs need together, by name: runs with the simulators to fit on them, and runs needed unseen."""
+def merged(wanted: Mapping[str, Output]) -> dict[str, tuple[Runs, list[str]]]:
+    """What these outputs need together: name of runs -> the runs and the simulators to fit on them, each once."""
     fitting: dict[str, tuple[Runs, list[str]]] = {}
-    unseen: dict[str, Runs] = {}
     for output in wanted.values():
         for runs, simulators in output.fits.items():
             known = fitting.setdefault(runs.name, (runs, []))[1]
             known += [simulator for simulator in simulators if simulator not in known]
-            if output.unseen:
-                unseen[runs.name] = runs
-    return fitting, unseen
+    return fitting

@@ -70,6 +70,7 @@ def record(
 
 
 def named(curricula: Sequence[Curriculum]) -> dict[str, Curriculum]:
+    """Curricula by the names of their runs, "run-<hash>". Raises ConfigurationError if there is none."""
     if not len(curricula):
         raise ConfigurationError("curricula: none given; give one at least")
     return {f"run-{curriculum.fingerprint}": curriculum for curriculum in curricula}
@@ -130,10 +131,12 @@ def record_missing(
 
 
 def cores() -> int:
+    """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices() -> list[str]:
+    """The torch devices to train on: every CUDA device, or the CPU."""
     import torch
 
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]

@@ -6,6 +6,7 @@ in a folder whose name ends in a hash of everything it depends on.
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gptfluence import config, evaluation, files, influence, names
+from gptfluence import config, evaluation, files, names
 from gptfluence.config import Profile, Setting
 from gptfluence.dynamics import published
 from gptfluence.dynamics.curriculum import Curriculum
@@ -31,6 +32,7 @@ from gptfluence.tasks.instructions import mixture
 from gptfluence.tasks.layouts import LAYOUTS
 
 if TYPE_CHECKING:
+    from gptfluence import influence
     from gptfluence.dynamics.tangents import TangentFeatures
     from gptfluence.encoders import Encoder
     from gptfluence.simulators.base import Simulator
@@ -40,6 +42,7 @@ _NEUTRAL = re.compile(r"^(name|data_dir|jobs_per_device)$")
 
 
 UNSEEN = ("training", "test", "both")
+GIVEN_TO_TANGENTS = ("reference", "cache", "device")  # by a study, not by its profile
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,7 @@ class Study:
         return options.pop("kind", known), options
 
     def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
-        from gptfluence import simulators
+        from gptfluence import influence, simulators
         from gptfluence.simulators.base import FORMAT_VERSION, Simulator
 
         if name.split()[0] in influence.methods_of(self.profile.simulators):
@@ -402,9 +405,24 @@ class Study:
         Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests]. TracIn-CP and Grad-Dot
         predict the loss of known examples only: otherwise they are left out, and an error if nothing else is asked for.
         """
+        whole = self._simulate(setting, task, metric, methods, model, observed, unseen)
+        return self._of_task(*whole, setting, task, metric, observed, unseen)[1:]
+
+    def _simulate(
+        self,
+        setting: str,
+        task: str | None,
+        metric: str,
+        methods: Sequence[str],
+        model: str | None,
+        observed: int,
+        unseen: str | None,
+    ) -> tuple[GPTDynamics, GPTDynamics, dict[str, np.ndarray]]:
+        """What simulators were fitted on, the held-out runs, and the predictions; of a mixture all tasks' tests."""
+        from gptfluence import influence
+
         # in instruction tuning a simulator is fitted on all tasks' tests, whichever task is looked at
-        fitted_on = None if setting == "instruction_tuning" else task
-        dynamics = self.dynamics(setting, fitted_on, model=model, metric=metric)
+        dynamics = self.dynamics(setting, None if setting == "instruction_tuning" else task, model=model, metric=metric)
         if unseen is None:
             test = dynamics.split()[2]
         else:
@@ -422,20 +440,36 @@ class Study:
             if name not in along.methods:
                 fitted = self._simulator(name, dynamics, metric)
                 predicted[name] = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
-        predicted = {name: predicted[name] for name in chosen}
-        if setting == "instruction_tuning" and task is not None:
-            rows = _rows_of(test, str(task))
-            test, predicted = test.of_tests(rows), {name: values[:, :, rows] for name, values in predicted.items()}
-            if unseen is not None:
-                # the mean of this task's tests: fitted on all tasks' it would give unseen ones the mean change of these all
-                train = dynamics.of_tests(_rows_of(dynamics, task)).split()[0]
-                for name in predicted:
-                    if self.options(name)[0] == "mean_trajectory":
-                        predicted[name] = _mean_trajectory(train, test, metric, observed)
-        return test, predicted
+        return dynamics, test, {name: predicted[name] for name in chosen}
+
+    def _of_task(
+        self,
+        dynamics: GPTDynamics,
+        test: GPTDynamics,
+        predicted: Mapping[str, np.ndarray],
+        setting: str,
+        task: str | None,
+        metric: str,
+        observed: int,
+        unseen: str | None,
+    ) -> tuple[GPTDynamics, GPTDynamics, dict[str, np.ndarray]]:
+        """What `_simulate` found, of one task of a mixture."""
+        if setting != "instruction_tuning" or task is None:
+            return dynamics, test, dict(predicted)
+        rows = _rows_of(test, task)
+        dynamics, test = dynamics.of_tests(_rows_of(dynamics, task)), test.of_tests(rows)
+        predicted = {name: values[:, :, rows] for name, values in predicted.items()}
+        if unseen is not None:
+            # the mean of this task's tests: fitted on all tasks' it would give unseen ones the mean change of these all
+            for name in predicted:
+                if self.options(name)[0] == "mean_trajectory":
+                    predicted[name] = _mean_trajectory(dynamics.split()[0], test, metric, observed)
+        return dynamics, test, predicted
 
     def influences(self, dynamics: GPTDynamics) -> influence.Influences:
         """The profile's TracIn-CP and Grad-Dot rows along the runs of `dynamics`, which this study recorded."""
+        from gptfluence import influence
+
         methods = influence.methods_of(self.profile.simulators)
         return influence.Influences(self.artifacts, dynamics, methods, self.model(dynamics.model))
 
@@ -460,15 +494,13 @@ class Study:
 
         Returns a tidy frame: setting, task, model, metric, method, run, statistic, value (see `evaluation.evaluate`).
         """
-        frames = []
+        frames, whole = [], None
         for task in tasks or self.tested(setting, metric):
-            train = self.dynamics(setting, task, model=model, metric=metric).split()[0]
-            test, predicted = self.simulate(
-                setting, task, metric=metric, methods=methods, model=model, observed=observed, unseen=unseen
-            )
-            reference: Any = train
-            if unseen is not None:
-                reference = _mean_trajectory(train, test, metric, observed)
+            if whole is None or setting != "instruction_tuning":  # a mixture's tasks are simulated together
+                whole = self._simulate(setting, task, metric, methods, model, observed, unseen)
+            dynamics, test, predicted = self._of_task(*whole, setting, task, metric, observed, unseen)
+            train = dynamics.split()[0]
+            reference: Any = train if unseen is None else _mean_trajectory(train, test, metric, observed)
             for method, values in predicted.items():
                 frame = evaluation.evaluate(values, test, metric=metric, observed=observed, reference=reference)
                 columns = {"setting": setting, "task": task, "model": test.model, "metric": metric, "method": method}
@@ -500,7 +532,7 @@ class Study:
 
     def check_simulators(self) -> None:
         """Raise ConfigurationError for a hyperparameter, in the profile's `simulators:`, that is not known or not allowed."""
-        from gptfluence import simulators
+        from gptfluence import influence, simulators
 
         replayed = influence.methods_of(self.profile.simulators)
         for name in self.profile.simulators:
@@ -518,10 +550,12 @@ class Study:
 
 
 def _check_tangents(options: Mapping[str, Any]) -> None:
-    known = ("coordinates", "candidates", "mass", "checkpoints", "seed")
+    from gptfluence.dynamics.tangents import TangentFeatures
+
+    known = inspect.signature(TangentFeatures).parameters.keys() - {"gpt", "pool", "recording", *GIVEN_TO_TANGENTS}
     for option in options:
         if option not in known:
-            raise ConfigurationError(unknown("option", option, known, where="simulator 'tangent': tangents: "))
+            raise ConfigurationError(unknown("option", option, sorted(known), where="simulator 'tangent': tangents: "))
 
 
 def _first(task: Task, setting: Setting) -> Task:

@@ -73,7 +73,7 @@ def curriculum_of(spec: dict, name: str, pool_size: int) -> Curriculum:
 def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
     """Record those runs of a job that nobody has recorded and nobody is recording; then wait for the others' to end.
 
-    report: called with the run's name and step; -1 when a run turned out to be another process's.
+    report: called with the run's name and step, for the runs that are recorded here.
     """
     from gptfluence.dynamics.recorder import Recorder, single_thread
 
