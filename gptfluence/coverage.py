@@ -66,12 +66,13 @@ def covered(
     rows, paths, sources = [], [], []
     for task in tasks:
         bands, fewer = bands_of(study, task, simulators, calibration=calibration, level=level)
-        sources.append(study.dynamics(SETTING, task, metric="loss"))
+        drawn_alike = study.dynamics(SETTING, task, metric="loss")
+        sources.append(drawn_alike)
         for kind in kinds:
             recorded = shifted.record(study, task, kind, runs)
             if kind != "alike":
                 sources.append(recorded)
-            if recorded.curricula[0].steps > study.dynamics(SETTING, task).curricula[0].steps:
+            if recorded.curricula[0].steps > drawn_alike.curricula[0].steps:
                 continue
             truth, steps = recorded.trajectories("loss"), recorded.curricula[0].steps
             predicted, _ = shifted.simulate(fewer, task, recorded, list(bands))

@@ -15,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 from gptfluence import names
 from gptfluence.errors import ConfigurationError
-from gptfluence.figures import PAGE, STYLE, style
-from gptfluence.typeset import text_width, wrap_text
+from gptfluence.figures import PAGE, STYLE, method_handle, place_legend, style
+from gptfluence.typeset import wrap_text
 
 POINTS = ("panel", "series", "x", "value", "low", "high")
 BANDS = ("panel", "series", "step", "value", "low", "high")
-BEFORE = "before"  # the series of a trajectory that a change starts from
+BEFORE = "before"  # the series of what a change starts from
 
 
 def plot_intervals(
@@ -43,15 +43,10 @@ def plot_intervals(
     _check("plot_intervals", frame, POINTS)
     panels, positions = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["x"]))
     series = list(dict.fromkeys(frame["series"]))
-    rows = math.ceil(len(panels) / columns)
     below = False
     with style():
-        figure = Figure(figsize=(width, rows * panel_height + 0.45), dpi=STYLE["figure.dpi"], layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for place, axis in enumerate(axes.flat):
-            if place >= len(panels):
-                axis.set_visible(False)
-                continue
+        figure, axes = _panels(len(panels), columns, width, panel_height, ylabel)
+        for place, axis in enumerate(axes):
             if line is not None:
                 axis.axhline(line, color="#404040", linewidth=0.6, zorder=1)
             part = frame[frame["panel"] == panels[place]]
@@ -73,17 +68,15 @@ def plot_intervals(
             for edge in np.arange(0.5, len(positions) - 1):
                 axis.axvline(edge, color="#e6e6e6", linewidth=0.5, zorder=0)
             axis.set_title(str(panels[place]))
-            if place % columns == 0:
-                axis.set_ylabel("\n".join(wrap_text([ylabel], panel_height - 0.4, STYLE["axes.labelsize"])))
             if place + columns >= len(panels):
                 axis.set_xlabel(xlabel)
             axis.yaxis.set_major_locator(MaxNLocator(5))
-        handles = [_handle(name, position) for position, name in enumerate(series)]
+        handles = [method_handle(name, position) for position, name in enumerate(series)]
         if below:
             handles.append(
                 Line2D([], [], color="#767676", linestyle="", marker="v", markersize=4.5, label=f"below {floor:g}")
             )
-        _legend(figure, handles, width)
+        place_legend(figure, handles, width)
     return figure
 
 
@@ -105,18 +98,13 @@ def plot_bands(
     _check("plot_bands", frame, BANDS)
     panels, series = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["series"]))
     columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
     with style():
-        figure = Figure(figsize=(width, rows * panel_height + 0.45), dpi=STYLE["figure.dpi"], layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for place, axis in enumerate(axes.flat):
-            if place >= len(panels):
-                axis.set_visible(False)
-                continue
+        figure, axes = _panels(len(panels), columns, width, panel_height, ylabel)
+        for place, axis in enumerate(axes):
             part = frame[frame["panel"] == panels[place]]
             for position, name in enumerate(series):
                 one = part[part["series"] == name].sort_values("step")
-                look = _look(name, position)
+                look = names.line(name, position)
                 if one["low"].notna().any():
                     finite = one[np.isfinite(one["low"]) & np.isfinite(one["high"])]
                     axis.fill_between(
@@ -135,16 +123,16 @@ def plot_bands(
             title = wrap_text([str(panels[place])], width / columns - 0.35, STYLE["axes.titlesize"])
             axis.set_title("\n".join(title))
             axis.set_xlim(part["step"].min(), part["step"].max())
-            if place % columns == 0:
-                axis.set_ylabel("\n".join(wrap_text([ylabel], panel_height - 0.4, STYLE["axes.labelsize"])))
             if place + columns >= len(panels):
                 axis.set_xlabel("training step")
             axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(4))
-        handles = [_handle(name, position, labels) for position, name in enumerate(series)]
+        handles = [method_handle(name, position) for position, name in enumerate(series)]
+        for handle, name in zip(handles, series, strict=True):
+            handle.set_label((labels or {}).get(name, handle.get_label()))
         if frame["low"].notna().any():
             handles.append(Patch(color="#767676", alpha=0.3, linewidth=0, label="band"))
-        _legend(figure, handles, width)
+        place_legend(figure, handles, width)
     return figure
 
 
@@ -164,7 +152,7 @@ def _draw_points(
     axis: Axes, part: pd.DataFrame, positions: Sequence, series: Sequence[str], position: int, floor: float | None
 ) -> bool:
     """Draw one series; True if a value lies below the floor."""
-    look, below = _look(series[position], position), False
+    look, below = names.line(series[position], position), False
     offset = (position - (len(series) - 1) / 2) * 0.8 / max(len(series), 1)
     for row in part.itertuples():
         x = positions.index(row.x) + offset
@@ -183,23 +171,16 @@ def _draw_points(
     return below
 
 
-def _look(name: str, position: int) -> names.Line:
-    return names.Line("#999999", (0, (2, 1.5)), "") if name == BEFORE else names.line(name, position)
-
-
-def _handle(name: str, position: int, labels: Mapping[str, str] | None = None) -> Line2D:
-    look = _look(name, position)
-    label = (labels or {}).get(name) or names.method(name)
-    return Line2D([], [], label=label, color=look.color, linestyle=look.dash, marker=look.marker, markeredgewidth=0.8)
-
-
-def _legend(figure: Figure, handles: list, width: float) -> None:
-    size = STYLE["legend.fontsize"]
-    spacing = {"handlelength": 2.4, "columnspacing": 1.2, "handletextpad": 0.5}  # in units of the font's size
-    widths = [text_width(handle.get_label(), size) + sum(spacing.values()) * size / 72 for handle in handles]
-    columns = len(handles) if sum(widths) <= width else max(1, int(width // max(widths)))
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, **spacing)
+def _panels(count: int, columns: int, width: float, height: float, ylabel: str) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` panels, the label of their y axes at the left of each row."""
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width, rows * height + 0.45), dpi=STYLE["figure.dpi"], layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("\n".join(wrap_text([ylabel], height - 0.4, STYLE["axes.labelsize"])))
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def _check(where: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:

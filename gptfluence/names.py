@@ -16,6 +16,7 @@ class Line(NamedTuple):
 
 METHODS = {
     "recorded": "recorded",
+    "before": "recorded, unchanged",
     "gptfluence": "GPTfluence",
     "simfluence": "Simfluence",
     "tangent": "Tangent simulator",
@@ -28,6 +29,7 @@ METHODS = {
 }
 LINES = {
     "recorded": Line("#000000", "-", ""),
+    "before": Line("#999999", (0, (2, 1.5)), ""),
     "gptfluence": Line("#0072B2", "-", "o"),
     "simfluence": Line("#D55E00", (0, (4, 1.5)), "s"),
     "tangent": Line("#56B4E9", (0, (8, 1.5)), "P"),

@@ -45,7 +45,7 @@ class Changes:
             changed = changed.repeated(example, self.times)
         for examples, front in ((self.first, True), (self.last, False)):
             if examples:
-                changed = moved(changed, examples, front=front)
+                changed = changed.moved(examples, front=front)
         return changed
 
     def pool(self, pool: TaskPool) -> TaskPool:
@@ -70,20 +70,6 @@ class Changes:
             f"rewritten {', '.join(self.rewrite)}" if self.rewrite else "",
         ]
         return "; ".join(part for part in parts if part) or "unchanged"
-
-
-def moved(curriculum: Curriculum, examples: Sequence[int], *, front: bool) -> Curriculum:
-    """All occurrences of `examples` at the beginning (or the end), everything else in its order.
-
-    Raises ConfigurationError if one does not occur.
-    """
-    sequence = curriculum.batches.ravel()
-    for example in examples:
-        if example not in sequence:
-            raise ConfigurationError(f"curriculum: example {example} is not in this curriculum")
-    chosen = np.isin(sequence, list(examples))
-    parts = [sequence[chosen], sequence[~chosen]]
-    return Curriculum(np.concatenate(parts if front else parts[::-1]).reshape(curriculum.batches.shape))
 
 
 @dataclass(frozen=True)

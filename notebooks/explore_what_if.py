@@ -63,7 +63,7 @@ answer.table().T
 
 # %%
 frame = answer.frame(examples)
-labels = {intervals.BEFORE: "recorded, unchanged", "recorded": "trained on the change"}
+labels = {"recorded": "trained on the change"}
 picture = intervals.plot_bands(frame, ylabel=gf.names.metric("loss", unit=True), labels=labels)
 picture
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: model
 
 from gptfluence.config import NanoModel
 from gptfluence.models import GPT, ModelSource
+from gptfluence.notebook import NOTEBOOKS
 from gptfluence.tasks import Task, mini
 
 
@@ -44,3 +47,29 @@ def webnlg() -> Task:
 def smoke_store(tmp_path_factory) -> Path:
     """A store of artifacts for all tests that run notebooks of profile smoke, so that each run is recorded once."""
     return tmp_path_factory.mktemp("smoke-artifacts")
+
+
+@pytest.fixture(scope="module")
+def papermill(tmp_path_factory: pytest.TempPathFactory, smoke_store: Path):
+    """Run a notebook of profile smoke by papermill alone, from another folder, with parameters such as "runs: 2".
+
+    A module's runs share one folder of outputs.
+    """
+    folder = tmp_path_factory.mktemp("papermill")
+
+    def run(name: str, *parameters: str) -> tuple[subprocess.CompletedProcess, Path]:
+        outputs = folder / "outputs"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")),
+                *("-k", "python3", "--no-progress-bar", "-p", "profile", "smoke", "-p", "output_dir", str(outputs)),
+                *(part for parameter in parameters for part in ("-y", parameter)),
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GPTFLUENCE_ARTIFACTS": str(smoke_store)},
+        )
+        return done, outputs
+
+    return run

@@ -12,34 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gptfluence.notebook import NOTEBOOKS
-
 FITTED = ["mean_trajectory", "simfluence", "low_rank", "tangent"]
 NAMED = f"simulators: [{', '.join(FITTED)}]"
-
-
-@pytest.fixture(scope="module")
-def papermill(tmp_path_factory: pytest.TempPathFactory):
-    """Run a notebook by papermill alone; all of this module share one store."""
-    folder = tmp_path_factory.mktemp("beyond")
-
-    def run(name: str, *arguments: str) -> tuple[subprocess.CompletedProcess, Path]:
-        outputs = folder / "outputs"
-        parameters = [part for argument in arguments for part in ("-y", argument)]
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")),
-                *("-k", "python3", "--no-progress-bar", "-p", "profile", "smoke", "-p", "output_dir", str(outputs)),
-                *("-y", "overrides: ['settings.fine_tuning.metrics=[loss]']", *parameters),
-            ],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GPTFLUENCE_ARTIFACTS": str(folder / "artifacts")},
-        )
-        return done, outputs
-
-    return run
 
 
 def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.DataFrame:

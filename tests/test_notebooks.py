@@ -89,32 +89,9 @@ def test_a_try_with_other_parameters_does_not_overwrite_the_cited_outputs():
     assert tried.folder == ROOT / "build" / "smoke" / "figures"
 
 
-@pytest.fixture(scope="module")
-def papermill(tmp_path_factory: pytest.TempPathFactory):
-    """Run a notebook by papermill alone, from another folder, on a store of its own."""
-    folder = tmp_path_factory.mktemp("notebooks")
-
-    def run(name: str, *arguments: str, profile: str = "smoke") -> tuple[subprocess.CompletedProcess, Path]:
-        outputs = folder / "outputs"
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(folder / f"{name}.ipynb")),
-                *("-k", "python3", "--no-progress-bar", "-p", "profile", profile, "-p", "output_dir", str(outputs)),
-                *arguments,
-            ],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "GPTFLUENCE_ARTIFACTS": str(folder / "artifacts")},
-        )
-        return done, outputs
-
-    return run
-
-
 @pytest.mark.slow
 def test_table_2_by_papermill_alone(papermill):
-    done, outputs = papermill("tab02_fine_tuning_loss", "-y", "tasks: [sst2]")
+    done, outputs = papermill("tab02_fine_tuning_loss", "tasks: [sst2]")
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(outputs / "tab02_fine_tuning_loss.csv").set_index(["method", "statistic"])["value"]
     assert set(table.index.get_level_values("method")) == {"persistence", "mean_trajectory", "simfluence", "gptfluence"}
@@ -126,19 +103,19 @@ def test_table_2_by_papermill_alone(papermill):
     assert "generated tasks" in facts["caption"]
     # the same again: the same bytes
     before = {path.name: path.read_bytes() for path in outputs.iterdir()}
-    done, _ = papermill("tab02_fine_tuning_loss", "-y", "tasks: [sst2]")
+    done, _ = papermill("tab02_fine_tuning_loss", "tasks: [sst2]")
     assert done.returncode == 0
     assert {path.name: path.read_bytes() for path in outputs.iterdir()} == before
 
 
 @pytest.mark.slow
 def test_figure_16_shows_what_was_recorded_and_starts_there(papermill):
-    done, outputs = papermill("fig10_18_qualitative", "-y", "tasks: [sst2]", "-p", "examples", "1")
+    done, outputs = papermill("fig10_18_qualitative", "tasks: [sst2]", "examples: 1")
     assert done.returncode == 0, done.stderr[-2000:]
     frame = pd.read_csv(outputs / "fig16_fine_tuning_loss.csv")
     start = frame[frame["step"] == 0].groupby("panel")["value"]
     assert (start.max() == start.min()).all()  # every method starts at the recorded value
-    done, _ = papermill("fig10_18_qualitative", "-p", "figure", "19")
+    done, _ = papermill("fig10_18_qualitative", "figure: 19")
     assert done.returncode != 0
     assert "parameter 'figure': value '19' is not known; known: 10, 11" in done.stderr
 
@@ -148,13 +125,14 @@ def graph(folder: Path, store: Path, *arguments: str, overrides: tuple[str, ...]
     given = ", ".join(f"'{override}'" for override in overrides)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--cores", "2", "--keep-going", "--config", "profile=smoke", f"only={only}", f"overrides=[{given}]"]
-    environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(store)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where `gptfluence` is installed
+    environment = {**os.environ, "GPTFLUENCE_ARTIFACTS": str(store), "PATH": path}
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
 def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
-    done, outputs = papermill("fig07_mislabelled_data", "-y", "seeds: [0]", "-p", "runs", "2")
+    done, outputs = papermill("fig07_mislabelled_data", "seeds: [0]", "runs: 2")
     assert done.returncode == 0, done.stderr[-2000:]
     frame = pd.read_csv(outputs / "fig07_mislabelled_data.csv")
     assert set(frame["series"]) == {"tracin_cp", "gptfluence", "random"}
@@ -164,7 +142,7 @@ def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
     accuracy = frame[frame["panel"] == "test accuracy"]
     for end in (0.0, 1.0):  # nothing inspected, or all: the same training for every method
         assert accuracy.loc[accuracy["x"] == end, "value"].nunique() == 1
-    done, _ = papermill("fig07_mislabelled_data", "-p", "task", "webnlg")
+    done, _ = papermill("fig07_mislabelled_data", "task: webnlg")
     assert done.returncode != 0
 
 

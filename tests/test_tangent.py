@@ -281,5 +281,7 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     np.testing.assert_array_equal(first.simulate(test.curricula, start(test)), predicted["tangent"])
     unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself
     assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
-    with pytest.raises(ConfigurationError, match="option 'coordinate' is not known; known: candidates, checkpoints, coordinates"):
+    with pytest.raises(
+        ConfigurationError, match="option 'coordinate' is not known; known: candidates, checkpoints, coordinates"
+    ):
         study.with_overrides("simulators.tangent.tangents={coordinate: 3}").simulator("tangent")

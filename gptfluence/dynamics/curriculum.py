@@ -54,6 +54,14 @@ class Curriculum:
     def __repr__(self) -> str:
         return f"Curriculum({self.steps} steps x {self.batch_size} examples, {self.fingerprint})"
 
+    def _check_present(self, examples: Iterable[int]) -> np.ndarray:
+        """Each of `examples` once, int64. Raises ConfigurationError if one does not occur."""
+        asked = np.unique(np.fromiter(examples, dtype=np.int64))
+        absent = asked[~np.isin(asked, self.batches)]
+        if absent.size:
+            raise ConfigurationError(f"curriculum: example {int(absent[0])} is not in this curriculum")
+        return asked
+
     def _from_sequence(self, sequence: np.ndarray) -> Curriculum:
         steps = len(sequence) // self.batch_size
         if steps == 0:
@@ -67,11 +75,8 @@ class Curriculum:
 
         Raises ConfigurationError if one of `examples` does not occur.
         """
-        dropped = np.unique(np.fromiter(examples, dtype=np.int64))
+        dropped = self._check_present(examples)
         sequence = self.batches.ravel()
-        absent = dropped[~np.isin(dropped, sequence)]
-        if absent.size:
-            raise ConfigurationError(f"curriculum: example {int(absent[0])} is not in this curriculum")
         return self._from_sequence(sequence[~np.isin(sequence, dropped)])
 
     def repeated(self, example: int, times: int) -> Curriculum:
@@ -81,6 +86,16 @@ class Curriculum:
         sequence = self.batches.ravel()
         places = np.linspace(0, len(sequence), times + 2)[1:-1].astype(int)
         return self._from_sequence(np.insert(sequence, places, example))
+
+    def moved(self, examples: Sequence[int], *, front: bool) -> Curriculum:
+        """All occurrences of `examples` at the beginning (else at the end), everything else in its order.
+
+        Raises ConfigurationError if one of `examples` does not occur.
+        """
+        sequence = self.batches.ravel()
+        chosen = np.isin(sequence, self._check_present(examples))
+        parts = [sequence[chosen], sequence[~chosen]]
+        return Curriculum(np.concatenate(parts if front else parts[::-1]).reshape(self.batches.shape))
 
 
 def draw_curriculum(
