@@ -310,35 +310,42 @@ show() {
 
 json() { printf '"%s"' "$(printf %s "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 
-# What results are filed under: the name that a profile gives itself, with a mark of the changes behind it.
+# What results are filed under: the name that a profile gives itself, with a mark of the changes behind it. Says what is
+# wrong with the profile, the changes or the pattern before anything starts.
 study_label() {
-    "$python" - "$profile" "$@" <<'EOF'
+    "$python" - "$profile" "${only:-*}" "$@" <<'EOF'
 import sys
+from gptfluence import plan
 from gptfluence.errors import GPTfluenceError
 from gptfluence.study import Study
 try:
-    print(Study.load(sys.argv[1], sys.argv[2:]).label)
+    study = Study.load(sys.argv[1], sys.argv[3:])
+    plan.chosen(study, sys.argv[2])
+    print(study.label)
 except GPTfluenceError as error:
     sys.exit(f"error: {error}")
 EOF
 }
 
 run_tests() {
-    local worst=0 status
+    local worst=0 failed='' status ours=(gptfluence notebooks tests tools benchmarks) # not what users put beside them
     cd "$root"
     step() {
+        local what=$1
+        shift
         show "$@"
         if $dry_run; then return; fi
         status=0
         "$@" || status=$?
         if [ "$status" -gt "$worst" ]; then worst=$status; fi
+        if [ "$status" -ne 0 ]; then failed="$failed${failed:+, }$what"; fi
     }
-    step "$python" -m ruff check .
-    step "$python" -m ruff format --check .
-    step "$environment/bin/lint-imports"
-    step "$python" -m pytest --cov=gptfluence --cov-report=term --durations=10 ${extra[@]+"${extra[@]}"}
+    step "ruff check" "$python" -m ruff check "${ours[@]}"
+    step "ruff format" "$python" -m ruff format --check "${ours[@]}"
+    step "lint-imports" "$environment/bin/lint-imports"
+    step "pytest" "$python" -m pytest --cov=gptfluence --cov-report=term --durations=10 ${extra[@]+"${extra[@]}"}
     if ! $dry_run; then
-        if [ "$worst" -eq 0 ]; then say "all checks passed in $SECONDS s"; else say "checks failed, see above ($SECONDS s)"; fi
+        if [ "$worst" -eq 0 ]; then say "all checks passed in $SECONDS s"; else say "failed: $failed; see above ($SECONDS s)"; fi
     fi
     exit "$worst"
 }
@@ -366,9 +373,7 @@ run_workflow() {
         return
     fi
 
-    if [ ${#overrides[@]} -gt 0 ] || [ "$profile" != "$study" ]; then
-        study=$(study_label ${overrides[@]+"${overrides[@]}"}) || exit 2
-    fi
+    study=$(study_label ${overrides[@]+"${overrides[@]}"}) || exit 2
 
     # One run per study and checkout. Snakemake's own lock outlives a killed run; it may be removed only if nobody else
     # is at work here, which the second lock tells: every run shares it.

@@ -65,8 +65,11 @@ def _find(name: str, figures: Path) -> Path:
     if len(fitting) > 1:
         raise ConfigurationError(f"{name!r} fits {', '.join(fitting)} in {figures}; give the whole name")
     if not fitting:
-        where = "" if known else f"{figures} holds no outputs yet (run a notebook first): "
-        raise ConfigurationError(unknown("figure or table", name, known, where=where))
+        if not known:
+            raise ConfigurationError(
+                f"{figures} holds no figure or table yet; make some: ./run_all.sh --profile {figures.name}"
+            )
+        raise ConfigurationError(unknown("figure or table", name, known, where=f"{figures}: "))
     return known[fitting[0]]
 
 

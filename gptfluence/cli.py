@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import sys
 from importlib import metadata
@@ -107,6 +108,8 @@ def what_if(
     jobs: JobsOption = None,
 ) -> None:
     """Simulate a held-out curriculum with examples dropped, repeated, moved or rewritten; options may be given again."""
+    import numpy as np
+
     from gptfluence import intervals, names
     from gptfluence.errors import ConfigurationError
     from gptfluence.figures import style
@@ -121,9 +124,10 @@ def what_if(
     study = Study.load(profile, overrides or (), jobs=jobs)
     task = task or study.setting().tasks[0]
     answer = ask(study, task, changes, run=run, method=method, level=level, train=check)
+    print("final losses: means over test examples, nats per target token")
     for column, value in answer.table().iloc[0].items():
-        print(f"{column:22} {value:.4f}" if isinstance(value, float) else f"{column:22} {value}")
-    labels = {intervals.BEFORE: "recorded, unchanged", "recorded": "trained on the change"}
+        print(f"{column:22} {value:.4f}" if isinstance(value, float | np.floating) else f"{column:22} {value}")
+    labels = {"recorded": "trained on the change"}
     picture = intervals.plot_bands(answer.frame(5), ylabel=names.metric("loss", unit=True), labels=labels)
     figure.parent.mkdir(parents=True, exist_ok=True)
     with style():
@@ -283,6 +287,10 @@ def report(
 
 def main() -> None:
     """Run the command; what a user can mend is one line on standard error and exit code 1."""
+    shown = logging.StreamHandler()  # to standard error: how far a long fit is
+    shown.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("gptfluence").addHandler(shown)
+    logging.getLogger("gptfluence").setLevel(logging.INFO)
     try:
         app()
     except GPTfluenceError as error:

@@ -14,7 +14,6 @@ from scipy.stats import ConstantInputWarning, spearmanr
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
-from gptfluence.simulators.base import diverged
 
 COLUMNS = ["run", "statistic", "value"]
 
@@ -53,6 +52,8 @@ def evaluate(
 
     Raises ConfigurationError if shapes disagree or nothing is left to evaluate.
     """
+    from gptfluence.simulators.base import diverged  # here, because it brings torch, and with it seconds
+
     truth = recorded.trajectories(metric).astype(np.float64)
     predicted = np.asarray(predicted, np.float64)
     if predicted.shape != truth.shape:

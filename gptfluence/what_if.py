@@ -87,20 +87,27 @@ class Answer:
     truth: GPTDynamics | None = None  # the run of the changed curriculum, if it was trained
 
     def table(self) -> pd.DataFrame:
-        """One row: mean final losses before and after, the simulated and the true change, and coverage where trained."""
+        """One row: final losses (means over tests, nats per target token) unchanged and changed, and coverage where trained.
+
+        A change is what the simulator, or training, says of the changed curriculum less what the same says of the
+        unchanged one. The band is that of single tests at the last step, above and below, on average.
+        """
         before = self.base.trajectories("loss")[0]
+        low, high = self.bands.around(self.predicted)
         row = {
             "changes": str(self.changes),
             "method": self.method,
             "steps": self.curriculum.steps,
-            "final loss, unchanged": before[-1].mean(),
-            "final loss, simulated": self.predicted[-1].mean(),
+            "unchanged, trained": before[-1].mean(),
+            "unchanged, simulated": self.predicted_base[-1].mean(),
+            "changed, simulated": self.predicted[-1].mean(),
+            f"{self.bands.level:.0%} band of one test": (high[-1] - low[-1]).mean() / 2,
             "change, simulated": (self.predicted[-1] - self.predicted_base[-1]).mean(),
         }
         if self.truth is not None:
             truth = self.truth.trajectories("loss")[0]
             row |= {
-                "final loss, trained": truth[-1].mean(),
+                "changed, trained": truth[-1].mean(),
                 "change, trained": (truth[-1] - before[-1]).mean(),
                 "paths inside the band": self.bands.covered(self.predicted, truth).mean(),
             }

@@ -59,7 +59,10 @@ class Curriculum:
         asked = np.unique(np.fromiter(examples, dtype=np.int64))
         absent = asked[~np.isin(asked, self.batches)]
         if absent.size:
-            raise ConfigurationError(f"curriculum: example {int(absent[0])} is not in this curriculum")
+            some = ", ".join(map(str, np.unique(self.batches)[:8]))
+            raise ConfigurationError(
+                f"curriculum: example {int(absent[0])} is not in this curriculum; choose one that is: {some}, ..."
+            )
         return asked
 
     def _from_sequence(self, sequence: np.ndarray) -> Curriculum:

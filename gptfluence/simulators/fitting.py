@@ -367,7 +367,9 @@ class TableSimulator(Simulator):
             if time.perf_counter() - last_logged > LOG_EVERY_SECONDS:
                 last_logged = time.perf_counter()
                 shown = f", validation all-steps MSE {errors[-1]:.4g}" if errors else ""
-                log.info("%s: epoch %d, one-step MSE %.4g%s", self.name, epoch, losses[-1], shown)
+                log.info(
+                    "%s: epoch %d of %d, one-step MSE %.4g%s", self.name, epoch, self.max_epochs, losses[-1], shown
+                )
         optimizer.zero_grad(set_to_none=True)  # a fitted simulator has no use for its last gradient
         if validate is not None:
             model.load_state_dict(best)
