@@ -1,7 +1,7 @@
 """Runs unlike those that simulators are fitted on, really recorded, and what every simulator says of them.
 
-Kinds of curricula are those of `dynamics.shifts`, and two changes of the training itself that no simulator is told of:
-`faster` (learning rate doubled) and `longer` (twice the epochs; the schedule stretches with it).
+Kinds of curricula are those of `dynamics.shifts`, and two changes of the training itself: `faster` (learning rate doubled)
+and `longer` (twice the epochs; the schedule stretches with it). Simulators that know of the optimizer are told of both.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from gptfluence import deviations, evaluation
+from gptfluence.config import Recording
 from gptfluence.dynamics import shifts
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
@@ -95,8 +96,9 @@ def simulate(
     """
     predicted, refused = {}, {}
     start = recorded.trajectories("loss")[:, :1]
+    optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
     for name in simulators:
-        fitted = study.simulator(name, SETTING, task, model=model)
+        fitted = study.simulator(name, SETTING, task, model=model).trained_with(optimizer)
         try:
             predicted[name] = fitted.simulate(recorded.curricula, start)
         except ConfigurationError as error:

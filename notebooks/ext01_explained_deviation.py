@@ -48,8 +48,9 @@ for kind in kinds:
     print(f"{kind:8} {shifted.KINDS[kind]}")
 
 # %% [markdown]
-# Each kind is recorded, and simulated from the losses before training. Simulators are not told of a change of the training
-# itself (`faster`, `longer`); those that refuse longer runs than they were fitted on have no value there.
+# Each kind is recorded, and simulated from the losses before training. Of a change of the training itself (`faster`, `longer`)
+# the tangent simulator is told the learning rates; the others have no place for them. Those that refuse longer runs than they
+# were fitted on have no value there.
 
 # %%
 results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs)

@@ -217,11 +217,10 @@ def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
     predicted = rng.normal(size=(6, 9, 4))
     offset = rng.normal(size=(9, 4))
     recorded = predicted + offset + 1e-3 * rng.normal(size=predicted.shape)
-    mean = predicted.mean(axis=0)
-    residual = (recorded - predicted).mean(axis=0)
-    np.testing.assert_allclose(FLOOR.apply(predicted, residual, mean), np.broadcast_to(recorded.mean(0), (6, 9, 4)))
+    of_runs = (recorded - predicted).mean(axis=0), predicted.mean(axis=0), np.arange(9.0)
+    np.testing.assert_allclose(FLOOR.apply(predicted, *of_runs), np.broadcast_to(recorded.mean(0), (6, 9, 4)))
     correction = Correction.fit(predicted, recorded, shared=False)
-    np.testing.assert_allclose(correction.apply(predicted, residual, mean), recorded, atol=0.02)
+    np.testing.assert_allclose(correction.apply(predicted, *of_runs), recorded, atol=0.02)
     # predictions of noise: what is left is the mean trajectory, not noise
     noise = rng.normal(size=(40, 9, 50))
     truth = np.broadcast_to(rng.normal(size=(9, 50)), noise.shape)
@@ -249,6 +248,32 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
     assert not dropped._seen.coefficients.any()
     assert "seen tests: tangents of tangents" in dropped.report.selected_by
     assert TangentSimulator(tangents=features).fit(lifted)._seen.coefficients.any()
+
+
+@given(rate=st.floats(0.1, 4), length=st.integers(1, 20), decay=st.sampled_from(["linear_decay", "constant"]))
+def test_a_run_is_as_far_as_a_recorded_one_that_has_spent_as_much_learning_rate(rate, length, decay, uncorrected):
+    recorded = uncorrected._linearised.recorded
+    optimizer = recorded.model_copy(update={"learning_rate": rate * recorded.learning_rate, "schedule": decay})
+    times = uncorrected.trained_with(optimizer)._linearised.times(length)
+    spent = np.cumsum([0, *recorded.learning_rates(8)])
+    expected = np.minimum(np.cumsum([0, *optimizer.learning_rates(length)]), spent[-1])
+    np.testing.assert_allclose(np.interp(times, np.arange(9), spent), expected, rtol=1e-9)
+    np.testing.assert_array_equal(uncorrected._linearised.times(8), np.arange(9))
+
+
+def test_told_of_another_learning_rate_it_follows_runs_that_were_trained_with_it(dynamics, fitted, gpt, sst2, tmp_path):
+    curricula, optimizer = dynamics.curricula[4:], RECORDING.optimizer.model_copy(update={"learning_rate": 5e-4})
+    truth = record(gpt, sst2, RECORDING.model_copy(update={"optimizer": optimizer}), curricula).trajectories()
+    slower = fitted.trained_with(optimizer)
+    errors = [np.square(one.simulate(curricula, truth[:, :1]) - truth).mean() for one in (slower, fitted)]
+    assert errors[0] < 0.3 * errors[1]
+    loaded = Simulator.from_pretrained(slower.save_pretrained(tmp_path))
+    for one in (loaded, slower):  # what was learned is shared, and the way back is open
+        same = one.trained_with(RECORDING.optimizer).simulate(curricula, truth[:, :1])
+        np.testing.assert_array_equal(same, fitted.simulate(curricula, truth[:, :1]))
+    np.testing.assert_array_equal(loaded.simulate(curricula, truth[:, :1]), slower.simulate(curricula, truth[:, :1]))
+    with pytest.raises(ConfigurationError, match="choose one: optimizer.for_one"):
+        fitted.trained_with(optimizer.model_copy(update={"learning_rate": {"sst2": 1e-3}}))
 
 
 def test_bad_input_is_explained(dynamics, features, gpt, sst2, webnlg):

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from gptfluence.config import AdamW
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics, stack_curricula
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError, unknown
@@ -165,6 +166,10 @@ class Simulator(ABC):
         batches = _checked_batches(stack_curricula(curricula), sizes[0])
         observed = _checked_observed(observed, len(batches), batches.shape[1], sizes[1])
         return self._rollout(prepared, batches, observed)
+
+    def trained_with(self, optimizer: AdamW) -> Self:
+        """A simulator of runs that are trained with `optimizer`; itself, if it knows nothing of how runs are trained."""
+        return self
 
     def simulate_stream(
         self,

@@ -13,9 +13,10 @@ each test example and step, and how far deviations are to be trusted. `docs/meth
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -65,13 +66,32 @@ class Side:
 
 @dataclass(frozen=True)
 class Linearised:
-    """Rollouts of the linearised GPT."""
+    """Rollouts of the linearised GPT.
+
+    optimizer: of the runs that are simulated; recorded, steps: the optimizer and the length of the runs it was fitted on
+    """
 
     coordinates: Coordinates
     optimizer: AdamW
+    recorded: AdamW
+    steps: int
 
-    def _mixture(self, step: int) -> list[tuple[int, float]]:
-        """The checkpoints that the tangents of this step are interpolated between, and their shares."""
+    def times(self, steps: int) -> np.ndarray:
+        """float64 [steps + 1]: for each step of a simulated run the step of a recorded one at which it was as far.
+
+        As far: as much learning rate spent. Runs trained alike are at t after step t, those at twice the rate at 2 t; at
+        most at the last recorded step.
+        """
+        spent, recorded = (
+            np.cumsum([0.0, *optimizer.learning_rates(count)])
+            for optimizer, count in ((self.optimizer, steps), (self.recorded, self.steps))
+        )
+        if np.array_equal(spent, recorded):
+            return np.arange(steps + 1.0)
+        return np.interp(spent, recorded, np.arange(self.steps + 1.0))
+
+    def _mixture(self, step: float) -> list[tuple[int, float]]:
+        """The checkpoints that the tangents of this recorded step are interpolated between, and their shares."""
         steps = self.coordinates.steps
         after = int(np.searchsorted(steps, step))
         if after == len(steps):
@@ -92,11 +112,12 @@ class Linearised:
         decay = torch.from_numpy(c.decayed).float() * settings.weight_decay
         moved, first, second = (torch.zeros(len(c)) for _ in range(3))
         path = [moved]
+        times = self.times(len(batches))
         for step, rate in enumerate(settings.learning_rates(len(batches))):
             rows, owner = pool.batch(batches[step].tolist())
             parts = [
                 (share, pool.gradients[k][rows].float().mul_(pool.scale[k][rows, None]), k)
-                for k, share in self._mixture(step)
+                for k, share in self._mixture(times[step])
             ]
             outputs = sum(
                 share * (pool.outputs[k][rows] + slope @ (weight * (moved - reference[k]))) for share, slope, k in parts
@@ -125,8 +146,8 @@ class Linearised:
         weight = torch.from_numpy(self.coordinates.weight)
         outputs = torch.zeros(len(path), tests.outputs.shape[1])
         shares = torch.zeros(len(self.coordinates.steps), len(path))
-        for step in range(len(path)):
-            for k, share in self._mixture(step):
+        for step, at in enumerate(self.times(len(path) - 1)):
+            for k, share in self._mixture(at):
                 shares[k, step] = share
         for k, reference in enumerate(torch.from_numpy(self.coordinates.displacement)):
             at = shares[k].nonzero()[:, 0]
@@ -152,9 +173,9 @@ class Correction:
     coefficients: np.ndarray  # float64 [2, knots]: s and k
 
     @staticmethod
-    def hats(steps: int) -> np.ndarray:
-        """float64 [knots, steps + 1]: piecewise linear functions of t / steps, 1 at one knot and 0 at the others."""
-        return np.stack([np.interp(np.linspace(0, 1, steps + 1), KNOTS, unit) for unit in np.eye(len(KNOTS))])
+    def hats(fractions: np.ndarray) -> np.ndarray:
+        """float64 [knots, steps + 1]: piecewise linear functions of the fraction of a run, each 1 at one knot, else 0."""
+        return np.stack([np.interp(fractions, KNOTS, unit) for unit in np.eye(len(KNOTS))])
 
     @classmethod
     def fit(cls, predicted: np.ndarray, recorded: np.ndarray, *, shared: bool) -> Correction:
@@ -165,7 +186,7 @@ class Correction:
         deviation = (predicted - predicted.mean(axis=0, dtype=np.float64)) * (runs / (runs - 1))
         if shared:
             others = np.broadcast_to(others.mean(axis=2, keepdims=True), others.shape)
-        features, hats = (others, deviation), cls.hats(rows - 1)
+        features, hats = (others, deviation), cls.hats(np.arange(rows) / (rows - 1))
         products = [[(left * right).sum(axis=(0, 2)) for right in (*features, residual)] for left in features]
         gram = np.block([[(hats * products[a][b]) @ hats.T for b in (0, 1)] for a in (0, 1)])
         moment = np.concatenate([hats @ products[a][2] for a in (0, 1)])
@@ -174,10 +195,29 @@ class Correction:
         solution = np.linalg.lstsq(gram + ridge, moment, rcond=None)[0]
         return cls(solution.reshape(2, len(KNOTS)))
 
-    def apply(self, predicted: np.ndarray, residual: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        """predicted: float [curricula, steps + 1, tests]; residual, mean: float [steps + 1, tests or 1], [.., tests]."""
-        trust, deviation = self.coefficients @ self.hats(predicted.shape[1] - 1)
+    def apply(self, predicted: np.ndarray, residual: np.ndarray, mean: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Corrected predictions, float [curricula, steps + 1, tests].
+
+        residual, mean: float [recorded steps + 1, tests or 1], [.., tests]; times: float [steps + 1], recorded steps
+        """
+        trust, deviation = self.coefficients @ self.hats(times / (len(residual) - 1))
+        residual, mean = (_at(times, array) for array in (residual, mean))
         return predicted + trust[:, None] * residual + deviation[:, None] * (predicted - mean)
+
+
+def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarray) -> np.ndarray:
+    """float32 [curricula, steps + 1, tests]: the linearisation alone."""
+    with torch.inference_mode():
+        return np.stack(
+            [linearised.losses(tests, linearised.displacements(pool, curriculum)).numpy() for curriculum in batches]
+        )
+
+
+def _at(times: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Rows of `array` [recorded steps + 1, tests] at `times`, between steps on a straight line."""
+    low = np.minimum(times.astype(int), len(array) - 2)
+    share = (times - low)[:, None]
+    return (1 - share) * array[low] + share * array[low + 1]
 
 
 NOTHING = Correction(np.zeros((2, len(KNOTS))))
@@ -191,8 +231,9 @@ class TangentSimulator(Simulator):
     tangents: what takes gradients of examples (`TangentFeatures`). It is needed to fit and for unseen examples; those of
         the fitted pool and tests are stored with what is learned, so a loaded simulator simulates without it.
 
-    A curriculum may have any length and batch size; its learning rates are those that the recorder would use. The metric
-    is the loss. Unseen pool and test examples cost their gradients and nothing else.
+    A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
+    another optimizer (`trained_with`). The metric is the loss. Unseen pool and test examples cost their gradients and
+    nothing else.
     """
 
     name = "tangent"
@@ -226,11 +267,11 @@ class TangentSimulator(Simulator):
         self._checked_rates(train, optimizer)
         self._of_pool = source.of(train.pool, trained=True)
         self._of_tests = source.of(train.tests, trained=False)
-        self._linearised = Linearised(source.coordinates, optimizer)
+        self._linearised = Linearised(source.coordinates, optimizer, optimizer, train.batches.shape[1])
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches = train.batches
         recorded = train.trajectories(metric)
-        predicted = self._tangent_rollouts(*self._sides, self._batches)
+        predicted = _rollouts(self._linearised, *self._sides, self._batches)
         start = float(np.abs(predicted[0, 0] - recorded[0, 0]).max())
         if start > 0.05 * max(1.0, float(np.abs(recorded[:, 0]).max())):
             raise ConfigurationError(
@@ -252,13 +293,13 @@ class TangentSimulator(Simulator):
     def _select(self, validation: GPTDynamics, metric: str) -> str:
         """Of no correction, the fitted one and the mean trajectory keep what predicts the validation runs best; say so."""
         truth = validation.trajectories(metric)
-        plain = self._tangent_rollouts(*self._sides, validation.batches)
+        plain = _rollouts(self._linearised, *self._sides, validation.batches)
         kept = []
         for label, residual in (("_seen", self._residual), ("_unseen", self._residual.mean(axis=1, keepdims=True))):
             candidates = {"tangents": NOTHING, "corrected": getattr(self, label), "mean trajectory": FLOOR}
-            stretched = self._stretched(plain.shape[1], residual, self._mean)
+            times = self._linearised.times(plain.shape[1] - 1)
             errors = {
-                name: float(np.square(correction.apply(plain, *stretched) - truth)[:, 1:].mean())
+                name: float(np.square(correction.apply(plain, residual, self._mean, times) - truth)[:, 1:].mean())
                 for name, correction in candidates.items()
             }
             best = min(errors, key=errors.__getitem__)
@@ -279,29 +320,20 @@ class TangentSimulator(Simulator):
 
     # --- rollouts ---
 
-    def _tangent_rollouts(self, pool: Side, tests: Side, batches: np.ndarray) -> np.ndarray:
-        """float32 [curricula, steps + 1, tests]: the linearisation alone."""
-        with torch.inference_mode():
-            return np.stack(
-                [
-                    self._linearised.losses(tests, self._linearised.displacements(pool, curriculum)).numpy()
-                    for curriculum in batches
-                ]
-            )
+    def trained_with(self, optimizer: AdamW) -> Self:
+        """A simulator of runs that are trained with `optimizer`: another learning rate, schedule, decay, other moments.
 
-    @staticmethod
-    def _stretched(rows: int, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Arrays [fitted steps + 1, tests] at the same fractions of a run of `rows` - 1 steps."""
-        out = []
-        for array in arrays:
-            if len(array) == rows:
-                out.append(array)
-                continue
-            position = np.linspace(0, len(array) - 1, rows)
-            low = np.minimum(position.astype(int), len(array) - 2)
-            share = (position - low)[:, None]
-            out.append((1 - share) * array[low] + share * array[low + 1])
-        return out
+        It shares what this one has learned. Corrections are those of the recorded step at which as much learning rate was
+        spent. Raises ConfigurationError for an optimizer that names a rate for each task: choose one with `for_one`.
+        """
+        self._require_fitted()
+        if isinstance(optimizer.learning_rate, dict):
+            raise ConfigurationError(
+                "tangent: optimizer.learning_rate has one rate a task; choose one: optimizer.for_one"
+            )
+        other = copy(self)
+        other._linearised = replace(self._linearised, optimizer=optimizer)
+        return other
 
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
         of_pool, of_tests = self._sides
@@ -312,15 +344,16 @@ class TangentSimulator(Simulator):
             of_tests = Side(self._source(f"the unseen tests {tests.name}").of(tests, trained=False), widened=True)
             correction, residual = self._unseen, residual.mean(axis=1, keepdims=True)
             if correction.coefficients.any():
-                mean = self._tangent_rollouts(self._sides[0], of_tests, self._batches).mean(axis=0)
+                recorded = replace(self._linearised, optimizer=self._linearised.recorded)
+                mean = _rollouts(recorded, self._sides[0], of_tests, self._batches).mean(axis=0)
             else:
                 mean = np.zeros((len(residual), len(of_tests.rows)), np.float32)
         return of_pool, of_tests, correction, residual, mean
 
     def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
         of_pool, of_tests, correction, residual, mean = prepared
-        predicted = self._tangent_rollouts(of_pool, of_tests, batches)
-        predicted = correction.apply(predicted, *self._stretched(predicted.shape[1], residual, mean))
+        predicted = _rollouts(self._linearised, of_pool, of_tests, batches)
+        predicted = correction.apply(predicted, residual, mean, self._linearised.times(batches.shape[1]))
         seen = observed.shape[1]
         # what the last observation is off, the rest is taken to be off, too
         predicted += observed[:, -1:] - predicted[:, seen - 1 : seen]
@@ -334,12 +367,14 @@ class TangentSimulator(Simulator):
         return {"tangents": tangents.fingerprint if isinstance(tangents, TangentFeatures) else tangents}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        settings = self._linearised.optimizer.model_dump_json().encode()
+        optimizers = {"optimizer": self._linearised.recorded}
+        if self._linearised.optimizer != self._linearised.recorded:
+            optimizers["trained_with"] = self._linearised.optimizer
         return {
+            **{key: np.frombuffer(one.model_dump_json().encode(), np.uint8) for key, one in optimizers.items()},
             **to_arrays("pool", self._of_pool),
             **to_arrays("tests", self._of_tests),
             **to_arrays("coordinates", self._linearised.coordinates),
-            "optimizer": np.frombuffer(settings, np.uint8),
             "batches": self._batches,
             "residual": self._residual,
             "mean": self._mean,
@@ -352,8 +387,10 @@ class TangentSimulator(Simulator):
         self._of_tests = from_arrays("tests", Tangents, arrays)
         if (self._of_pool.examples, self._of_tests.examples) != (self.fitted.pool_size, self.fitted.tests_size):
             raise ValueError("tangents are not those of the pool and tests that config.json describes")
-        optimizer = AdamW.model_validate_json(arrays["optimizer"].tobytes())
-        self._linearised = Linearised(from_arrays("coordinates", Coordinates, arrays), optimizer)
+        stored = arrays["optimizer"], arrays.get("trained_with", arrays["optimizer"])
+        recorded, trained_with = (AdamW.model_validate_json(array.tobytes()) for array in stored)
+        coordinates = from_arrays("coordinates", Coordinates, arrays)
+        self._linearised = Linearised(coordinates, trained_with, recorded, arrays["batches"].shape[1])
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._seen, self._unseen = (Correction(values) for values in arrays["correction"])
