@@ -33,7 +33,7 @@ CORES = workflow.cores or 1
 SHARE = 1 if len(FITTING) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
 ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
-REPLAYED = {runs for runs in ON_GPU if plan.replays(STUDY, FITTING[runs][1])}
+FITTED_ON_GPU = {runs for runs in ON_GPU if plan.needs_gpt(STUDY, FITTING[runs][1])}
 
 
 def options(runs):
@@ -61,10 +61,8 @@ def package(*modules):
 
 
 RECORDED_BY = package("tasks/**/*.py", "dynamics/recorder.py", "dynamics/measures.py", "dynamics/generation.py", "models.py")
-DRAWN_BY = package(
-    *(f"{name}.py" for name in "figures gallery overview charts curves tables comparisons hyperparameters typeset".split()),
-    *(f"{name}.py" for name in "names notebook evaluation mislabelled cost".split()),
-)
+NOT_DRAWN_BY = {"cli.py", "citation.py", "errors.py", "hub.py", "outcomes.py", "plan.py", "recording.py", "report.py"}
+DRAWN_BY = [path for path in package("*.py") if Path(path).name not in NOT_DRAWN_BY]
 
 
 rule all:
@@ -134,11 +132,11 @@ rule fit:
         options=lambda wildcards: options(wildcards.runs),
         simulators=lambda wildcards: " ".join(map(shlex.quote, FITTING[wildcards.runs][1])),
     priority: 1
-    threads: lambda wildcards: CORES if wildcards.runs in REPLAYED else 1
+    threads: lambda wildcards: CORES if wildcards.runs in FITTED_ON_GPU else 1
     resources:
-        mem_mb=lambda wildcards: 32000 if wildcards.runs in REPLAYED else 4000,
+        mem_mb=lambda wildcards: 32000 if wildcards.runs in FITTED_ON_GPU else 4000,
         runtime=24 * 60,
-        gpu=lambda wildcards: 1 if wildcards.runs in REPLAYED else 0,
+        gpu=lambda wildcards: 1 if wildcards.runs in FITTED_ON_GPU else 0,
     shell:
         f"gptfluence fit {{params.simulators}} {{params.options}} {STUDY_OPTIONS} --jobs 1 "
         "--index {output} > {log} 2>&1"

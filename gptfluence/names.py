@@ -81,6 +81,11 @@ def method(name: str) -> str:
     return METHODS[known] + (f" ({variant})" if variant else "")
 
 
+def knows_the_answer(name: str) -> bool:
+    """Whether a method is given what it is to predict: fitted on the test run, or its updates. It competes with no other."""
+    return "oracle" in name or name.startswith("tracin_cp_update")
+
+
 def size(model: str) -> str:
     """The size of the Pythia that a model is or stands for: "410m" of "nano-410m"; "" if its name has none."""
     return next((part for part in model.lower().split("-") if part in PYTHIA_SIZES), "")

@@ -137,11 +137,14 @@ class Notebook:
         shown.pop("output_dir", None)
         options = "".join(f" -p {name} {value}" for name, value in shown.items() if not isinstance(value, list))
         lists = "".join(f" -y '{name}: {value}'" for name, value in shown.items() if isinstance(value, list))
+        runs: dict[str, dict[str, str]] = {}
+        for source in sources:  # several may be parts of one folder
+            runs.setdefault(source.provenance["folder"], {}).update(source.provenance["runs"])
         return provenance.collect(
             command=f"papermill notebooks/{self.name}.ipynb out.ipynb{options}{lists}",
             profile=self.study.profile,
             parameters=shown,
-            sources={source.provenance["folder"]: source.provenance["runs"] for source in sources},
+            sources=runs,
             device=sources[0].provenance["device"] if sources else "cpu",
             seconds=time.monotonic() - self._started,
         )

@@ -14,6 +14,7 @@ from typing import Any
 from gptfluence import influence, names
 from gptfluence.config import PublishedModel
 from gptfluence.errors import ConfigurationError
+from gptfluence.simulators import needs_tangents
 from gptfluence.study import Study
 
 INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
@@ -297,13 +298,15 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
         "ext06_curriculum_search": one,
         "explore_what_if": {runs: ["loss:tangent"] for runs in one},
     }
-    return {name: Output(name, fits=needed) for name, needed in known.items()}
+    trains = known.keys() - {"ext02_horizon"}  # runs of their own, or fits on fewer runs, which take gradients
+    return {name: Output(name, fits=needed, trains=name in trains) for name, needed in known.items()}
 
 
-def replays(study: Study, simulators: Iterable[str]) -> bool:
-    """Whether some of these "metric:simulator" replay the training of the GPT."""
+def needs_gpt(study: Study, simulators: Iterable[str]) -> bool:
+    """Whether some of these "metric:simulator" need the GPT itself: they replay its training, or take its gradients."""
     along = influence.methods_of(study.profile.simulators)
-    return any(entry.partition(":")[2].split()[0] in along for entry in simulators)
+    named = {entry.partition(":")[2] for entry in simulators}
+    return any(name.split()[0] in along or needs_tangents(study.options(name)[0]) for name in named)
 
 
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:

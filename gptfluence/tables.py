@@ -23,7 +23,7 @@ def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None, *,
 
     summary: rows of `evaluation.summarize` with columns task, method, statistic, value, std, std_over_runs, undefined
     paper: rows of `paper.table(...)` of one model and metric, or None
-    The best measured value of a task is bold; rows fitted on the test run itself ("oracle") do not compete. The average
+    The best measured value of a task is bold; rows that know the test run (`names.knows_the_answer`) do not compete. The average
     over tasks (not with `average` false) is of their means, and only for methods with a value in every task. `numbers`
     holds the unrounded values.
     Raises ConfigurationError for missing columns, or if a (task, method, statistic) occurs twice.
@@ -76,7 +76,7 @@ def reading(results: pd.DataFrame | Table, paper: pd.DataFrame | None = None) ->
     the mean trajectory, which know nothing of the curriculum) compete like every other method.
     """
     numbers = results.numbers if isinstance(results, Table) else _with_average(_checked(results), paper)
-    numbers = numbers[~numbers["method"].str.contains("oracle")]
+    numbers = numbers[~numbers["method"].map(names.knows_the_answer)]
     single = numbers["task"].nunique() == 1
     overall = numbers if single else numbers[numbers["task"] == "average"]
     tasks = numbers if single else numbers[numbers["task"] != "average"]
@@ -172,7 +172,7 @@ def _paper(value: float, std: float) -> str:
 
 def _best(rows: pd.DataFrame, printed: Callable[[float, float], str]) -> set[str]:
     """The methods whose value is the best, as far as is printed."""
-    rows = rows[np.isfinite(rows["value"]) & ~rows["method"].str.contains("oracle")]
+    rows = rows[np.isfinite(rows["value"]) & ~rows["method"].map(names.knows_the_answer)]
     if len(rows) < 2:
         return set()
     ascending = names.SMALLER_IS_BETTER[rows["statistic"].iloc[0]]

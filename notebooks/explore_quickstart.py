@@ -70,25 +70,26 @@ print(f"difference between runs (variance)             {losses.var(axis=0, ddof=
 # %% [markdown]
 # ## 2. Fit
 # GPTfluence predicts the next loss of a test example from its last one and from the batch, through features of the texts:
-# $\hat y_t = \alpha(c_t)\, y_{t-1} + \beta(c_t)$, each a sum over the examples of the batch.
+# $\hat y_t = \alpha(c_t)\, y_{t-1} + \beta(c_t)$, each a sum over the examples of the batch. The tangent simulator, which is not
+# the paper's, trains the GPT's linearisation instead.
 
 # %%
 train, validation, test = dynamics.split()
-simulator = study.simulator("gptfluence", "fine_tuning", task)
-simulator.report
+simulators = {name: study.simulator(name, "fine_tuning", task) for name in ("gptfluence", "tangent")}
+{name: simulator.report for name, simulator in simulators.items()}
 
 # %% [markdown]
 # ## 3. Simulate a curriculum that nobody trained on
 # Take the held-out run's curriculum, leave a quarter of its examples out, and show one example eight times more. The
-# simulator sees the losses before training and the new curriculum, nothing else.
+# simulators see the losses before training and the new curriculum, nothing else.
 
 # %%
 curriculum = test.curricula[0]
 dropped = np.unique(curriculum.batches)[::4].tolist()
 what_if = curriculum.without(examples=dropped).repeated(example=int(np.unique(curriculum.batches)[1]), times=8)
 start = test.trajectories("loss")[:, :1]
-simulated = simulator.simulate([what_if], start)
-what_if, simulated.shape
+simulated = {name: simulator.simulate([what_if], start) for name, simulator in simulators.items()}
+what_if, simulated["gptfluence"].shape
 
 # %% [markdown]
 # ## 4. Compare with really training on it
@@ -97,9 +98,9 @@ what_if, simulated.shape
 truth = study.record(what_if, "fine_tuning", task)
 reference = train.trajectories("loss").mean(axis=0)[: what_if.steps + 1]
 predicted = {
-    "persistence": np.broadcast_to(start, simulated.shape),
+    "persistence": np.broadcast_to(start, reference[None].shape),
     "mean_trajectory": reference[None],
-    "gptfluence": simulated,
+    **simulated,
 }
 scores = [
     gf.evaluate(values, truth, reference=reference).assign(task=task, method=name) for name, values in predicted.items()
@@ -115,7 +116,7 @@ picture
 # %%
 caption = (
     f"A curriculum that nobody trained on, simulated and then really trained. {study.profile.title} ({truth.model}), task "
-    f"{gf.names.task(task)}; GPTfluence fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
+    f"{gf.names.task(task)}; simulators fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
 reading = f"{gf.figures.reading(frame)} Over all test examples: {gf.tables.reading(table)}"
 nb.save_figure(picture, frame, "explore_quickstart", caption=caption, sources=[dynamics, truth], reading=reading)

@@ -75,7 +75,7 @@ picture
 constant = sorted(
     {gf.names.method(name) for name in results["method"]} - {gf.names.method(name) for name in frame["series"]}
 )
-without = f"{', '.join(constant)} predict the same for every set and have no score. " if constant else ""
+without = f"No score, because the same is predicted for every set: {', '.join(constant)}. " if constant else ""
 caption = (
     f"Leave-k-out, checked by retraining: linear datamodelling score of final losses over {draws} sets of each size, and over all. "
     f"{nb.study.profile.title} ({sources[0].model}). {without}Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "

@@ -12,11 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Beyond the paper: bands that hold what they promise
+# # Beyond the paper: bands, and whether they hold what they promise
 #
 # A simulated curve is of use where one knows how far to trust it. Split conformal prediction puts a band around it that
-# holds the *whole* recorded curve in nine cases of ten, whatever the simulator, as long as the new run is drawn like those that
-# calibrated the band. *Coverage at the line and narrow bands are good. For sorted, repeated or biased curricula nothing is promised, and
+# is to hold the *whole* recorded curve in nine cases of ten, whatever the simulator, as long as the new run is drawn like those
+# that calibrated the band. Two things weaken that here: curves of one run are not independent (`unit` run allows for it, with
+# wider bands), and of the calibration runs the validation runs had a say in the fit. *Coverage at the line and narrow bands are good. For sorted, repeated or biased curricula nothing is promised, and
 # the figure shows what is left.*
 #
 # ![Bands and their coverage, profile mini](../figures/mini/ext05_bands.png)

@@ -15,8 +15,8 @@
 # # Figure 7: finding mislabelled training data
 #
 # Some labels of the training pool are flipped. Each method scores every training example, and the examples are inspected
-# from the most suspect down. *Left: the higher a curve, the sooner the flips are found; random inspection finds as many as
-# it inspects. Right: what was flipped among the inspected is corrected and the GPT trained again; a good order brings the
+# from the most suspect down. *Left: the higher a curve, the sooner the flips are found; random inspection finds, on
+# average over many orders, as many as it inspects. Right: what was flipped among the inspected is corrected and the GPT trained again; a good order brings the
 # accuracy back after few inspections.*
 #
 # TracIn-CP scores an example by its self-influence (the squared norm of its own gradient, summed over checkpoints),

@@ -79,6 +79,13 @@ caption = (
     f"{len(dynamics[0].split()[2])} held-out runs, {len(dynamics[0].tests)} test "
     "examples over all tasks; mean (standard deviation over runs and examples). Paper: table 1, Pythia on the real tasks"
     + (", whose TracIn-CP and Grad-Dot rows are scaled on the test run itself" if gradients else "")
+    + (
+        ". Measured TracIn-CP and Grad-Dot rows follow the held-out run itself, with gradients of the last block, scaled on "
+        "the validation runs unless oracle; (update) multiplies gradients of all parameters with the updates that AdamW made "
+        "in that run. Oracle and update rows know what they predict: they do not compete for bold"
+        if gradients
+        else ""
+    )
     + ". R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.comparisons.reading(table, ["model"])

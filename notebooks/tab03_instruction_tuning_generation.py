@@ -73,11 +73,11 @@ gf.comparisons.spread(summary).drop(columns=["setting"])
 
 # %%
 interval = nb.study.setting("instruction_tuning").generation.every
-every = "step" if interval == 1 else f"{interval}th step, and a score stands until the next"
+every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
 caption = (
     f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(sizes)}); "
     f"{len(dynamics[0].split()[2])} held-out runs; mean (standard deviation over runs and examples). Paper: table 3, Pythia "
-    f"on the real tasks. Texts are generated at every {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+    f"on the real tasks. Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.comparisons.reading(table, ["model", "metric"])
 nb.save_table(table, "tab03_instruction_tuning_generation", caption=caption, sources=dynamics, reading=reading)

@@ -70,12 +70,12 @@ gf.comparisons.spread(summary)
 
 # %%
 interval = nb.study.setting("fine_tuning").generation.every
-every = "step" if interval == 1 else f"{interval}th step, and a score stands until the next"
+every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
 caption = (
     f"Simulation of BLEU and ROUGE-L in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}); "
     f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "
     "examples a task; mean (standard deviation over runs and examples). Paper: table 4, Pythia-410M on the real tasks. "
-    f"Texts are generated at every {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+    f"Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.comparisons.reading(table, ["metric"])
 nb.save_table(table, "tab04_fine_tuning_generation", caption=caption, sources=dynamics, reading=reading)

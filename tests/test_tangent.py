@@ -272,7 +272,7 @@ def test_told_of_another_learning_rate_it_follows_runs_that_were_trained_with_it
         same = one.trained_with(RECORDING.optimizer).simulate(curricula, truth[:, :1])
         np.testing.assert_array_equal(same, fitted.simulate(curricula, truth[:, :1]))
     np.testing.assert_array_equal(loaded.simulate(curricula, truth[:, :1]), slower.simulate(curricula, truth[:, :1]))
-    with pytest.raises(ConfigurationError, match="choose one: optimizer.for_one"):
+    with pytest.raises(ConfigurationError, match=r"choose one: optimizer\.for_one"):
         fitted.trained_with(optimizer.model_copy(update={"learning_rate": {"sst2": 1e-3}}))
 
 
