@@ -290,6 +290,14 @@ def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
     assert all("loss:tangent" in simulators and "loss:persistence" not in simulators for _, simulators in fits.values())
 
 
+def test_what_needs_the_gpt_is_known(study):
+    beyond = {name: output for name, output in plan.chosen(study).items() if name.startswith(("ext", "explore"))}
+    assert [name for name, output in beyond.items() if not output.trains] == ["ext02_horizon"]
+    assert plan.needs_gpt(study, ["loss:gptfluence", "loss:tangent"])
+    assert plan.needs_gpt(study, ["loss:tracin_cp_all"])
+    assert not plan.needs_gpt(study, ["loss:gptfluence markov_order=2", "bleu:simfluence"])
+
+
 @pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper"])
 def test_profiles_have_the_simulators_and_keep_them_out_of_the_papers_tables(profile: str):
     study = Study.load(profile)

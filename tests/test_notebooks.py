@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import nbformat
@@ -87,6 +88,16 @@ def test_a_try_with_other_parameters_does_not_overwrite_the_cited_outputs():
     tried = Notebook("tab02_fine_tuning_loss", {**defaults, "profile": "smoke", "tasks": ["rte"]})
     assert cited.folder == ROOT / "figures" / "smoke"
     assert tried.folder == ROOT / "build" / "smoke" / "figures"
+
+
+def test_all_runs_that_an_output_comes_from_are_named_also_those_of_one_folder():
+    defaults = {
+        name: value for name, (_, value) in declared_parameters(NOTEBOOKS / "tab02_fine_tuning_loss.py").items()
+    }
+    notebook = Notebook("tab02_fine_tuning_loss", {**defaults, "profile": "smoke"})
+    parts = (("one", {"a": "1"}), ("two", {"a": "2"}), ("one", {"b": "3"}))
+    sources = [SimpleNamespace(provenance={"folder": folder, "runs": runs, "device": "cpu"}) for folder, runs in parts]
+    assert notebook._provenance(sources)["artifacts"] == {"one": {"a": "1", "b": "3"}, "two": {"a": "2"}}
 
 
 @pytest.mark.slow
