@@ -87,7 +87,7 @@ def test_a_citation_holds_the_figure_the_paper_and_where_the_figure_comes_from(o
 def test_an_unknown_figure_is_an_error_that_lists_the_known_ones(outputs, tmp_path_factory):
     with pytest.raises(ConfigurationError, match="'fig17' is not known; known: fig16_loss"):
         cite("fig17", outputs)
-    with pytest.raises(ConfigurationError, match="holds no outputs yet"):
+    with pytest.raises(ConfigurationError, match="holds no figure or table yet; make some"):
         cite("fig17", tmp_path_factory.mktemp("empty"))
 
 
