@@ -250,6 +250,7 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
     assert TangentSimulator(tangents=features).fit(lifted)._seen.coefficients.any()
 
 
+@settings(deadline=None)
 @given(rate=st.floats(0.1, 4), length=st.integers(1, 20), decay=st.sampled_from(["linear_decay", "constant"]))
 def test_a_run_is_as_far_as_a_recorded_one_that_has_spent_as_much_learning_rate(rate, length, decay, uncorrected):
     recorded = uncorrected._linearised.recorded
