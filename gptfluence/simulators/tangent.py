@@ -7,12 +7,14 @@ theta_0, and the loss follows f exactly:
 
 with nothing to learn: AdamW acts on each coordinate by itself, so a sample of coordinates runs it as it is, first and
 second moments, learning rates and weight decay included. Recorded runs then say what is left: a mean correction for
-each test example and step, and how far deviations are to be trusted. `docs/method.md` derives this.
+each test example and step, and how far deviations are to be trusted. Other metrics are read out of the simulated outputs
+(`readout.py`), with weights learned from recorded runs. `docs/method.md` derives this.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,6 +29,7 @@ from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.simulators.readout import Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
 KNOTS = np.array(
@@ -34,6 +37,8 @@ KNOTS = np.array(
 )  # of the corrections, as fractions of a run; denser where losses move fast
 RIDGE = 1e-3  # on the corrections' coefficients, relative to the mean square of what they multiply
 LARGEST_LOGIT = 80.0  # exp of more does not fit float32
+
+Measure = Callable[["Side", Tensor], Tensor]  # tests, outputs float32 [rows, outputs] -> float32 [..., rows, tests]
 
 
 class Side:
@@ -54,7 +59,9 @@ class Side:
         owner = self.example[self.token]
         ends = torch.searchsorted(owner, torch.arange(tangents.examples + 1))
         self.rows = [slice(a, b) for a, b in pairwise(ends.tolist())]
-        self.tokens = torch.bincount(self.example).tolist()  # of each example
+        counts = torch.bincount(self.example, minlength=tangents.examples)
+        self.tokens = counts.tolist()  # of each example
+        self._counts = counts.float()
 
     def batch(self, examples: list[int]) -> tuple[Tensor, Tensor]:
         """int64: the rows of a batch's outputs, and the token of the batch that each belongs to."""
@@ -62,6 +69,10 @@ class Side:
         before = np.cumsum([0, *(self.tokens[i] for i in examples)])
         owner = [self.token[part] - self.token[part[0]] + int(b) for part, b in zip(rows, before[:-1], strict=True)]
         return torch.cat(rows), torch.cat(owner)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """float32 [rows, examples]: the mean over each example's tokens of float32 [rows, tokens]."""
+        return torch.zeros(len(values), len(self.rows)).index_add_(1, self.example, values) / self._counts
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,8 @@ class Linearised:
         total = torch.ones(int(owner[-1]) + 1).index_add_(0, owner, exponential)
         return (exponential / total[owner] - target.float()) / len(total)
 
-    def losses(self, tests: Side, path: Tensor) -> Tensor:
-        """float32 [steps + 1, tests]: the loss of every test example along displacements [steps + 1, n]."""
+    def outputs(self, tests: Side, path: Tensor) -> Tensor:
+        """float32 [steps + 1, outputs]: the outputs of every test example along displacements [steps + 1, n]."""
         weight = torch.from_numpy(self.coordinates.weight)
         outputs = torch.zeros(len(path), tests.outputs.shape[1])
         shares = torch.zeros(len(self.coordinates.steps), len(path))
@@ -153,15 +164,10 @@ class Linearised:
             at = shares[k].nonzero()[:, 0]
             change = (weight * (path[at] - reference)) @ tests.gradients[k].T
             outputs[at] += shares[k][at, None] * (tests.outputs[k] + change)
-        outputs.clamp_(max=LARGEST_LOGIT)
-        total = torch.ones(len(path), len(tests.example)).index_add_(1, tests.token, outputs.exp())
-        token_losses = total.log() - outputs[:, tests.target]
-        examples = len(tests.rows)
-        counts = torch.bincount(tests.example, minlength=examples)
-        return torch.zeros(len(path), examples).index_add_(1, tests.example, token_losses) / counts
+        return outputs.clamp_(max=LARGEST_LOGIT)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Correction:
     """What runs say beyond the linearisation: y = p + s_t c_t + k_t (p - mean p), s and k piecewise linear in t.
 
@@ -171,6 +177,7 @@ class Correction:
     """
 
     coefficients: np.ndarray  # float64 [2, knots]: s and k
+    persistence: float = 1.0  # how much of what the last observation is off the rest is taken to be off, too
 
     @staticmethod
     def hats(fractions: np.ndarray) -> np.ndarray:
@@ -204,12 +211,25 @@ class Correction:
         residual, mean = (_at(times, array) for array in (residual, mean))
         return predicted + trust[:, None] * residual + deviation[:, None] * (predicted - mean)
 
+    def persisting(self, errors: np.ndarray) -> Correction:
+        """The same with the persistence of these errors, recorded less corrected: float [runs, steps + 1, tests].
 
-def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarray) -> np.ndarray:
-    """float32 [curricula, steps + 1, tests]: the linearisation alone."""
+        It is 1 for a loss, which is what it is; of a score of sampled texts much is gone with the next sample.
+        """
+        first, later = errors[:, 0], errors[:, 1:].mean(axis=1)
+        return replace(
+            self, persistence=float(np.clip((first * later).sum() / max(np.square(first).sum(), 1e-30), 0, 1))
+        )
+
+
+def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarray, measure: Measure) -> np.ndarray:
+    """float32 [curricula, ..., steps + 1, tests]: what `measure` makes of the linearisation's outputs."""
     with torch.inference_mode():
         return np.stack(
-            [linearised.losses(tests, linearised.displacements(pool, curriculum)).numpy() for curriculum in batches]
+            [
+                measure(tests, linearised.outputs(tests, linearised.displacements(pool, curriculum))).numpy()
+                for curriculum in batches
+            ]
         )
 
 
@@ -232,8 +252,8 @@ class TangentSimulator(Simulator):
         the fitted pool and tests are stored with what is learned, so a loaded simulator simulates without it.
 
     A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
-    another optimizer (`trained_with`). The metric is the loss. Unseen pool and test examples cost their gradients and
-    nothing else.
+    another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
+    Unseen pool and test examples cost their gradients and nothing else.
     """
 
     name = "tangent"
@@ -259,8 +279,6 @@ class TangentSimulator(Simulator):
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
         begin = time.perf_counter()
         source = self._source("fitting")
-        if metric != "loss":
-            raise ConfigurationError(f"tangent: simulates the loss, not {metric!r}; use GPTfluence for other metrics")
         optimizer = source.recording.optimizer
         if isinstance(optimizer.learning_rate, dict):
             optimizer = optimizer.for_one(train.task)
@@ -271,9 +289,16 @@ class TangentSimulator(Simulator):
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches = train.batches
         recorded = train.trajectories(metric)
-        predicted = _rollouts(self._linearised, *self._sides, self._batches)
-        start = float(np.abs(predicted[0, 0] - recorded[0, 0]).max())
-        if start > 0.05 * max(1.0, float(np.abs(recorded[:, 0]).max())):
+        if metric == "loss":
+            self._readout = None
+            predicted = of_loss = self._rolled(*self._sides, self._batches)
+        else:
+            simulated = _rollouts(self._linearised, *self._sides, self._batches, features)
+            self._readout = Readout.fit(simulated, recorded)
+            predicted, of_loss = self._readout.apply(simulated), simulated[:, 0]
+        before = train.runs[0].trajectories["loss"][0]  # the loss is always recorded
+        start = float(np.abs(of_loss[0, 0] - before).max())
+        if start > 0.05 * max(1.0, float(np.abs(before).max())):
             raise ConfigurationError(
                 f"tangent: the losses of the tangents' GPT before training are up to {start:.3g} off the recorded ones; "
                 "give the GPT and the recording settings that the runs were recorded with"
@@ -288,12 +313,18 @@ class TangentSimulator(Simulator):
             rule = "corrections from training runs, each left out in turn"
         if validation is not None and len(train) > 1:
             rule = self._select(validation, metric)
+        if self._readout is not None:
+            times, shared = np.arange(predicted.shape[1], dtype=float), self._residual.mean(axis=1, keepdims=True)
+            self._seen, self._unseen = (
+                correction.persisting(recorded - correction.apply(predicted, residual, self._mean, times))
+                for correction, residual in ((self._seen, self._residual), (self._unseen, shared))
+            )
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     def _select(self, validation: GPTDynamics, metric: str) -> str:
         """Of no correction, the fitted one and the mean trajectory keep what predicts the validation runs best; say so."""
         truth = validation.trajectories(metric)
-        plain = _rollouts(self._linearised, *self._sides, validation.batches)
+        plain = self._rolled(*self._sides, validation.batches)
         kept = []
         for label, residual in (("_seen", self._residual), ("_unseen", self._residual.mean(axis=1, keepdims=True))):
             candidates = {"tangents": NOTHING, "corrected": getattr(self, label), "mean trajectory": FLOOR}
@@ -307,6 +338,11 @@ class TangentSimulator(Simulator):
             listed = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
             kept.append(f"{label[1:]} tests: {best} of {listed}")
         return f"validation all-steps MSE; {'; '.join(kept)}"
+
+    def _rolled(self, pool: Side, tests: Side, batches: np.ndarray, linearised: Linearised | None = None) -> np.ndarray:
+        """float32 [curricula, steps + 1, tests]: the metric, by the linearisation alone."""
+        measure = losses if self._readout is None else self._readout.measure
+        return _rollouts(linearised or self._linearised, pool, tests, batches, measure)
 
     @staticmethod
     def _checked_rates(train: GPTDynamics, optimizer: AdamW) -> None:
@@ -345,18 +381,17 @@ class TangentSimulator(Simulator):
             correction, residual = self._unseen, residual.mean(axis=1, keepdims=True)
             if correction.coefficients.any():
                 recorded = replace(self._linearised, optimizer=self._linearised.recorded)
-                mean = _rollouts(recorded, self._sides[0], of_tests, self._batches).mean(axis=0)
+                mean = self._rolled(self._sides[0], of_tests, self._batches, recorded).mean(axis=0)
             else:
                 mean = np.zeros((len(residual), len(of_tests.rows)), np.float32)
         return of_pool, of_tests, correction, residual, mean
 
     def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
         of_pool, of_tests, correction, residual, mean = prepared
-        predicted = _rollouts(self._linearised, of_pool, of_tests, batches)
+        predicted = self._rolled(of_pool, of_tests, batches)
         predicted = correction.apply(predicted, residual, mean, self._linearised.times(batches.shape[1]))
         seen = observed.shape[1]
-        # what the last observation is off, the rest is taken to be off, too
-        predicted += observed[:, -1:] - predicted[:, seen - 1 : seen]
+        predicted += correction.persistence * (observed[:, -1:] - predicted[:, seen - 1 : seen])
         predicted[:, :seen] = observed
         return predicted.astype(np.float32)
 
@@ -379,6 +414,8 @@ class TangentSimulator(Simulator):
             "residual": self._residual,
             "mean": self._mean,
             "correction": np.stack([self._seen.coefficients, self._unseen.coefficients]),
+            "persistence": np.array([self._seen.persistence, self._unseen.persistence]),
+            **({"readout": self._readout.weights} if self._readout else {}),
         }
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
@@ -393,4 +430,8 @@ class TangentSimulator(Simulator):
         self._linearised = Linearised(coordinates, trained_with, recorded, arrays["batches"].shape[1])
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
-        self._seen, self._unseen = (Correction(values) for values in arrays["correction"])
+        self._seen, self._unseen = (
+            Correction(values, float(persistence))
+            for values, persistence in zip(arrays["correction"], arrays["persistence"], strict=True)
+        )
+        self._readout = Readout(arrays["readout"]) if "readout" in arrays else None
