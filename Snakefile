@@ -7,6 +7,7 @@
 #   ./run_all.sh                                   on the cores of this machine
 #   ./run_all.sh --profile pythia -- --executor slurm --jobs 100
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -28,12 +29,14 @@ BUILD = f"build/{STUDY.label}"
 PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(profiles.PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
 REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build {shlex.quote(BUILD)}"
+COMPLETE = f"{BUILD}/report/complete"
 CORES = workflow.cores or 1
 # GPTs side by side on one core each, or one after the other on all of them: what leaves no core idle. One GPU takes them in turn.
 SHARE = 1 if len(FITTING) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
 ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
 FITTED_ON_GPU = {runs for runs in ON_GPU if plan.needs_gpt(STUDY, FITTING[runs][1])}
+ALONE = [run for run in WANTED if not WANTED[run].fits]
 
 
 def options(runs):
@@ -67,12 +70,13 @@ DRAWN_BY = [path for path in package("*.py") if Path(path).name not in NOT_DRAWN
 
 rule all:
     input:
-        f"{BUILD}/report/index.html",
+        COMPLETE,
 
 
-# The rule below makes the page when everything went well; when something failed, this does, and says what.
+# The rule below makes the page when everything went well; when something failed, this does, and says what. Its page does not
+# stand for the rule's: the next run is to try again.
 onerror:
-    shell("{REPORT} >&2 || true")
+    shell("rm -f {COMPLETE}; {REPORT} >&2 || true")
 
 
 rule collect:
@@ -166,12 +170,23 @@ rule notebook:
         f"--failure {shlex.quote(BUILD)}/failures/{{wildcards.run}}.json > {{log}} 2>&1"
 
 
+# The same for notebooks that wait for no other job: the longest of them would keep one core busy at the end.
+use rule notebook as notebook_alone with:
+    priority: 3
+    wildcard_constraints:
+        run="|".join(map(re.escape, ALONE)) or "-",
+
+
+ruleorder: notebook_alone > notebook
+
+
 rule report:
     input:
         expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=WANTED),
         package("report.py", "outcomes.py", "templates/*"),
     output:
         f"{BUILD}/report/index.html",
+        touch(COMPLETE),
     log:
         f"{BUILD}/logs/report.log",
     params:

@@ -26,6 +26,7 @@ METHODS = {
     "persistence": "Persistence",
     "mean_trajectory": "Mean trajectory",
     "random": "Random",
+    "ceiling": "Ceiling (another sample)",
 }
 LINES = {
     "recorded": Line("#000000", "-", ""),
@@ -39,6 +40,7 @@ LINES = {
     "persistence": Line("#767676", (0, (1, 2.5)), "x"),
     "mean_trajectory": Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
     "random": Line("#767676", (0, (2, 2)), "+"),
+    "ceiling": Line("#404040", (0, (1, 1)), "_"),
 }
 OTHER_LINES = (
     Line("#B8860B", (0, (3, 1)), "p"),

@@ -287,10 +287,12 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
     """What goes beyond the paper. Runs unlike the training runs, and fits on fewer of them, are the notebooks' own."""
     setting = study.setting("fine_tuning")
     tasks = [task for task in BEYOND_TASKS if task in setting.tasks] or setting.tasks[:1]
-    every = fits("fine_tuning", setting.models[:1], tasks, ["loss"], [name for name in BEYOND if study.is_fitted(name)])
+    fitted = [name for name in BEYOND if study.is_fitted(name)]
+    every = fits("fine_tuning", setting.models[:1], tasks, ["loss"], fitted)
+    metrics = fits("fine_tuning", setting.models[:1], tasks, setting.metrics, fitted)
     one = dict(list(every.items())[:1])
     known = {
-        "ext01_explained_deviation": every,
+        "ext01_explained_deviation": metrics,
         "ext02_horizon": every,
         "ext03_runs_needed": every,
         "ext04_leave_out": every,

@@ -16,6 +16,7 @@ from gptfluence.config import Recording
 from gptfluence.dynamics import shifts
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
+from gptfluence.dynamics.text_metrics import TEXT_METRICS
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.study import Study
 from gptfluence.tasks.base import fingerprint
@@ -24,6 +25,7 @@ SETTING = "fine_tuning"
 TRAINING = {"faster": "drawn alike, learning rate doubled", "longer": "drawn alike, twice as many epochs"}
 KINDS = {**shifts.KINDS, **TRAINING}
 SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
+CEILING = "ceiling"
 COLUMNS = ["setting", "model", "task", "metric", "curricula", "simulator", "runs", "statistic", "value", "low", "high"]
 
 
@@ -77,9 +79,9 @@ def record(study: Study, task: str, kind: str, runs: int, *, model: str | None =
     return other.record(curricula, SETTING, task, model=model)
 
 
-def held_out(study: Study, task: str, *, model: str | None = None) -> GPTDynamics:
+def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None = None) -> GPTDynamics:
     """The study's held-out runs. Raises ConfigurationError if there are none."""
-    test = study.dynamics(SETTING, task, model=model, metric="loss").split()[2]
+    test = study.dynamics(SETTING, task, model=model, metric=metric).split()[2]
     if not len(test):
         raise ConfigurationError(
             f"profile {study.profile.name!r}: settings.{SETTING}.runs.test is 0; one held-out run at least is needed"
@@ -88,17 +90,23 @@ def held_out(study: Study, task: str, *, model: str | None = None) -> GPTDynamic
 
 
 def simulate(
-    study: Study, task: str, recorded: GPTDynamics, simulators: Sequence[str], *, model: str | None = None
+    study: Study,
+    task: str,
+    recorded: GPTDynamics,
+    simulators: Sequence[str],
+    *,
+    metric: str = "loss",
+    model: str | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What simulators fitted on the study's training runs predict for `recorded` from its first losses.
+    """What simulators fitted on the study's training runs predict for `recorded` from its first values.
 
     Returns simulator -> float32 [runs, steps + 1, tests], and simulator -> why it cannot, for runs longer than the fitted ones.
     """
     predicted, refused = {}, {}
-    start = recorded.trajectories("loss")[:, :1]
+    start = recorded.trajectories(metric)[:, :1]
     optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
     for name in simulators:
-        fitted = study.simulator(name, SETTING, task, model=model).trained_with(optimizer)
+        fitted = study.simulator(name, SETTING, task, metric=metric, model=model).trained_with(optimizer)
         try:
             predicted[name] = fitted.simulate(recorded.curricula, start)
         except ConfigurationError as error:
@@ -164,6 +172,43 @@ def explained(
                     continue
                 rows += [(*common, key, *found) for key, found in statistics(predicted[name], recorded, mean).items()]
     return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+
+
+def other_metrics(
+    study: Study, tasks: Sequence[str], metrics: Sequence[str], simulators: Sequence[str]
+) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    """Every simulator on the held-out runs, for those of `metrics` that the study records of each task.
+
+    Of a score of sampled texts part is luck, which nobody can predict: the rows "ceiling" say what is left, from the
+    held-out runs recorded once more with other random numbers, whose scores differ by that luck twice. Returns a frame with
+    `COLUMNS` and `undefined`, and the recorded runs.
+    """
+    rows, sources = [], []
+    for task in tasks:
+        for metric in metrics:
+            if task not in study.tested(SETTING, metric):
+                continue
+            dynamics, test = study.dynamics(SETTING, task, metric=metric), held_out(study, task, metric=metric)
+            sources.append(dynamics)
+            mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps, metric)
+            predicted, _ = simulate(study, task, test, simulators, metric=metric)
+            for name in simulators:
+                common = (SETTING, dynamics.model, task, metric, "alike", name, len(test))
+                found = statistics(predicted[name], test, mean, metric=metric)
+                rows += [(*common, key, *interval) for key, interval in found.items()]
+            if metric in TEXT_METRICS and study.setting(SETTING).generation.temperature > 0:
+                again = study.record(test.curricula, SETTING, task).for_metric(metric)
+                sources.append(again)
+                common = (SETTING, dynamics.model, task, metric, "alike", CEILING, len(test), "r2_dev")
+                rows.append((*common, *_ceiling(again, test, mean, metric)))
+    return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+
+
+def _ceiling(again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str) -> deviations.Interval:
+    """R2_dev of the expected score: two samples of it differ by twice its variance."""
+    truth = test.trajectories(metric)[:, 1:]
+    luck = np.square(again.trajectories(metric)[:, 1:] - truth).mean(axis=(1, 2), dtype=np.float64) / 2
+    return deviations.explained_deviation(luck, np.square(truth - mean[1:]).mean(axis=(1, 2)))
 
 
 def runs_needed(

@@ -23,7 +23,7 @@
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
-# `figures/<profile>/ext01_explained_deviation.*`. With the training runs recorded, profile `mini` takes a few minutes.
+# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded, profile `mini` takes a few minutes.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 
@@ -32,17 +32,25 @@ profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 simulators: list[str] = ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
 kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "faster", "longer"]
+metrics: list[str] = [
+    "accuracy",
+    "bleu",
+    "rouge_l",
+]  # besides the loss, on runs drawn alike, of those that are recorded
 runs: int = 3  # recorded of each kind but `alike`, whose runs are the profile's held-out ones
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
 # %%
+import pandas as pd
+
 import gptfluence as gf
 from gptfluence import intervals, shifted
 
 nb = gf.Notebook("ext01_explained_deviation", globals())
 nb.choose("kinds", kinds, list(shifted.KINDS))
 nb.choose("runs", runs, range(1, 1001))
+nb.choose("metrics", metrics, ["accuracy", "bleu", "rouge_l"])
 chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
 for kind in kinds:
     print(f"{kind:8} {shifted.KINDS[kind]}")
@@ -72,6 +80,20 @@ frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
 picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev (0–1 is explained)", floor=-1.0)
 picture
 
+# %% [markdown]
+# ## Other metrics
+#
+# Accuracy follows from simulated outputs of the label words. BLEU and ROUGE-L score sampled texts: a run recorded once more
+# with other random numbers has other scores. *The ceiling is what a simulator would reach that knows the expected score of
+# every text*; what is above it is luck.
+
+# %%
+recorded = [metric for metric in metrics if metric in nb.study.setting().metrics]
+others, of_others = shifted.other_metrics(nb.study, chosen, recorded, nb.study.methods(simulators))
+others[others["statistic"] == "r2_dev"].pivot_table(
+    index=["task", "metric"], columns="simulator", values="value", sort=False
+).round(3)
+
 # %%
 held = explained[explained["curricula"] == "alike"]["runs"].max()
 caption = (
@@ -81,5 +103,30 @@ caption = (
     "the end of the mean trajectory its last value stands."
 )
 nb.save_figure(
-    picture, results, "ext01_explained_deviation", caption=caption, sources=sources, reading=intervals.best_by(frame)
+    picture,
+    pd.concat([results, others]) if len(others) else results,
+    "ext01_explained_deviation",
+    caption=caption,
+    sources=[*sources, *of_others],
+    reading=intervals.best_by(frame),
 )
+
+# %%
+if others.empty:
+    print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(chosen)}")
+else:
+    drawn = others[others["statistic"] == "r2_dev"].rename(columns={"simulator": "series"})
+    drawn = drawn.assign(
+        panel="drawn alike", x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric)
+    )
+    picture = intervals.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev (0–1 is explained)", floor=-1.0)
+    caption = (
+        f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
+        f"{nb.study.profile.title} ({of_others[0].model}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
+        "share of the deviation that is luck of sampling, from the same runs recorded twice. Bars: 90% bootstrap intervals over "
+        "runs."
+    )
+    competing = drawn[drawn["series"] != shifted.CEILING]
+    nb.save_figure(
+        picture, others, "ext01_other_metrics", caption=caption, sources=of_others, reading=intervals.best_by(competing)
+    )

@@ -29,7 +29,7 @@
 profile: str = "mini"
 model: str = ""  # the profile's first
 tasks: list[str] = []  # all of the profile's
-methods: list[str] = []  # all of the profile's that are fitted
+methods: list[str] = []  # all that the profile compares and that are fitted
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
@@ -46,7 +46,7 @@ dynamics
 reports = {
     (task, name): nb.study.simulator(name, "fine_tuning", task, model=nb.model).report
     for task in nb.tasks
-    for name in methods or fitted
+    for name in methods or [name for name in nb.study.methods() if name in fitted]
 }
 reports
 

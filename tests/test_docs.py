@@ -20,6 +20,8 @@ def tables(name: str) -> list[str]:
     """One Markdown table for each task, of R2_dev or the linear datamodelling score, as docs/method.md prints it."""
     row, column = TABLES[name]
     frame = pd.read_csv(FIGURES / f"{name}.csv", dtype={"left_out": str})
+    if "metric" in frame:
+        frame = frame[frame["metric"] == "loss"]
     if "statistic" in frame:
         frame = frame[frame["statistic"].isin(["r2_dev", "lds"])]
     found = []

@@ -17,7 +17,7 @@ from gptfluence.dynamics.generation import Generator, choose
 from gptfluence.dynamics.logits import ScoredLogits
 from gptfluence.dynamics.recorder import Recorder
 from gptfluence.dynamics.text_metrics import TextScorer, score
-from gptfluence.dynamics.tokens import tokenize
+from gptfluence.dynamics.tokens import label_words, tokenize
 from gptfluence.errors import ConfigurationError, DataError
 from gptfluence.tasks import Task, TaskPool
 from gptfluence.tasks.base import fingerprint
@@ -178,10 +178,18 @@ def test_between_generations_a_value_stands_and_the_last_step_is_measured(gpt, w
     np.testing.assert_array_equal(sparse, every[[0, 0, 2, 3]])
 
 
-def test_accuracy_is_whether_the_likeliest_choice_is_right(gpt, sst2):
-    run = record(gpt, sst2, "accuracy", token_budget=64)
+@pytest.mark.parametrize("longer", [0, 3, 7])
+def test_accuracy_is_whether_the_likeliest_choice_is_right(gpt, sst2, longer):
+    """Label words that are one token are read from the measured logits, longer ones asked for."""
+    tests = tuple(
+        replace(example, choices=(ends := tuple(c + " indeed" for c in example.choices)), target=ends[example.label])
+        for example in sst2.tests[:longer]
+    )
+    task = Task("sst2", sst2.pool, TaskPool("tests", tests + sst2.tests[longer:]))
+    run = record(gpt, task, "accuracy", token_budget=64)
     expected = []
-    for example in sst2.tests:
+    for example in task.tests:
+        assert bool(label_words(example, gpt)) == (not example.target.endswith("indeed"))
         likelihoods = []
         for choice in example.choices:
             pool = TaskPool("one", (replace(example, target=choice),))

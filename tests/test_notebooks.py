@@ -199,5 +199,8 @@ def test_a_failure_in_the_graph_leaves_the_rest_running_and_is_told_at_the_end(t
         page = (tmp_path / "build" / "smoke-failing" / "report" / "index.html").read_text()
         assert "fig17_fine_tuning_bleu could not be made" in page
         assert '<article id="fig20_rte_loss_unseen_training"' in page
+        again = graph(tmp_path, smoke_store, overrides=overrides, only="fig[12][70]_[fr]*")
+        assert again.returncode != 0  # the page is no reason to take the study for done
+        assert "1 of 2 outputs made" in again.stderr
     finally:
         shutil.rmtree(figures, ignore_errors=True)

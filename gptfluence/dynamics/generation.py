@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from gptfluence.config import Generation
 from gptfluence.errors import DataError
@@ -56,6 +55,8 @@ class Generator:
         return texts
 
     def _continue(self, rows: list[int], seed: int, step: int) -> list[list[int]]:
+        from transformers import DynamicCache  # a second that whoever generates nothing need not wait
+
         longest = max(len(self._prompts[row]) for row in rows)
         ids, seen = np.zeros((2, len(rows), longest), dtype=np.int64)
         for place, row in enumerate(rows):

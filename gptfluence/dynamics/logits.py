@@ -67,9 +67,12 @@ class ScoredLogits:
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """float32 [scored tokens]: cross-entropy of each scored token, nats."""
+        return F.cross_entropy(self.logits(batch), batch.labels, reduction="none")
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """float32 [scored tokens, vocabulary]: what each scored token is predicted from."""
         self._positions = batch.scored
-        logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
-        return F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        return self._model(input_ids=batch.input_ids, use_cache=False).logits.float()
 
     def next_logits(self, input_ids: torch.Tensor, **inputs: object) -> torch.Tensor:
         """float [rows, vocabulary]: logits after the last token of each row; `inputs` go to the model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from gptfluence.config import Generation, Recording
 from gptfluence.dynamics.generation import Generator, fitting_prompt
 from gptfluence.dynamics.logits import ScoredLogits
 from gptfluence.dynamics.text_metrics import TextScorer
-from gptfluence.dynamics.tokens import collate, length_buckets, tokenize
+from gptfluence.dynamics.tokens import Batch, collate, label_words, length_buckets, tokenize
 from gptfluence.errors import ConfigurationError
 from gptfluence.models import GPT
 from gptfluence.tasks.base import TaskPool
@@ -21,35 +21,78 @@ from gptfluence.tasks.base import TaskPool
 class Accuracy:
     """1 where the likeliest of an example's choices is the right one, else 0: float32 [tests], nan without choices.
 
-    Likelihoods are of a choice's tokens after the prompt, not divided by their number; the first of equals is taken.
+    Likelihoods are of a choice's tokens after the prompt, not divided by their number; the first of equals is taken. Where
+    each choice is one token, they are among the logits that the loss is measured from (`see`) and cost nothing.
     """
 
-    def __init__(self, gpt: GPT, tests: TaskPool, recording: Recording, scored: ScoredLogits, device: str) -> None:
-        self._rows = _rows(tests, "accuracy", having_choices=True)
+    def __init__(
+        self, gpt: GPT, tests: TaskPool, recording: Recording, scored: ScoredLogits, batches: Sequence[Batch]
+    ) -> None:
+        """`batches`: those that the losses of the tests are measured in. Raises ConfigurationError, DataError."""
+        rows = _rows(tests, "accuracy", having_choices=True)
         self._scored, self._tests = scored, len(tests)
+        words = {row: ids for row in rows if recording.loss_tokens != "all" and (ids := label_words(tests[row], gpt))}
+        self._seen = [_Seen.of(batch, words, tests) for batch in batches]
+        self._rows = [row for row in rows if row not in words]
         asked = [
             replace(tests[row], id=f"{tests[row].id}#{number}", target=choice)
             for row in self._rows
             for number, choice in enumerate(tests[row].choices)
         ]
-        tokens = tokenize(TaskPool(tests.name, tuple(asked)), gpt, truncation=recording.truncation)
-        buckets = length_buckets(tokens, recording.token_budget)
-        self._batches = [collate(tokens, rows, "target", device) for rows in buckets]
+        tokens = tokenize(TaskPool(tests.name, tuple(asked)), gpt, truncation=recording.truncation) if asked else []
+        device = str(batches[0].input_ids.device)
+        self._batches = [
+            collate(tokens, rows, "target", device) for rows in length_buckets(tokens, recording.token_budget)
+        ]
         self._of = np.repeat(np.arange(len(self._rows)), [len(tests[row].choices) for row in self._rows])
         self._labels = [tests[row].label for row in self._rows]
+        self._values = np.full(len(tests), np.nan, dtype=np.float32)
+
+    def see(self, number: int, logits: torch.Tensor) -> None:
+        """float [scored tokens, vocabulary]: the logits of the batch of this number, with the model as it is."""
+        seen = self._seen[number]
+        likelihoods = logits[seen.places[:, None], seen.words].cpu().numpy()
+        self._values[seen.rows] = likelihoods.argmax(axis=1) == seen.labels
 
     @torch.inference_mode()
     def measure(self) -> np.ndarray:
-        """float32 [tests], with the model as it is (in evaluation mode)."""
+        """float32 [tests], with the model as it is (in evaluation mode), after it was asked to `see` every batch."""
         likelihoods = np.empty(len(self._of), dtype=np.float32)
         for batch in self._batches:
             losses = self._scored.token_losses(batch)
             sums = losses.new_zeros(len(batch.counts)).index_add_(0, batch.owner, losses)
             likelihoods[batch.rows.cpu().numpy()] = -sums.cpu().numpy()
-        values = np.full(self._tests, np.nan, dtype=np.float32)
         for place, (row, label) in enumerate(zip(self._rows, self._labels, strict=True)):
-            values[row] = float(np.argmax(likelihoods[self._of == place]) == label)
-        return values
+            self._values[row] = float(np.argmax(likelihoods[self._of == place]) == label)
+        return self._values.copy()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The examples of a batch whose choices are one token each.
+
+    places: int64 [n], their scored token; words: int64 [n, choices], rows padded with their first; labels, rows: int [n],
+    the right choice and the position in the tests
+    """
+
+    places: torch.Tensor
+    words: torch.Tensor
+    labels: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, batch: Batch, words: dict[int, list[int]], tests: TaskPool) -> _Seen:
+        owners, rows = batch.owner.tolist(), batch.rows.tolist()
+        found = [(owners.index(place), row) for place, row in enumerate(rows) if row in words]
+        width = max((len(words[row]) for _, row in found), default=1)
+        padded = [[*words[row], *words[row][:1] * (width - len(words[row]))] for _, row in found]
+        device = batch.owner.device
+        return cls(
+            torch.tensor([place for place, _ in found], dtype=torch.int64, device=device),
+            torch.tensor(padded, dtype=torch.int64, device=device).view(len(found), width),
+            np.array([tests[row].label for _, row in found], dtype=np.int64),
+            np.array([row for _, row in found], dtype=np.int64),
+        )
 
 
 class GeneratedTexts:

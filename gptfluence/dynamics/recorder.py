@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from gptfluence.config import AdamW, Generation, Recording
 from gptfluence.dynamics.curriculum import Curriculum
@@ -65,7 +66,7 @@ class Recorder:
         self._accuracy = self._texts = None
         try:
             if "accuracy" in metrics:
-                self._accuracy = Accuracy(gpt, tests, recording, self._scored, device)
+                self._accuracy = Accuracy(gpt, tests, recording, self._scored, self._test_batches)
             if text_metrics := [metric for metric in metrics if metric in TEXT_METRICS]:
                 self._texts = GeneratedTexts(
                     gpt,
@@ -132,7 +133,7 @@ class Recorder:
                             f"run {name}, step {step}: the training loss is {loss} and its gradient's norm {norm} "
                             f"(examples {', '.join(map(repr, ids))}); lower the learning rate or look at these texts"
                         )
-                tests[step] = self._measure(self._test_batches, self.tests, name, step)
+                tests[step] = self._measure(self._test_batches, self.tests, name, step, self._accuracy)
                 if self._pool_batches:
                     pool[step] = self._measure(self._pool_batches, self.pool, name, step)
                 if self._accuracy is not None:
@@ -190,13 +191,17 @@ class Recorder:
         return float(loss.detach()), float(norm)
 
     @torch.inference_mode()
-    def _measure(self, batches: list[Batch], examples: TaskPool, run: str, step: int) -> np.ndarray:
+    def _measure(
+        self, batches: list[Batch], examples: TaskPool, run: str, step: int, accuracy: Accuracy | None = None
+    ) -> np.ndarray:
         self._model.eval()
         losses = torch.empty(len(examples), device=self.device)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             with self._autocast():
-                token_losses = self._scored.token_losses(batch)
-            losses[batch.rows] = example_losses(token_losses, batch)
+                logits = self._scored.logits(batch)
+            losses[batch.rows] = example_losses(F.cross_entropy(logits, batch.labels, reduction="none"), batch)
+            if accuracy is not None:
+                accuracy.see(number, logits)
         values = losses.cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:

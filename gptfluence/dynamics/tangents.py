@@ -30,10 +30,10 @@ from gptfluence import files
 from gptfluence.config import Recording, canonical
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.recorder import build_optimizer
-from gptfluence.dynamics.tokens import TokenizedExample, collate, tokenize
+from gptfluence.dynamics.tokens import TokenizedExample, collate, label_words, tokenize
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.models import GPT, ModelSource
-from gptfluence.tasks.base import Example, TaskPool, fingerprint
+from gptfluence.tasks.base import TaskPool, fingerprint
 
 FORMAT = 1
 UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
@@ -314,18 +314,10 @@ class TangentFeatures:
         logits = self.gpt.model(input_ids=ids[None, :-1], use_cache=False).logits[0].float()
         return logits[scored - 1], ids[scored]
 
-    def _words(self, example: Example) -> list[int] | None:
-        """The label words as tokens, if the example has some and each is one token of its own."""
-        if not example.choices:
-            return None
-        words = [self.gpt.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in example.choices]
-        single = all(len(word) == 1 for word in words) and len({word[0] for word in words}) == len(words)
-        return [word[0] for word in words] if single else None
-
-    def _chosen(self, logits: torch.Tensor, labels: torch.Tensor, words: list[int] | None) -> torch.Tensor:
+    def _chosen(self, logits: torch.Tensor, labels: torch.Tensor, words: list[int]) -> torch.Tensor:
         """bool [tokens, vocabulary]: the candidates of each scored token."""
         chosen = torch.zeros_like(logits, dtype=torch.bool)
-        if words is not None and len(labels) == 1 and int(labels[0]) in words:
+        if words and len(labels) == 1 and int(labels[0]) in words:
             chosen[:, words] = True
             return chosen
         probability = logits.softmax(1)
@@ -350,7 +342,7 @@ class TangentFeatures:
                 for row, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
                     logits, labels = self._logits(tokens, which)
                     if checkpoint == 0:
-                        chosen.append(self._chosen(logits.detach(), labels, self._words(example)))
+                        chosen.append(self._chosen(logits.detach(), labels, label_words(example, self.gpt)))
                         places, words = chosen[row].nonzero(as_tuple=True)
                         token.append(places.cpu().numpy() + sum(map(len, owner)))
                         target.append((words == labels[places]).cpu().numpy())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptfluence.errors import DataError
-from gptfluence.tasks.base import TaskPool
+from gptfluence.tasks.base import Example, TaskPool
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,13 @@ def tokenize(pool: TaskPool, gpt: GPT, *, truncation: str = "error") -> list[Tok
         prompt = prompt[max(0, excess) :]
         tokenized.append(TokenizedExample(np.array([*prompt, *target], dtype=np.int64), len(prompt)))
     return tokenized
+
+
+def label_words(example: Example, gpt: GPT) -> list[int]:
+    """The example's choices as tokens, if each is one token and no two are the same; else none."""
+    words = [gpt.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in example.choices]
+    single = all(len(word) == 1 for word in words) and len({word[0] for word in words}) == len(words)
+    return [word[0] for word in words] if single else []
 
 
 @dataclass(frozen=True)
