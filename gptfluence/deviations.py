@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import bootstrap
 
 from gptfluence.errors import ConfigurationError
+from gptfluence.evaluation import spearman
 
 LEVEL = 0.9
 RESAMPLES = 2000
@@ -49,17 +50,6 @@ def mean_over_runs(values: np.ndarray, *, seed: int = 0) -> Interval:
     if not len(defined):
         return Interval(float("nan"), float("nan"), float("nan"), len(values))
     return _interval((defined,), np.mean, seed)._replace(undefined=len(values) - len(defined))
-
-
-def spearman(predicted: np.ndarray, recorded: np.ndarray, *, axis: int = -1) -> np.ndarray:
-    """Spearman's rank correlation along an axis of two float arrays of equal shape; nan where one is constant or not finite."""
-    predicted, recorded = (np.asarray(values, np.float64) for values in (predicted, recorded))
-    finite = (np.isfinite(predicted) & np.isfinite(recorded)).all(axis=axis)
-    ranks = [rankdata(values, axis=axis) for values in (predicted, recorded)]
-    left, right = (rank - rank.mean(axis=axis, keepdims=True) for rank in ranks)
-    size = np.sqrt(np.square(left).sum(axis=axis) * np.square(right).sum(axis=axis))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(finite & (size > 0), (left * right).sum(axis=axis) / size, np.nan)
 
 
 def change_spearman(predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:

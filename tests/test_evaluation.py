@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
 from gptfluence.errors import ConfigurationError
-from gptfluence.evaluation import evaluate, explained_deviation, final_step_spearman, summarize
+from gptfluence.evaluation import evaluate, explained_deviation, spearman, summarize
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.tasks.base import Example, TaskPool
 
@@ -141,7 +141,7 @@ def test_an_undefined_rank_correlation_is_counted(
     row = table(summarize(evaluate(predicted, recorded, reference=train))).loc["final_step_spearman"]
     assert row["undefined"] == 3
     assert np.isnan(row["value"])
-    assert np.isnan(final_step_spearman(np.ones(1), np.ones(1)))
+    assert np.isnan(spearman(np.ones(1), np.ones(1)))
 
 
 def test_divergence_is_told_apart_from_a_bad_fit(
