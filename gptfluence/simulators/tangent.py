@@ -414,9 +414,15 @@ class TangentSimulator(Simulator):
             "residual": self._residual,
             "mean": self._mean,
             "correction": np.stack([self._seen.coefficients, self._unseen.coefficients]),
-            "persistence": np.array([self._seen.persistence, self._unseen.persistence]),
-            **({"readout": self._readout.weights} if self._readout else {}),
+            **self._read_out(),
         }
+
+    def _read_out(self) -> dict[str, np.ndarray]:
+        """What metrics other than the loss have learned besides."""
+        if self._readout is None:
+            return {}
+        persistence = np.array([self._seen.persistence, self._unseen.persistence])
+        return {"readout": self._readout.weights, "persistence": persistence}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
@@ -432,6 +438,6 @@ class TangentSimulator(Simulator):
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._seen, self._unseen = (
             Correction(values, float(persistence))
-            for values, persistence in zip(arrays["correction"], arrays["persistence"], strict=True)
+            for values, persistence in zip(arrays["correction"], arrays.get("persistence", np.ones(2)), strict=True)
         )
         self._readout = Readout(arrays["readout"]) if "readout" in arrays else None
