@@ -19,7 +19,7 @@ import numpy as np
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
-from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.simulators.base import FitReport, Simulator, persistence
 from gptfluence.simulators.gptfluence import TextEncoder
 from gptfluence.tasks.base import TaskPool
 
@@ -118,6 +118,8 @@ class LowRank(Simulator):
         self._directions = tuple(Directions.of(values, self.rank, self._own) for values in features)
         found = dict(self._solutions(train, metric, self._keep, self._directions))
         self._weights, self._exposed, self._mean = found[ridge]
+        fitted = self._deviations(train.batches, self._keep, self._directions, *found[ridge]) + self._mean
+        self._persistence = persistence(train.trajectories(metric) - fitted)
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     def _choose(
@@ -186,7 +188,8 @@ class LowRank(Simulator):
             predicted = predicted + self._mean[: steps + 1]
         else:
             predicted = predicted + (self._mean - self._mean[0]).mean(axis=1)[: steps + 1, None]
-        predicted = predicted + (observed[:, -1:] - predicted[:, seen - 1 : seen])
+        persists = self._persistence if tests is None else 1.0  # the level of unseen tests is known from nothing else
+        predicted = predicted + persists * (observed[:, -1:] - predicted[:, seen - 1 : seen])
         predicted[:, :seen] = observed
         return predicted.astype(np.float32)
 
@@ -202,7 +205,7 @@ class LowRank(Simulator):
             "exposed": self._exposed,
             "mean": self._mean,
             "rates": self._rates,
-            "chosen": np.array([self._keep, self._own]),
+            "chosen": np.array([self._keep, self._own, self._persistence]),
         }
         for side, directions in zip(("pool", "tests"), self._directions, strict=True):
             arrays |= {f"{side}.{key}": value for key, value in vars(directions).items()}
@@ -211,7 +214,7 @@ class LowRank(Simulator):
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
         self._weights, self._exposed, self._mean = arrays["weights"], arrays["exposed"], arrays["mean"]
-        self._rates, (self._keep, self._own) = arrays["rates"], arrays["chosen"].tolist()
+        self._rates, (self._keep, self._own, self._persistence) = arrays["rates"], arrays["chosen"].tolist()
         self._directions = tuple(
             Directions(*(arrays[f"{side}.{key}"] for key in ("mean", "axes", "fitted"))) for side in ("pool", "tests")
         )

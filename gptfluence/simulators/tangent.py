@@ -28,7 +28,7 @@ from gptfluence.config import AdamW
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
 from gptfluence.errors import ConfigurationError
-from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.simulators.base import FitReport, Simulator, persistence
 from gptfluence.simulators.readout import Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
@@ -177,7 +177,7 @@ class Correction:
     """
 
     coefficients: np.ndarray  # float64 [2, knots]: s and k
-    persistence: float = 1.0  # how much of what the last observation is off the rest is taken to be off, too
+    persistence: float = 1.0  # see `base.persistence`
 
     @staticmethod
     def hats(fractions: np.ndarray) -> np.ndarray:
@@ -210,16 +210,6 @@ class Correction:
         trust, deviation = self.coefficients @ self.hats(times / (len(residual) - 1))
         residual, mean = (_at(times, array) for array in (residual, mean))
         return predicted + trust[:, None] * residual + deviation[:, None] * (predicted - mean)
-
-    def persisting(self, errors: np.ndarray) -> Correction:
-        """The same with the persistence of these errors, recorded less corrected: float [runs, steps + 1, tests].
-
-        It is 1 for a loss, which is what it is; of a score of sampled texts much is gone with the next sample.
-        """
-        first, later = errors[:, 0], errors[:, 1:].mean(axis=1)
-        return replace(
-            self, persistence=float(np.clip((first * later).sum() / max(np.square(first).sum(), 1e-30), 0, 1))
-        )
 
 
 def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarray, measure: Measure) -> np.ndarray:
@@ -313,12 +303,11 @@ class TangentSimulator(Simulator):
             rule = "corrections from training runs, each left out in turn"
         if validation is not None and len(train) > 1:
             rule = self._select(validation, metric)
-        if self._readout is not None:
-            times, shared = np.arange(predicted.shape[1], dtype=float), self._residual.mean(axis=1, keepdims=True)
-            self._seen, self._unseen = (
-                correction.persisting(recorded - correction.apply(predicted, residual, self._mean, times))
-                for correction, residual in ((self._seen, self._residual), (self._unseen, shared))
-            )
+        times, shared = np.arange(predicted.shape[1], dtype=float), self._residual.mean(axis=1, keepdims=True)
+        self._seen, self._unseen = (
+            replace(kept, persistence=persistence(recorded - kept.apply(predicted, residual, self._mean, times)))
+            for kept, residual in ((self._seen, self._residual), (self._unseen, shared))
+        )
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     def _select(self, validation: GPTDynamics, metric: str) -> str:
@@ -414,15 +403,9 @@ class TangentSimulator(Simulator):
             "residual": self._residual,
             "mean": self._mean,
             "correction": np.stack([self._seen.coefficients, self._unseen.coefficients]),
-            **self._read_out(),
+            "persistence": np.array([self._seen.persistence, self._unseen.persistence]),
+            **({"readout": self._readout.weights} if self._readout else {}),
         }
-
-    def _read_out(self) -> dict[str, np.ndarray]:
-        """What metrics other than the loss have learned besides."""
-        if self._readout is None:
-            return {}
-        persistence = np.array([self._seen.persistence, self._unseen.persistence])
-        return {"readout": self._readout.weights, "persistence": persistence}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
@@ -437,7 +420,7 @@ class TangentSimulator(Simulator):
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._seen, self._unseen = (
-            Correction(values, float(persistence))
-            for values, persistence in zip(arrays["correction"], arrays.get("persistence", np.ones(2)), strict=True)
+            Correction(values, float(persists))
+            for values, persists in zip(arrays["correction"], arrays["persistence"], strict=True)
         )
         self._readout = Readout(arrays["readout"]) if "readout" in arrays else None
