@@ -11,6 +11,7 @@ from gptfluence.config import ROOT
 FIGURES = ROOT / "figures" / "mini"
 TABLES = {  # csv file -> rows, columns
     "ext01_explained_deviation": ("simulator", "curricula"),
+    "ext01_other_metrics": ("simulator", "metric"),
     "ext03_runs_needed": ("simulator", "runs"),
     "ext04_leave_out": ("method", "left_out"),
 }
@@ -20,7 +21,7 @@ def tables(name: str) -> list[str]:
     """One Markdown table for each task, of R2_dev or the linear datamodelling score, as docs/method.md prints it."""
     row, column = TABLES[name]
     frame = pd.read_csv(FIGURES / f"{name}.csv", dtype={"left_out": str})
-    if "metric" in frame:
+    if "metric" in frame and column != "metric":
         frame = frame[frame["metric"] == "loss"]
     if "statistic" in frame:
         frame = frame[frame["statistic"].isin(["r2_dev", "lds"])]
