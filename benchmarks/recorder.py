@@ -222,17 +222,54 @@ def measure_task(study: Study, name: str, steps: int, runs: int, jobs: int) -> N
     print(f"  (start-up of the processes: {seconds[parallel] - count * per_step:.1f} s in all)", flush=True)
 
 
+def measure_metrics(study: Study, name: str, steps: int, runs: int) -> None:
+    """What texts and accuracies cost besides losses, in one thread, side by side."""
+    task, setting = study.task(name), study.setting()
+    recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_one(name)})
+    rows = {"loss": (("loss",), None)}
+    if study.is_labelled(name):
+        rows["loss and accuracy"] = (("loss", "accuracy"), None)
+    else:
+        for every in (1, setting.generation.every):
+            generation = setting.generation.model_copy(update={"every": every})
+            rows["loss, BLEU, ROUGE-L, texts at every step" + (f" in {every}" if every > 1 else "")] = (
+                ("loss", "bleu", "rouge_l"),
+                generation,
+            )
+    seconds = dict.fromkeys(rows, 0.0)
+    recorders = {
+        row: Recorder(
+            study.model(MODEL).load(), task.pool, task.tests, recording, metrics=metrics, generation=generation
+        )
+        for row, (metrics, generation) in rows.items()
+    }
+    with single_thread():
+        for curriculum in curricula_of(study, len(task.pool), steps, runs):
+            for row, recorder in recorders.items():
+                started = time.perf_counter()
+                recorder.record("run", curriculum)
+                seconds[row] += time.perf_counter() - started
+    print(f"\n{name}: {len(task.tests)} tests, {runs} runs of {steps} steps, one process")
+    for row, value in seconds.items():
+        recorders[row].close()
+        print(f"{row:<52}{value / runs / steps:>12.4f}{value / seconds['loss']:>10.2f}x", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="tasks of the profile")
+    parser.add_argument("--metrics", action="store_true", help="what other metrics cost besides the loss, instead")
     options = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Study.record would use a GPU
     logging.disable_progress_bar()
     study = gf.Study.load(PROFILE)
     for task in options.tasks:
-        measure_task(study, task, options.steps, options.runs, study.jobs)
+        if options.metrics:
+            measure_metrics(study, task, options.steps, options.runs)
+        else:
+            measure_task(study, task, options.steps, options.runs, study.jobs)
 
 
 if __name__ == "__main__":
