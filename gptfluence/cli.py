@@ -240,6 +240,8 @@ def run_notebook(
     ] = None,
 ) -> None:
     """Execute a notebook with papermill; its error, if any, is shown without the machinery around it."""
+    # jsonschema would build a grammar for URIs, a second for each notebook, and uses it on none of theirs
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from papermill.exceptions import PapermillExecutionError
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
@@ -18,6 +17,8 @@ COLUMNS = ["run", "statistic", "value"]
 
 def spearman(predicted: np.ndarray, recorded: np.ndarray, *, axis: int = -1) -> np.ndarray:
     """Spearman's rank correlation along an axis of two float arrays of equal shape; nan where one is constant or not finite."""
+    from scipy.stats import rankdata  # most of a second, which a figure without ranks need not wait
+
     predicted, recorded = (np.asarray(values, np.float64) for values in (predicted, recorded))
     finite = (np.isfinite(predicted) & np.isfinite(recorded)).all(axis=axis)
     ranks = [rankdata(values, axis=axis) for values in (predicted, recorded)]
