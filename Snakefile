@@ -41,7 +41,8 @@ ALONE = [run for run in WANTED if not WANTED[run].fits]
 
 def options(runs):
     found = FITTING[runs][0]
-    return f"--setting {found.setting} --model {shlex.quote(found.model)}" + (f" --task {found.task}" if found.task else "")
+    task = f"--task {found.task} " if found.task else ""
+    return f"--setting {found.setting} --model {shlex.quote(found.model)} {task}{STUDY_OPTIONS}"
 
 
 def on_gpu(run):
@@ -98,7 +99,7 @@ rule collect:
         runtime=24 * 60,  # minutes
         gpu=lambda wildcards: 1 if wildcards.runs in ON_GPU else 0,
     shell:
-        f"gptfluence record {{params.options}} {STUDY_OPTIONS} --jobs {{threads}} --index {{output}} 2> {{log}}"
+        "gptfluence record {params.options} --jobs {threads} --index {output} 2> {log}"
 
 
 rule unseen:
@@ -119,7 +120,7 @@ rule unseen:
         runtime=24 * 60,
         gpu=lambda wildcards: 1 if wildcards.runs in ON_GPU else 0,
     shell:
-        f"gptfluence record --unseen {{params.options}} {STUDY_OPTIONS} --jobs {{threads}} --index {{output}} 2> {{log}}"
+        "gptfluence record --unseen {params.options} --jobs {threads} --index {output} 2> {log}"
 
 
 rule fit:
@@ -142,7 +143,7 @@ rule fit:
         runtime=24 * 60,
         gpu=lambda wildcards: 1 if wildcards.runs in FITTED_ON_GPU else 0,
     shell:
-        f"gptfluence fit {{params.simulators}} {{params.options}} {STUDY_OPTIONS} --jobs 1 "
+        "gptfluence fit {params.simulators} {params.options} --jobs 1 "
         "--index {output} > {log} 2>&1"
 
 

@@ -186,7 +186,7 @@ def test_a_failure_in_the_graph_leaves_the_rest_running_and_is_told_at_the_end(t
     overrides = (
         "name=smoke-failing",
         "simulators.simfluence.method=closed_form",
-        "settings.fine_tuning.runs.validation=0",
+        "settings.fine_tuning.runs={train: 4, validation: 0, test: 2}",
     )
     try:
         done = graph(tmp_path, smoke_store, overrides=overrides, only="fig[12][70]_[fr]*")
