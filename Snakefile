@@ -36,7 +36,7 @@ SHARE = 1 if len(FITTING) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
 ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
 FITTED_ON_GPU = {runs for runs in ON_GPU if plan.needs_gpt(STUDY, FITTING[runs][1])}
-ALONE = [run for run in WANTED if not WANTED[run].fits]
+ALONE = [run for run in WANTED if not WANTED[run].fits] if SHARE == 1 and not TRAINED_ON_GPU else []
 
 
 def options(runs):

@@ -26,7 +26,7 @@ METHODS = {
     "persistence": "Persistence",
     "mean_trajectory": "Mean trajectory",
     "random": "Random",
-    "ceiling": "Ceiling (another sample)",
+    "ceiling": "Ceiling (expected score)",
 }
 LINES = {
     "recorded": Line("#000000", "-", ""),

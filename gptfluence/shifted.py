@@ -179,14 +179,15 @@ def other_metrics(
 ) -> tuple[pd.DataFrame, list[GPTDynamics]]:
     """Every simulator on the held-out runs, for those of `metrics` that the study records of each task.
 
-    Of a score of sampled texts part is luck, which nobody can predict: the rows "ceiling" say what is left, from the
-    held-out runs recorded once more with other random numbers, whose scores differ by that luck twice. Returns a frame with
+    Of a score of sampled texts part is luck (of sampling, and of dropout where there is some), which nobody can predict: the
+    rows "ceiling" say what is left, from the held-out runs recorded once more with other random numbers, whose scores differ
+    by that luck twice. Returns a frame with
     `COLUMNS` and `undefined`, and the recorded runs.
     """
     rows, sources = [], []
     for task in tasks:
         for metric in metrics:
-            if task not in study.tested(SETTING, metric):
+            if metric not in study.setting(SETTING).metrics or task not in study.tested(SETTING, metric):
                 continue
             dynamics, test = study.dynamics(SETTING, task, metric=metric), held_out(study, task, metric=metric)
             sources.append(dynamics)
@@ -200,15 +201,23 @@ def other_metrics(
                 again = study.record(test.curricula, SETTING, task).for_metric(metric)
                 sources.append(again)
                 common = (SETTING, dynamics.model, task, metric, "alike", CEILING, len(test), "r2_dev")
-                rows.append((*common, *_ceiling(again, test, mean, metric)))
+                first = study.setting(SETTING).generation.every
+                rows.append((*common, *_ceiling(again, test, mean, metric, first=first)))
     return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
 
 
-def _ceiling(again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str) -> deviations.Interval:
-    """R2_dev of the expected score: two samples of it differ by twice its variance."""
-    truth = test.trajectories(metric)[:, 1:]
-    luck = np.square(again.trajectories(metric)[:, 1:] - truth).mean(axis=(1, 2), dtype=np.float64) / 2
-    return deviations.explained_deviation(luck, np.square(truth - mean[1:]).mean(axis=(1, 2)))
+def _ceiling(
+    again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str, *, first: int
+) -> deviations.Interval:
+    """R2_dev of the expected score: two samples of it differ by twice its variance.
+
+    first: the first step whose score is new; before it the observed one of step 0 stands, and no luck is left
+    """
+    truth = test.trajectories(metric).astype(np.float64)
+    luck = np.square(again.trajectories(metric) - truth) / 2
+    luck[:, :first] = 0
+    reference = np.square(truth - mean)
+    return deviations.explained_deviation(*(values[:, 1:].mean(axis=(1, 2)) for values in (luck, reference)))
 
 
 def runs_needed(

@@ -313,7 +313,7 @@ class Study:
 
     def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
         from gptfluence import influence, simulators
-        from gptfluence.simulators.base import FORMAT_VERSION, Simulator
+        from gptfluence.simulators.base import Simulator
 
         if name.split()[0] in influence.methods_of(self.profile.simulators):
             raise ConfigurationError(
@@ -339,7 +339,7 @@ class Study:
                 "metric": metric,
                 "dynamics": dynamics.provenance["folder"],
                 "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
-                "format": FORMAT_VERSION,
+                "format": simulators.SIMULATORS[kind].format,
             }
         )
         known = name.split()[0]

@@ -85,11 +85,10 @@ picture
 #
 # Accuracy follows from simulated outputs of the label words. BLEU and ROUGE-L score sampled texts: a run recorded once more
 # with other random numbers has other scores. *The ceiling is what a simulator would reach that knows the expected score of
-# every text*; what is above it is luck.
+# every text*; what is above it is luck. (Step 0 is observed, and its score stands until the next texts.)
 
 # %%
-recorded = [metric for metric in metrics if metric in nb.study.setting().metrics]
-others, of_others = shifted.other_metrics(nb.study, chosen, recorded, nb.study.methods(simulators))
+others, of_others = shifted.other_metrics(nb.study, chosen, metrics, nb.study.methods(simulators))
 others[others["statistic"] == "r2_dev"].pivot_table(
     index=["task", "metric"], columns="simulator", values="value", sort=False
 ).round(3)
@@ -100,7 +99,7 @@ caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({sources[0].model}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their range). Beyond "
-    "the end of the mean trajectory its last value stands."
+    "the end of the mean trajectory its last value stands. The CSV holds other metrics, too (ext01_other_metrics)."
 )
 nb.save_figure(
     picture,

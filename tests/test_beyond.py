@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from gptfluence import coverage, plan, shifted
 from gptfluence.config import Recording
 from gptfluence.curriculum_search import candidate, check_tests, compare, search
 from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.gradients import Replayer
 from gptfluence.dynamics.recorder import single_thread
 from gptfluence.errors import ConfigurationError
@@ -273,6 +276,45 @@ def test_a_question_is_answered_by_simulating_and_by_training(study):
         ask(study, "sst2", Changes(repeat=(999,)), train=False)
     with pytest.raises(ConfigurationError, match="no held-out run 2; choose 0 to 1"):
         ask(study, "sst2", Changes(), run=2)
+
+
+# --- other metrics ---------------------------------------------------------------------------------------------------
+
+
+def test_the_ceiling_is_what_knowing_the_expected_score_would_reach(study):
+    """Scores are a run's own level (variance 4) and luck (variance 1) at every new step, 2 and 4."""
+    rng = np.random.default_rng(0)
+    held = shifted.held_out(study, "sst2")
+    steps = held.curricula[0].steps
+
+    def scored(level: np.ndarray) -> GPTDynamics:
+        runs = []
+        for run, own in zip(held.runs, level, strict=True):
+            luck = rng.normal(size=(steps + 1, 4000))
+            values = own + luck[[0, 0, *range(2, steps + 1)]]
+            runs.append(replace(run, trajectories={"bleu": values.astype(np.float32)}))
+        tests = TaskPool("tests", [Example(str(k), f"text {k}", " yes") for k in range(4000)])
+        return replace(held, tests=tests, runs=runs)
+
+    level = 2 * rng.normal(size=(len(held), 1, 4000))
+    found = shifted._ceiling(scored(level), scored(level), np.zeros((steps + 1, 4000)), "bleu", first=2)
+    assert found.value == pytest.approx(1 - (steps - 1) / steps / 5, abs=0.01)
+
+
+def test_other_metrics_have_their_rows_and_text_a_ceiling(tmp_path):
+    few = (
+        "settings.fine_tuning.runs={train: 3, validation: 1, test: 2}",
+        "settings.fine_tuning.metrics=[bleu, accuracy]",
+    )
+    study = Study.load("smoke", few, artifacts=tmp_path, jobs=1)
+    simulators = ["mean_trajectory", "low_rank rank=4", "tangent"]
+    frame, sources = shifted.other_metrics(study, ["sst2", "webnlg"], ["accuracy", "bleu", "rouge_l"], simulators)
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "metric", "simulator"])["value"]
+    expected = {("sst2", "accuracy", name) for name in simulators}
+    expected |= {("webnlg", "bleu", name) for name in (*simulators, shifted.CEILING)}
+    assert set(r2.index) == expected
+    assert r2["webnlg", "bleu", shifted.CEILING] < 1
+    assert len(sources) == 3  # the runs of both, and those recorded again
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------------

@@ -49,6 +49,12 @@ def test_explained_deviation(papermill):
     assert r2[[("alike", "mean_trajectory"), ("biased", "mean_trajectory")]].abs().max() < 1e-3
     assert np.isnan(r2["longer", "mean_trajectory"])
     assert np.isfinite(r2["longer", "tangent"])
+    recorded = "overrides: ['settings.fine_tuning.metrics=[bleu, accuracy]']"
+    more = papermill(name, "tasks: [sst2, webnlg]", "kinds: [alike]", NAMED, recorded)
+    others = saved(more, "ext01_other_metrics")
+    assert set(others["metric"]) == {"accuracy", "bleu"}
+    assert "ceiling" in set(others["simulator"])
+    assert set(saved(more, name)["metric"]) == {"loss", "accuracy", "bleu"}
     done, _ = papermill(name, "kinds: [sortet]")
     assert done.returncode != 0
     assert "did you mean 'sorted'" in done.stderr

@@ -202,6 +202,19 @@ def test_accuracy_is_whether_the_likeliest_choice_is_right(gpt, sst2, longer):
     np.testing.assert_array_equal(run.trajectories["accuracy"][0], expected)
 
 
+def test_accuracy_of_every_step_does_not_depend_on_which_tokens_the_loss_is_of(gpt, sst2):
+    """Of the target alone it comes from the measured logits, of all tokens it is asked for."""
+    found = []
+    one_sided = Curriculum(np.array([[row for row, example in enumerate(sst2.pool) if example.label == 1][:4]] * 3))
+    for loss_tokens in ("target", "last", "all"):
+        recording = Recording(optimizer=AdamW(learning_rate=0.1), loss_tokens=loss_tokens)
+        with Recorder(gpt, sst2.pool, sst2.tests, recording, metrics=["accuracy"]) as recorder:
+            found.append(recorder.record("train-000", one_sided).trajectories["accuracy"])
+    assert (found[0][0] != found[0][-1]).any(), "nothing changes, nothing is tested"
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_tests_without_the_metric_are_nan_and_left_out_on_request(gpt, sst2, webnlg):
     from gptfluence.dynamics.gptdynamics import GPTDynamics
 

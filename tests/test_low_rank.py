@@ -130,3 +130,29 @@ def test_bad_input_is_explained(dynamics, fitted):
     longer = np.zeros((1, STEPS + 1, 4), int)
     with pytest.raises(ConfigurationError, match="a curriculum has 7 steps, but the fitted runs have 6"):
         fitted.simulate(longer, start(dynamics)[:1])
+
+
+def test_what_an_observation_is_off_by_luck_is_not_carried_on(dynamics):
+    """A score with noise of its own at every step; what a loss is off stays."""
+    rng = np.random.default_rng(1)
+    train, validation, test = dynamics.split(validation=2, test=4)
+    noisy = [
+        replace(
+            part,
+            runs=[replace(run, trajectories={"bleu": add_noise(run.trajectories["loss"], rng)}) for run in part.runs],
+        )
+        for part in (train, validation)
+    ]
+    score = LowRank(encoder=Features(), rank=4).fit(*noisy, metric="bleu")
+    loss = LowRank(encoder=Features(), rank=4).fit(train, validation)
+    low = test.trajectories()[:, :1]
+    for simulator, tests, share in ((loss, None, 1.0), (score, None, 0.0), (loss, test.tests, 1.0)):
+        change = [simulator.simulate(test.curricula, start, tests=tests)[:, 1:] for start in (low, low + 1)]
+        np.testing.assert_allclose(change[1] - change[0], share, atol=0.1)
+    others = TaskPool("others", test.tests[::-1])  # of which nothing but the first score is known
+    change = [score.simulate(test.curricula, start, tests=others)[:, 1:] for start in (low, low + 1)]
+    assert 0.2 < (change[1] - change[0]).mean() < 1
+
+
+def add_noise(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (values + rng.normal(size=values.shape)).astype(np.float32)

@@ -30,7 +30,7 @@ class Accuracy:
     ) -> None:
         """`batches`: those that the losses of the tests are measured in. Raises ConfigurationError, DataError."""
         rows = _rows(tests, "accuracy", having_choices=True)
-        self._scored, self._tests = scored, len(tests)
+        self._scored = scored
         words = {row: ids for row in rows if recording.loss_tokens != "all" and (ids := label_words(tests[row], gpt))}
         self._seen = [_Seen.of(batch, words, tests) for batch in batches]
         self._rows = [row for row in rows if row not in words]

@@ -24,7 +24,6 @@ from gptfluence.tasks.base import TaskPool
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"  # the names that the Hugging Face Hub's model pages look for
-FORMAT_VERSION = 2
 DIVERGENCE_FACTOR = 100.0
 
 
@@ -38,17 +37,17 @@ def diverged(predicted: np.ndarray, scale: float) -> np.ndarray:
         return ~(np.abs(predicted) <= DIVERGENCE_FACTOR * scale).all(axis=1)
 
 
-def persistence(errors: np.ndarray) -> float:
-    """How much of what a prediction is off at step 0 it is off later, too: 0 to 1, by least squares over training runs.
+def carried(errors: np.ndarray) -> np.ndarray:
+    """How much of what a prediction is off at a step it is off later, too: float64 [steps], each 0 to 1.
 
-    errors: float [runs, steps + 1, tests], recorded less predicted. 1 where step 0 has none to speak of, as a loss: what an
-    observation is off is then taken to stay. Scores of sampled texts are off by luck, much of which is gone with the next.
+    errors: float [runs, steps + 1, tests], recorded less predicted, of training runs. By least squares at each step against
+    the mean of the later ones; 0 where there is no error to learn from.
     """
-    first, later = errors[:, 0].astype(np.float64), errors[:, 1:].mean(axis=1, dtype=np.float64)
-    size = np.square(first).sum()
-    if size <= 1e-6 * np.square(later).sum():
-        return 1.0
-    return float(np.clip((first * later).sum() / size, 0, 1))
+    errors = errors.astype(np.float64)
+    later = errors[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] / np.arange(errors.shape[1] - 1, 0, -1)[:, None]
+    now = errors[:, :-1]
+    size = np.square(now).sum(axis=(0, 2))
+    return np.clip((now * later).sum(axis=(0, 2)) / np.maximum(size, 1e-30), 0, 1)
 
 
 def _no_losses() -> np.ndarray:
@@ -91,6 +90,7 @@ class Simulator(ABC):
     """
 
     name: ClassVar[str] = ""
+    format: ClassVar[int] = 1  # of what is stored; another number where the same name stores something else
     _classes: ClassVar[dict[str, type[Simulator]]] = {}
 
     fitted: Fitted | None = None
@@ -236,7 +236,7 @@ class Simulator(ABC):
         curves = {key: report.pop(key) for key in ("training_loss", "validation_mse")}
         config = {
             "simulator": self.name,
-            "format": FORMAT_VERSION,
+            "format": self.format,
             "hyperparameters": self.hyperparameters(),
             "fitted": asdict(fitted),
             "report": report,
@@ -265,9 +265,9 @@ class Simulator(ABC):
             raise ArtifactError(f"simulator: {path} cannot be read as a simulator's description: {error!r}") from error
         if name not in Simulator._classes:
             raise ArtifactError(unknown("simulator", name, Simulator._classes, where=f"{path}: "))
-        if version != FORMAT_VERSION:
-            raise ArtifactError(f"{path}: format {version!r}, but this version reads {FORMAT_VERSION}; fit again")
         found = Simulator._classes[name]
+        if version != found.format:
+            raise ArtifactError(f"{path}: format {version!r}, but this version reads {found.format}; fit again")
         if not issubclass(found, cls):
             raise ArtifactError(f"{path}: holds a {name!r}, not a {cls.name!r}; use Simulator.from_pretrained")
         try:

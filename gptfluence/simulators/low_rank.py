@@ -19,7 +19,7 @@ import numpy as np
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
-from gptfluence.simulators.base import FitReport, Simulator, persistence
+from gptfluence.simulators.base import FitReport, Simulator, carried
 from gptfluence.simulators.gptfluence import TextEncoder
 from gptfluence.tasks.base import TaskPool
 
@@ -81,6 +81,7 @@ class LowRank(Simulator):
     """
 
     name = "low_rank"
+    format = 3
 
     rank: int = 48
     encoder: str | TextEncoder = "minilm-cls"
@@ -118,8 +119,12 @@ class LowRank(Simulator):
         self._directions = tuple(Directions.of(values, self.rank, self._own) for values in features)
         found = dict(self._solutions(train, metric, self._keep, self._directions))
         self._weights, self._exposed, self._mean = found[ridge]
-        fitted = self._deviations(train.batches, self._keep, self._directions, *found[ridge]) + self._mean
-        self._persistence = persistence(train.trajectories(metric) - fitted)
+        self._carried = np.ones((2, len(self._mean) - 1))  # a loss is what it is, and what it is off is taken to stay
+        if metric != "loss":
+            left = train.trajectories(metric) - self._deviations(
+                train.batches, self._keep, self._directions, *found[ridge]
+            )
+            self._carried = np.stack([carried(left - level) for level in (self._mean, self._change[:, None])])
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     def _choose(
@@ -171,6 +176,11 @@ class LowRank(Simulator):
 
     # --- rollouts ---
 
+    @property
+    def _change(self) -> np.ndarray:
+        """float64 [steps + 1]: the mean trajectory's change, over test examples; the level of others is observed."""
+        return (self._mean - self._mean[0]).mean(axis=1)
+
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
         return tuple(None if examples is None else self._features(examples) for examples in (pool, tests))
 
@@ -187,9 +197,9 @@ class LowRank(Simulator):
         if tests is None:
             predicted = predicted + self._mean[: steps + 1]
         else:
-            predicted = predicted + (self._mean - self._mean[0]).mean(axis=1)[: steps + 1, None]
-        persists = self._persistence if tests is None else 1.0  # the level of unseen tests is known from nothing else
-        predicted = predicted + persists * (observed[:, -1:] - predicted[:, seen - 1 : seen])
+            predicted = predicted + self._change[: steps + 1, None]
+        share = self._carried[0 if tests is None else 1, min(seen, self._carried.shape[1]) - 1]
+        predicted = predicted + share * (observed[:, -1:] - predicted[:, seen - 1 : seen])
         predicted[:, :seen] = observed
         return predicted.astype(np.float32)
 
@@ -205,7 +215,8 @@ class LowRank(Simulator):
             "exposed": self._exposed,
             "mean": self._mean,
             "rates": self._rates,
-            "chosen": np.array([self._keep, self._own, self._persistence]),
+            "chosen": np.array([self._keep, self._own]),
+            "carried": self._carried,
         }
         for side, directions in zip(("pool", "tests"), self._directions, strict=True):
             arrays |= {f"{side}.{key}": value for key, value in vars(directions).items()}
@@ -214,7 +225,8 @@ class LowRank(Simulator):
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
         self._weights, self._exposed, self._mean = arrays["weights"], arrays["exposed"], arrays["mean"]
-        self._rates, (self._keep, self._own, self._persistence) = arrays["rates"], arrays["chosen"].tolist()
+        self._rates, (self._keep, self._own) = arrays["rates"], arrays["chosen"].tolist()
+        self._carried = arrays["carried"]
         self._directions = tuple(
             Directions(*(arrays[f"{side}.{key}"] for key in ("mean", "axes", "fitted"))) for side in ("pool", "tests")
         )

@@ -1,8 +1,9 @@
 """Accuracy, BLEU and ROUGE-L as far as they follow from simulated outputs of the target's tokens.
 
-Accuracy is whether the right label word's output is the largest, so it follows exactly where label words are the candidates.
-BLEU and ROUGE-L score texts that the GPT writes by itself, token after token: how likely the target is says something of
-them, and no more. Both are read out linearly from four features of each test example, with weights that all examples share.
+Accuracy is whether the right label word's output is the largest, and where label words are the candidates that is one of the
+four features of a test example here. BLEU and ROUGE-L score texts that the GPT writes by itself, token after token: how likely
+the target is says something of them, and no more. Each metric is read out linearly from the features, with weights that all
+examples share, and is predicted as the mean of what may come: between 0 and 1 where a simulated margin is small.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gptfluence.simulators.tangent import Side
 
-FEATURES = ("mean loss", "mean probability", "share of tokens won, softly", "share of tokens won")
+RANGES = {"accuracy": (0.0, 1.0), "bleu": (0.0, 100.0), "rouge_l": (0.0, 1.0)}
 SHARPNESS = 4.0  # of the soft share: sigmoid(SHARPNESS x margin in nats)
 RIDGE = 1e-3  # relative to each feature's mean square
 
@@ -36,7 +37,8 @@ def losses(tests: Side, outputs: Tensor) -> Tensor:
 def features(tests: Side, outputs: Tensor) -> Tensor:
     """float32 [features, rows, tests]: means over each test example's scored tokens; outputs: float32 [rows, outputs].
 
-    A token is won if its target is likelier than every other candidate.
+    They are the loss, the probability, and the share of tokens won, softly and as such: a token is won if its target is
+    likelier than every other candidate.
     """
     lost = _token_losses(tests, outputs)
     others = outputs.masked_fill(tests.target, -torch.inf)

@@ -28,8 +28,8 @@ from gptfluence.config import AdamW
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
 from gptfluence.errors import ConfigurationError
-from gptfluence.simulators.base import FitReport, Simulator, persistence
-from gptfluence.simulators.readout import Readout, features, losses
+from gptfluence.simulators.base import FitReport, Simulator, carried
+from gptfluence.simulators.readout import RANGES, Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
 KNOTS = np.array(
@@ -177,7 +177,6 @@ class Correction:
     """
 
     coefficients: np.ndarray  # float64 [2, knots]: s and k
-    persistence: float = 1.0  # see `base.persistence`
 
     @staticmethod
     def hats(fractions: np.ndarray) -> np.ndarray:
@@ -193,8 +192,8 @@ class Correction:
         deviation = (predicted - predicted.mean(axis=0, dtype=np.float64)) * (runs / (runs - 1))
         if shared:
             others = np.broadcast_to(others.mean(axis=2, keepdims=True), others.shape)
-        features, hats = (others, deviation), cls.hats(np.arange(rows) / (rows - 1))
-        products = [[(left * right).sum(axis=(0, 2)) for right in (*features, residual)] for left in features]
+        terms, hats = (others, deviation), cls.hats(np.arange(rows) / (rows - 1))
+        products = [[(left * right).sum(axis=(0, 2)) for right in (*terms, residual)] for left in terms]
         gram = np.block([[(hats * products[a][b]) @ hats.T for b in (0, 1)] for a in (0, 1)])
         moment = np.concatenate([hats @ products[a][2] for a in (0, 1)])
         size = np.diag(gram).reshape(2, -1).mean(axis=1).repeat(len(KNOTS))
@@ -247,6 +246,7 @@ class TangentSimulator(Simulator):
     """
 
     name = "tangent"
+    format = 3
 
     tangents: TangentFeatures | str | None = None
 
@@ -293,39 +293,58 @@ class TangentSimulator(Simulator):
                 f"tangent: the losses of the tangents' GPT before training are up to {start:.3g} off the recorded ones; "
                 "give the GPT and the recording settings that the runs were recorded with"
             )
+        apart = [k for k, run in enumerate(train.runs) if run.curriculum != source.reference]
+        if (
+            len(apart) < len(train) and len(apart) > 1
+        ):  # the tangents are of that very run: it says little of the others
+            predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._seen = self._unseen = NOTHING
-        rule = "one training run: no correction"
-        if len(train) > 1:
-            self._seen = Correction.fit(predicted, recorded, shared=False)
-            self._unseen = Correction.fit(predicted, recorded, shared=True)
-            rule = "corrections from training runs, each left out in turn"
-        if validation is not None and len(train) > 1:
-            rule = self._select(validation, metric)
-        times, shared = np.arange(predicted.shape[1], dtype=float), self._residual.mean(axis=1, keepdims=True)
-        self._seen, self._unseen = (
-            replace(kept, persistence=persistence(recorded - kept.apply(predicted, residual, self._mean, times)))
-            for kept, residual in ((self._seen, self._residual), (self._unseen, shared))
+        fitted = (
+            [Correction.fit(predicted, recorded, shared=shared) for shared in (False, True)]
+            if len(recorded) > 1
+            else []
+        )
+        self._seen, self._unseen = fitted or (NOTHING, NOTHING)
+        rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
+        if validation is not None and fitted:
+            rule = self._select(validation, metric, predicted, recorded)
+        self._carried = np.stack(
+            [self._carries(*pair, predicted, recorded) for pair in self._kinds(self._seen, self._unseen)]
         )
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
-    def _select(self, validation: GPTDynamics, metric: str) -> str:
+    def _kinds(self, seen: Correction, unseen: Correction) -> list[tuple[Correction, np.ndarray]]:
+        """Corrections of fitted tests and of others, each with its mean residual."""
+        return [(seen, self._residual), (unseen, self._residual.mean(axis=1, keepdims=True))]
+
+    def _carries(
+        self, correction: Correction, residual: np.ndarray, predicted: np.ndarray, recorded: np.ndarray
+    ) -> np.ndarray:
+        """`base.carried` after this correction; a loss is what it is, and what it is off is taken to stay."""
+        if self._readout is None:
+            return np.ones(len(residual) - 1)
+        times = np.arange(len(residual), dtype=float)
+        return carried(recorded - correction.apply(predicted, residual, self._mean, times))
+
+    def _select(self, validation: GPTDynamics, metric: str, predicted: np.ndarray, recorded: np.ndarray) -> str:
         """Of no correction, the fitted one and the mean trajectory keep what predicts the validation runs best; say so."""
         truth = validation.trajectories(metric)
         plain = self._rolled(*self._sides, validation.batches)
+        times = self._linearised.times(plain.shape[1] - 1)
         kept = []
-        for label, residual in (("_seen", self._residual), ("_unseen", self._residual.mean(axis=1, keepdims=True))):
-            candidates = {"tangents": NOTHING, "corrected": getattr(self, label), "mean trajectory": FLOOR}
-            times = self._linearised.times(plain.shape[1] - 1)
-            errors = {
-                name: float(np.square(correction.apply(plain, residual, self._mean, times) - truth)[:, 1:].mean())
-                for name, correction in candidates.items()
-            }
+        for label, (fitted, residual) in zip(("seen", "unseen"), self._kinds(self._seen, self._unseen), strict=True):
+            candidates = {"tangents": NOTHING, "corrected": fitted, "mean trajectory": FLOOR}
+            errors = {}
+            for name, candidate in candidates.items():
+                share = self._carries(candidate, residual, predicted, recorded)[0]
+                simulated = candidate.apply(plain, residual, self._mean, times)
+                simulated += share * (truth[:, :1] - simulated[:, :1])
+                errors[name] = float(np.square(simulated - truth)[:, 1:].mean())
             best = min(errors, key=errors.__getitem__)
-            setattr(self, label, candidates[best])
+            setattr(self, f"_{label}", candidates[best])
             listed = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
-            kept.append(f"{label[1:]} tests: {best} of {listed}")
+            kept.append(f"{label} tests: {best} of {listed}")
         return f"validation all-steps MSE; {'; '.join(kept)}"
 
     def _rolled(self, pool: Side, tests: Side, batches: np.ndarray, linearised: Linearised | None = None) -> np.ndarray:
@@ -364,23 +383,26 @@ class TangentSimulator(Simulator):
         of_pool, of_tests = self._sides
         if pool is not None:
             of_pool = Side(self._source(f"the unseen pool {pool.name}").of(pool, trained=True))
-        residual, mean, correction = self._residual, self._mean, self._seen
+        residual, mean, correction, shares = self._residual, self._mean, self._seen, self._carried[0]
         if tests is not None:
             of_tests = Side(self._source(f"the unseen tests {tests.name}").of(tests, trained=False), widened=True)
             correction, residual = self._unseen, residual.mean(axis=1, keepdims=True)
+            shares = self._carried[1]
             if correction.coefficients.any():
                 recorded = replace(self._linearised, optimizer=self._linearised.recorded)
                 mean = self._rolled(self._sides[0], of_tests, self._batches, recorded).mean(axis=0)
             else:
                 mean = np.zeros((len(residual), len(of_tests.rows)), np.float32)
-        return of_pool, of_tests, correction, residual, mean
+        return of_pool, of_tests, correction, residual, mean, shares
 
     def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        of_pool, of_tests, correction, residual, mean = prepared
+        of_pool, of_tests, correction, residual, mean, shares = prepared
         predicted = self._rolled(of_pool, of_tests, batches)
         predicted = correction.apply(predicted, residual, mean, self._linearised.times(batches.shape[1]))
         seen = observed.shape[1]
-        predicted += correction.persistence * (observed[:, -1:] - predicted[:, seen - 1 : seen])
+        predicted += shares[min(seen, len(shares)) - 1] * (observed[:, -1:] - predicted[:, seen - 1 : seen])
+        if self._readout is not None:
+            predicted = predicted.clip(*RANGES[self._require_fitted().metric])
         predicted[:, :seen] = observed
         return predicted.astype(np.float32)
 
@@ -403,7 +425,7 @@ class TangentSimulator(Simulator):
             "residual": self._residual,
             "mean": self._mean,
             "correction": np.stack([self._seen.coefficients, self._unseen.coefficients]),
-            "persistence": np.array([self._seen.persistence, self._unseen.persistence]),
+            "carried": self._carried,
             **({"readout": self._readout.weights} if self._readout else {}),
         }
 
@@ -419,8 +441,6 @@ class TangentSimulator(Simulator):
         self._linearised = Linearised(coordinates, trained_with, recorded, arrays["batches"].shape[1])
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
-        self._seen, self._unseen = (
-            Correction(values, float(persists))
-            for values, persists in zip(arrays["correction"], arrays["persistence"], strict=True)
-        )
+        self._seen, self._unseen = (Correction(values) for values in arrays["correction"])
+        self._carried = arrays["carried"]
         self._readout = Readout(arrays["readout"]) if "readout" in arrays else None
