@@ -90,7 +90,7 @@ class Simulator(ABC):
     """
 
     name: ClassVar[str] = ""
-    format: ClassVar[int] = 1  # of what is stored; another number where the same name stores something else
+    format: ClassVar[int] = 2  # of what is stored; another number where the same name stores something else
     _classes: ClassVar[dict[str, type[Simulator]]] = {}
 
     fitted: Fitted | None = None
