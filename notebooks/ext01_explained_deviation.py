@@ -23,7 +23,8 @@
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
-# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded, profile `mini` takes a few minutes.
+# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded, profile `mini`
+# takes a few minutes.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 
@@ -32,11 +33,7 @@ profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 simulators: list[str] = ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
 kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "faster", "longer"]
-metrics: list[str] = [
-    "accuracy",
-    "bleu",
-    "rouge_l",
-]  # besides the loss, on runs drawn alike, of those that are recorded
+metrics: list[str] = ["accuracy", "bleu", "rouge_l"]  # besides the loss, where recorded; on runs drawn alike
 runs: int = 3  # recorded of each kind but `alike`, whose runs are the profile's held-out ones
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>

@@ -293,22 +293,19 @@ class TangentSimulator(Simulator):
                 f"tangent: the losses of the tangents' GPT before training are up to {start:.3g} off the recorded ones; "
                 "give the GPT and the recording settings that the runs were recorded with"
             )
+        # tangents of a reference run are of that very run: it says little of the others
         apart = [k for k, run in enumerate(train.runs) if run.curriculum != source.reference]
-        if (
-            len(apart) < len(train) and len(apart) > 1
-        ):  # the tangents are of that very run: it says little of the others
+        if 1 < len(apart) < len(train):
             predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
-        fitted = (
-            [Correction.fit(predicted, recorded, shared=shared) for shared in (False, True)]
-            if len(recorded) > 1
-            else []
-        )
-        self._seen, self._unseen = fitted or (NOTHING, NOTHING)
-        rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
-        if validation is not None and fitted:
-            rule = self._select(validation, metric, predicted, recorded)
+        self._seen = self._unseen = NOTHING
+        rule = "one training run: no correction"
+        if len(recorded) > 1:
+            self._seen, self._unseen = (Correction.fit(predicted, recorded, shared=shared) for shared in (False, True))
+            rule = "corrections from training runs, each left out in turn"
+            if validation is not None:
+                rule = self._select(validation, metric, predicted, recorded)
         self._carried = np.stack(
             [self._carries(*pair, predicted, recorded) for pair in self._kinds(self._seen, self._unseen)]
         )
