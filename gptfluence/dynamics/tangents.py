@@ -23,21 +23,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
 from gptfluence import files
 from gptfluence.config import Recording, canonical
 from gptfluence.dynamics.curriculum import Curriculum
+from gptfluence.dynamics.logits import ScoredLogits
+from gptfluence.dynamics.output_gradients import OutputGradients
 from gptfluence.dynamics.recorder import build_optimizer
-from gptfluence.dynamics.tokens import TokenizedExample, collate, label_words, tokenize
+from gptfluence.dynamics.tokens import Batch, collate, label_words, tokenize
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.models import GPT, ModelSource
 from gptfluence.tasks.base import TaskPool, fingerprint
 
-FORMAT = 1
+FORMAT = 2
 UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
-GRADIENT_BUDGET = 2**25  # floats that one batched backward pass may return: 128 MiB
 
 
 @dataclass(frozen=True)
@@ -238,21 +238,34 @@ class TangentFeatures:
                 optimizer = build_optimizer(self._parameters, settings, fused=False)
                 rates = settings.learning_rates(self.reference.steps)
                 self.gpt.model.eval()  # no dropout: the tangents are those of the network as it is
-                for step, rows in enumerate(self.reference.batches.tolist()[: self.checkpoints[-1]], start=1):
-                    batch = collate(tokens, rows, self.recording.train_tokens, self._device)
-                    logits = self.gpt.model(input_ids=batch.input_ids, use_cache=False).logits.float()
-                    F.cross_entropy(logits.flatten(0, 1)[batch.scored], batch.labels).backward()
-                    if settings.max_gradient_norm is not None:
-                        torch.nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_gradient_norm)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rates[step - 1]
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    if step in self.checkpoints:
-                        states.append({name: p.detach().clone() for name, p in self._parameters.items()})
+                with self._scored() as scored:
+                    for step, rows in enumerate(self.reference.batches.tolist()[: self.checkpoints[-1]], start=1):
+                        batch = collate(tokens, rows, self.recording.train_tokens, self._device)
+                        scored.token_losses(batch).mean().backward()
+                        if settings.max_gradient_norm is not None:
+                            torch.nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_gradient_norm)
+                        for group in optimizer.param_groups:
+                            group["lr"] = rates[step - 1]
+                        optimizer.step()
+                        optimizer.zero_grad()
+                        if step in self.checkpoints:
+                            states.append({name: p.detach().clone() for name, p in self._parameters.items()})
                 self._put(states[0])
             self._states = states
         return self._states
+
+    @contextmanager
+    def _scored(self) -> Iterator[ScoredLogits]:
+        scored = ScoredLogits(self.gpt.model)
+        try:
+            yield scored
+        finally:
+            scored.close()
+
+    def _batches(self, examples: TaskPool, which: str) -> list[Batch]:
+        """Each example by itself."""
+        tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
+        return [collate(tokens, [row], which, self._device) for row in range(len(tokens))]
 
     @property
     def _device(self) -> str:
@@ -285,14 +298,13 @@ class TangentFeatures:
     def _importance(self) -> np.ndarray:
         """float64 [parameters' coordinates]: mean absolute gradient of the pool's example losses at the base model."""
         total = [torch.zeros_like(p) for p in self._parameters.values()]
-        for tokens in tokenize(self.pool, self.gpt, truncation=self.recording.truncation):
-            logits, labels = self._logits(tokens, self.recording.train_tokens)
-            gradients = torch.autograd.grad(
-                F.cross_entropy(logits, labels), list(self._parameters.values()), allow_unused=True
-            )
-            for sum_, gradient in zip(total, gradients, strict=True):
-                if gradient is not None:
-                    sum_ += gradient.abs()
+        parameters = list(self._parameters.values())
+        with self._scored() as scored:
+            for batch in self._batches(self.pool, self.recording.train_tokens):
+                loss = scored.token_losses(batch).mean()
+                for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                    if gradient is not None:
+                        sum_ += gradient.abs()
         return torch.cat([sum_.flatten() for sum_ in total]).cpu().numpy().astype(np.float64)
 
     def _sample(self, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -307,12 +319,6 @@ class TangentFeatures:
         return index, drawn[index] / (self.size * p[index])
 
     # --- tangents ---
-
-    def _logits(self, tokens: TokenizedExample, which: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.from_numpy(tokens.ids).to(self._device)
-        scored = torch.from_numpy(tokens.scored(which)).to(self._device)
-        logits = self.gpt.model(input_ids=ids[None, :-1], use_cache=False).logits[0].float()
-        return logits[scored - 1], ids[scored]
 
     def _chosen(self, logits: torch.Tensor, labels: torch.Tensor, words: list[int]) -> torch.Tensor:
         """bool [tokens, vocabulary]: the candidates of each scored token."""
@@ -331,25 +337,30 @@ class TangentFeatures:
 
     def _take(self, examples: TaskPool, which: str) -> Tangents:
         coordinates = self.coordinates
-        tokenized = tokenize(examples, self.gpt, truncation=self.recording.truncation)
+        batches = self._batches(examples, which)
+        of_outputs = OutputGradients(self.gpt.model, self._parameters, coordinates.index)
         chosen: list[torch.Tensor] = []
         outputs, gradients, scales = [], [], []
         token, target, owner = [], [], []
         with self._model():
-            for checkpoint, state in enumerate(self._checkpoints()):
+            states = self._checkpoints()
+        with self._model(), self._scored() as scored:
+            for checkpoint, state in enumerate(states):
                 self._put(state)
                 rows, slopes, factors = [], [], []
-                for row, (example, tokens) in enumerate(zip(examples, tokenized, strict=True)):
-                    logits, labels = self._logits(tokens, which)
-                    if checkpoint == 0:
-                        chosen.append(self._chosen(logits.detach(), labels, label_words(example, self.gpt)))
-                        places, words = chosen[row].nonzero(as_tuple=True)
-                        token.append(places.cpu().numpy() + sum(map(len, owner)))
-                        target.append((words == labels[places]).cpu().numpy())
-                        owner.append(np.full(len(labels), row))
-                    values = (logits - logits.masked_fill(chosen[row], -torch.inf).logsumexp(1)[:, None])[chosen[row]]
+                for row, (example, batch) in enumerate(zip(examples, batches, strict=True)):
+                    with of_outputs.watching():
+                        logits, labels = scored.logits(batch), batch.labels
+                        if checkpoint == 0:
+                            chosen.append(self._chosen(logits.detach(), labels, label_words(example, self.gpt)))
+                            places, words = chosen[row].nonzero(as_tuple=True)
+                            token.append(places.cpu().numpy() + sum(map(len, owner)))
+                            target.append((words == labels[places]).cpu().numpy())
+                            owner.append(np.full(len(labels), row))
+                        rest = logits.masked_fill(chosen[row], -torch.inf).logsumexp(1)[:, None]
+                        values = (logits - rest)[chosen[row]]
+                        slope = of_outputs.of(values).cpu().numpy()
                     rows.append(values.detach().cpu().numpy())
-                    slope = self._gradients(values, coordinates)
                     factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
                     slopes.append((slope / factor[:, None]).astype(np.float16))
                     factors.append(factor)
@@ -364,42 +375,6 @@ class TangentFeatures:
             np.concatenate(target),
             np.concatenate(owner),
         )
-
-    def _gradients(self, values: torch.Tensor, coordinates: Coordinates) -> np.ndarray:
-        """float32 [outputs, n]: the gradient of each output at the sampled coordinates."""
-        parameters = list(self._parameters.values())
-        ends = np.cumsum([0, *(p.numel() for p in parameters)])
-        picks = [
-            torch.from_numpy(coordinates.index[coordinates.parameter == k] - ends[k]).to(self._device)
-            for k in range(len(parameters))
-        ]
-        chunk = max(1, min(64, GRADIENT_BUDGET // int(ends[-1])))
-        unit = torch.eye(len(values), device=values.device)
-        parts = []
-        for start in range(0, len(values), chunk):
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # an attention without a batched backward pass is looped over
-                found = torch.autograd.grad(
-                    values,
-                    parameters,
-                    grad_outputs=unit[start : start + chunk],
-                    is_grads_batched=True,
-                    retain_graph=start + chunk < len(values),
-                    allow_unused=True,
-                )
-            rows = min(chunk, len(values) - start)
-            parts.append(
-                torch.cat(
-                    [
-                        values.new_zeros(rows, len(pick)) if gradient is None else gradient.reshape(rows, -1)[:, pick]
-                        for gradient, pick in zip(found, picks, strict=True)
-                    ],
-                    dim=1,
-                )
-            )
-        return torch.cat(parts).cpu().numpy()
 
 
 def to_arrays(prefix: str, value: Coordinates | Tangents) -> dict[str, np.ndarray]:
