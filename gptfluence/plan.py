@@ -289,7 +289,9 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
     tasks = [task for task in BEYOND_TASKS if task in setting.tasks] or setting.tasks[:1]
     fitted = [name for name in BEYOND if study.is_fitted(name)]
     every = fits("fine_tuning", setting.models[:1], tasks, ["loss"], fitted)
+    # of all tasks the loss, of these also what else is recorded
     metrics = fits("fine_tuning", setting.models[:1], tasks, setting.metrics, fitted)
+    metrics = fits("fine_tuning", setting.models[:1], setting.tasks, ["loss"], fitted) | metrics
     one = dict(list(every.items())[:1])
     known = {
         "ext01_explained_deviation": metrics,

@@ -2,6 +2,7 @@
 
 Kinds of curricula are those of `dynamics.shifts`, and two changes of the training itself: `faster` (learning rate doubled)
 and `longer` (twice the epochs; the schedule stretches with it). Simulators that know of the optimizer are told of both.
+Unseen are test examples (simulators are fitted on every other one and asked about the rest) or the whole pool.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from gptfluence.tasks.base import fingerprint
 SETTING = "fine_tuning"
 TRAINING = {"faster": "drawn alike, learning rate doubled", "longer": "drawn alike, twice as many epochs"}
 KINDS = {**shifts.KINDS, **TRAINING}
+UNSEEN = {
+    "unseen_tests": "drawn alike; simulators are fitted on every other test example and asked about the rest",
+    "unseen_pool": "drawn alike from training examples that no simulator was fitted on",
+}
 SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
 CEILING = "ceiling"
 COLUMNS = ["setting", "model", "task", "metric", "curricula", "simulator", "runs", "statistic", "value", "low", "high"]
@@ -63,20 +68,33 @@ def seed_of(*parts: object) -> int:
 
 
 def record(study: Study, task: str, kind: str, runs: int, *, model: str | None = None) -> GPTDynamics:
-    """Recorded runs of a kind, with their losses; `alike`: the study's held-out runs, all of them.
+    """Recorded runs of a kind, with their losses.
 
-    Raises ConfigurationError as `draw`, and for a number of runs below 1.
+    Of `KINDS`, or `UNSEEN`. `alike`: the study's held-out runs, all of them; `unseen_tests`: these, with the test examples
+    that `fitted_tests` leaves; `unseen_pool`: the profile's runs on a pool kept apart.
+
+    Raises ConfigurationError as `draw`, for a number of runs below 1, and where no pool is kept apart.
     """
     if runs < 1:
         raise ConfigurationError(f"shifted: runs must be 1 or more, not {runs}")
     if kind == "alike":
         return held_out(study, task, model=model)
+    if kind == "unseen_tests":
+        held = held_out(study, task, model=model)
+        return held.of_tests(range(1, len(held.tests), 2))
+    if kind == "unseen_pool":
+        return study.unseen_dynamics(SETTING, task, unseen="training", model=model).for_metric("loss")
     curricula = draw(study, task, kind, runs, model=model)
     other = losses_only(study)
     if kind == "faster":
         rate = float(study.setting(SETTING).recording.optimizer.for_one(task).learning_rate)  # type: ignore[arg-type]
         other = other.with_overrides(f"settings.{SETTING}.recording.optimizer.learning_rate={2 * rate!r}")
     return other.record(curricula, SETTING, task, model=model)
+
+
+def fitted_tests(kind: str, tests: int) -> range | None:
+    """Which of so many test examples simulators are fitted on for runs of a kind; None: on all."""
+    return range(0, tests, 2) if kind == "unseen_tests" else None
 
 
 def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None = None) -> GPTDynamics:
@@ -97,21 +115,30 @@ def simulate(
     *,
     metric: str = "loss",
     model: str | None = None,
+    fitted_on: Sequence[int] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """What simulators fitted on the study's training runs predict for `recorded` from its first values.
 
-    Returns simulator -> float32 [runs, steps + 1, tests], and simulator -> why it cannot, for runs longer than the fitted ones.
+    fitted_on: positions of the test examples that simulators are fitted on, if not on all
+
+    Returns simulator -> float32 [runs, steps + 1, tests], and simulator -> why it cannot, for runs longer than the fitted ones
+    or with examples that it was not fitted on.
     """
     predicted, refused = {}, {}
     start = recorded.trajectories(metric)[:, :1]
     optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
     for name in simulators:
-        fitted = study.simulator(name, SETTING, task, metric=metric, model=model).trained_with(optimizer)
+        fitted = study.simulator(name, SETTING, task, metric=metric, model=model, tests=fitted_on).trained_with(
+            optimizer
+        )
         try:
-            predicted[name] = fitted.simulate(recorded.curricula, start)
+            predicted[name] = fitted.simulate(recorded.curricula, start, pool=recorded.pool, tests=recorded.tests)
         except ConfigurationError as error:
-            assert fitted.fitted is not None
-            if recorded.curricula[0].steps <= fitted.fitted.steps:
+            known = fitted.fitted
+            assert known is not None
+            examples = recorded.pool.fingerprint, recorded.tests.fingerprint
+            unseen = examples != (known.pool_fingerprint, known.tests_fingerprint)
+            if not unseen and recorded.curricula[0].steps <= known.steps:
                 raise
             refused[name] = str(error)
     return predicted, refused
@@ -150,21 +177,28 @@ def statistics(
 def explained(
     study: Study, tasks: Sequence[str], kinds: Sequence[str], simulators: Sequence[str], *, runs: int
 ) -> tuple[pd.DataFrame, list[GPTDynamics]]:
-    """Every simulator on every kind of curriculum of every task.
+    """Every simulator on every kind of curriculum of every task; no `unseen_pool` of tasks that keep none apart.
 
     Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
-    of this length), and the recorded runs it is computed from. `runs`: of each kind but `alike`.
+    of this length, or unseen examples), and the recorded runs it is computed from. `runs`: of each kind but `alike` and the
+    unseen ones, whose runs are the profile's.
     """
     rows, sources = [], []
     for task in tasks:
         dynamics = study.dynamics(SETTING, task, metric="loss")
         sources.append(dynamics)
         for kind in kinds:
+            if kind == "unseen_pool" and not study.keeps_unseen(task):
+                continue
             recorded = record(study, task, kind, runs)
-            if kind != "alike":
+            if kind not in ("alike", "unseen_tests"):
                 sources.append(recorded)
-            mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
-            predicted, refused = simulate(study, task, recorded, simulators)
+            train = dynamics.split()[0]
+            if kind == "unseen_tests":  # their own mean, which simulators do not know
+                train = train.of_tests(range(1, len(train.tests), 2))
+            mean = mean_trajectory(train, recorded.curricula[0].steps)
+            fitted_on = fitted_tests(kind, len(dynamics.tests))
+            predicted, refused = simulate(study, task, recorded, simulators, fitted_on=fitted_on)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
                 if name in refused:

@@ -293,14 +293,17 @@ class Study:
         *,
         metric: str = "loss",
         model: str | None = None,
+        tests: Sequence[int] | None = None,
     ) -> Simulator:
         """The simulator of this name in the profile, fitted on the training runs of a task (once; then loaded).
 
         name: may change options of the profile's: "gptfluence markov_order=2". In instruction tuning one simulator is
             fitted on the tests of all tasks.
+        tests: fit on the test examples at these positions alone (of those that have the metric)
         """
         fitted_on = None if setting == "instruction_tuning" else task
-        return self._simulator(name, self.dynamics(setting, fitted_on, model=model, metric=metric), metric)
+        dynamics = self.dynamics(setting, fitted_on, model=model, metric=metric)
+        return self._simulator(name, dynamics if tests is None else dynamics.of_tests(tests), metric)
 
     def options(self, name: str) -> tuple[str, dict[str, Any]]:
         """The kind of simulator that a name of the profile, with its changes, stands for, and its hyperparameters."""
@@ -338,6 +341,7 @@ class Study:
                 ],
                 "metric": metric,
                 "dynamics": dynamics.provenance["folder"],
+                "tests": dynamics.tests.fingerprint,
                 "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
                 "format": simulators.SIMULATORS[kind].format,
             }

@@ -18,23 +18,39 @@
 # knows nothing of the curriculum, the mean of the training runs, has small errors. *R²dev is the share of what the
 # curriculum changes that a simulator predicts: 1 is perfect, 0 is the mean of the training runs, below 0 is worse.* And whoever asks
 # "what if" asks about other curricula: a few examples repeated, sorted, biased, one example less or more, another learning
-# rate, a longer training. Those are really recorded here, and every simulator is measured on them.
+# rate, a longer training; and about test or training examples that no simulator was fitted on. Those are really recorded here,
+# and every simulator is measured on them.
 #
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
 # `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded, profile `mini`
-# takes a few minutes.
+# takes about ten minutes.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 
 # %% tags=["parameters"]
 profile: str = "mini"
-tasks: list[str] = []  # SST-2 and WebNLG
+tasks: list[str] = []  # all of the profile
 simulators: list[str] = ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
-kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "faster", "longer"]
-metrics: list[str] = ["accuracy", "bleu", "rouge_l"]  # besides the loss, where recorded; on runs drawn alike
-runs: int = 3  # recorded of each kind but `alike`, whose runs are the profile's held-out ones
+kinds: list[str] = [
+    "alike",
+    "few",
+    "sorted",
+    "biased",
+    "dropped",
+    "added",
+    "faster",
+    "longer",
+    "unseen_tests",
+    "unseen_pool",
+]
+metrics: list[str] = [
+    "accuracy",
+    "bleu",
+    "rouge_l",
+]  # besides the loss, of SST-2 and WebNLG, where recorded; drawn alike
+runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
@@ -45,17 +61,19 @@ import gptfluence as gf
 from gptfluence import intervals, shifted
 
 nb = gf.Notebook("ext01_explained_deviation", globals())
-nb.choose("kinds", kinds, list(shifted.KINDS))
+known = {**shifted.KINDS, **shifted.UNSEEN}
+nb.choose("kinds", kinds, list(known))
 nb.choose("runs", runs, range(1, 1001))
 nb.choose("metrics", metrics, ["accuracy", "bleu", "rouge_l"])
-chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
+chosen = nb.parameters["tasks"] or nb.study.tested("fine_tuning", "loss")
 for kind in kinds:
-    print(f"{kind:8} {shifted.KINDS[kind]}")
+    print(f"{kind:12} {known[kind]}")
 
 # %% [markdown]
 # Each kind is recorded, and simulated from the losses before training. Of a change of the training itself (`faster`, `longer`)
 # the tangent simulator is told the learning rates; the others have no place for them. Those that refuse longer runs than they
-# were fitted on have no value there.
+# were fitted on, or unseen examples, have no value there. On unseen tests 0 is these tests' *own* mean training trajectory,
+# which no simulator knows.
 
 # %%
 results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs)
@@ -74,6 +92,7 @@ ranks.pivot_table(index=["task", "curricula"], columns="simulator", values="valu
 frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
     columns={"curricula": "x", "simulator": "series"}
 )
+frame["x"] = frame["x"].str.replace("_", " ")
 picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev (0–1 is explained)", floor=-1.0)
 picture
 
@@ -85,7 +104,8 @@ picture
 # every text*; what is above it is luck. (Step 0 is observed, and its score stands until the next texts.)
 
 # %%
-others, of_others = shifted.other_metrics(nb.study, chosen, metrics, nb.study.methods(simulators))
+of_metrics = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
+others, of_others = shifted.other_metrics(nb.study, of_metrics, metrics, nb.study.methods(simulators))
 others[others["statistic"] == "r2_dev"].pivot_table(
     index=["task", "metric"], columns="simulator", values="value", sort=False
 ).round(3)
@@ -95,8 +115,10 @@ held = explained[explained["curricula"] == "alike"]["runs"].max()
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({sources[0].model}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
-    "seen in fitting. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their range). Beyond "
-    "the end of the mean trajectory its last value stands. The CSV holds other metrics, too (ext01_other_metrics)."
+    "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest in the runs drawn "
+    "alike; unseen pool: the profile's runs on training examples kept apart, where it keeps some. Bars: 90% bootstrap intervals "
+    "over runs (of two or three runs hardly more than their range). Beyond the end of the mean trajectory its last value "
+    "stands. The CSV holds other metrics, too (ext01_other_metrics)."
 )
 nb.save_figure(
     picture,
@@ -109,7 +131,7 @@ nb.save_figure(
 
 # %%
 if others.empty:
-    print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(chosen)}")
+    print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(of_metrics)}")
 else:
     drawn = others[others["statistic"] == "r2_dev"].rename(columns={"simulator": "series"})
     drawn = drawn.assign(

@@ -62,6 +62,30 @@ def test_every_simulator_kind_and_statistic_has_a_row(results, study):
     assert table.xs("persistence", level="simulator")["change_spearman"].isna().all()
 
 
+def test_unseen_examples_are_those_that_simulators_were_not_fitted_on(study):
+    names = ["mean_trajectory", "simfluence max_epochs=3", "tangent"]
+    kinds = ["unseen_tests", "unseen_pool"]
+    frame, sources = shifted.explained(study, ["rte", "sst2"], kinds, names, runs=1)
+    assert len(sources) == 3
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "curricula", "simulator"])["value"]
+    assert set(r2.index.droplevel("simulator")) == {("rte", kind) for kind in kinds} | {("sst2", "unseen_tests")}
+    assert r2.xs("simfluence max_epochs=3", level="simulator").isna().all()  # refused
+    assert np.isfinite(r2.xs("tangent", level="simulator")).all()
+    # by hand: fitted on every other test example, against the others' own mean trajectory
+    train, _, test = study.dynamics("fine_tuning", "rte").split()
+    seen, unseen = (range(start, len(test.tests), 2) for start in (0, 1))
+    asked, start = test.of_tests(unseen), test.of_tests(unseen).trajectories()[:, :1]
+    fitted = study.simulator("tangent", "fine_tuning", "rte", tests=seen)
+    predicted = fitted.simulate(asked.curricula, start, tests=asked.tests)
+    reference = train.of_tests(unseen).trajectories().astype(float).mean(axis=0)
+    errors = [np.square(values - asked.trajectories())[:, 1:].mean() for values in (predicted, reference)]
+    assert r2["rte", "unseen_tests", "tangent"] == pytest.approx(1 - errors[0] / errors[1], abs=1e-4)
+    other = shifted.record(study, "rte", "unseen_pool", 1)
+    assert not {e.id for e in other.pool} & {e.id for e in train.pool}
+    assert other.tests.fingerprint == train.tests.fingerprint
+    assert r2["rte", "unseen_pool", "mean_trajectory"] == pytest.approx(0, abs=1e-4)
+
+
 def test_shifted_runs_are_what_their_name_says(study):
     alike, faster, longer = (shifted.record(study, "sst2", kind, 1) for kind in ("alike", "faster", "longer"))
     assert alike.names == ["test-000", "test-001"]

@@ -29,7 +29,9 @@ def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.Dat
 @pytest.mark.slow
 def test_explained_deviation(papermill):
     name = "ext01_explained_deviation"
-    frame = saved(papermill(name, "tasks: [sst2]", "kinds: [alike, biased, longer]", "runs: 2", NAMED), name)
+    frame = saved(
+        papermill(name, "tasks: [sst2]", "kinds: [alike, biased, longer, unseen_tests]", "runs: 2", NAMED), name
+    )
     expected = [
         "setting",
         "model",
@@ -45,9 +47,10 @@ def test_explained_deviation(papermill):
     ]
     assert list(frame.columns)[:11] == expected
     r2 = frame[frame["statistic"] == "r2_dev"].set_index(["curricula", "simulator"])["value"]
-    assert len(r2) == 3 * len(FITTED)
+    assert len(r2) == 4 * len(FITTED)
     assert r2[[("alike", "mean_trajectory"), ("biased", "mean_trajectory")]].abs().max() < 1e-3
     assert np.isnan(r2["longer", "mean_trajectory"])
+    assert np.isnan(r2["unseen_tests", "simfluence"])
     assert np.isfinite(r2["longer", "tangent"])
     recorded = "overrides: ['settings.fine_tuning.metrics=[bleu, accuracy]']"
     more = papermill(name, "tasks: [sst2, webnlg]", "kinds: [alike]", NAMED, recorded)

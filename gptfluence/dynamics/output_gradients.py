@@ -153,10 +153,12 @@ def _at_coordinates(module: nn.Module, use: _Use, inputs: Tensor, gradient: Tens
         return gradient.sum(1)[:, use.pick]
     if isinstance(module, nn.Embedding):
         row, column = use.pick // module.embedding_dim, use.pick % module.embedding_dim
-        looked_up = (inputs.reshape(-1, 1) == row).to(gradient)
+        at, chosen = (inputs.reshape(-1, 1) == row).nonzero(as_tuple=True)  # few of the tokens were looked up
         if module.padding_idx is not None:
-            looked_up *= row != module.padding_idx
-        return torch.einsum("kpm,pm->km", gradient[:, :, column], looked_up)
+            kept = row[chosen] != module.padding_idx
+            at, chosen = at[kept], chosen[kept]
+        found = gradient.new_zeros(len(gradient), len(row))
+        return found.index_add_(1, chosen, gradient[:, at, column[chosen]])
     inputs = inputs.flatten(0, -2).to(gradient)  # [positions, features]
     weight = module.weight
     left, right = (inputs, gradient) if isinstance(module, Conv1D) else (gradient, inputs)
