@@ -33,6 +33,8 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
 
 # %%
+import pandas as pd
+
 import gptfluence as gf
 from gptfluence import intervals, shifted
 
@@ -56,6 +58,24 @@ picture = intervals.plot_intervals(
 )
 picture
 
+# %% [markdown]
+# ## What runs and tangents cost
+#
+# In forwards of the GPT over one text: a recorded run trains on its batches (a forward, and a backward worth two) and measures
+# every test example after every step. The tangent simulator takes a backward for each output (`TangentSimulator.forwards`).
+# Other simulators cost the GPT nothing but the runs.
+
+# %%
+costs = {}
+for source in sources:
+    one = source.curricula[0]
+    run = one.steps * (3 * one.batches.shape[1] + len(source.tests))
+    costs[source.task] = {"one recorded run": run}
+    if "tangent" in nb.study.methods(simulators):
+        taken = nb.study.simulator("tangent", "fine_tuning", source.task).forwards
+        costs[source.task] |= {"tangents": taken, "tangents, in runs": taken / run}
+pd.DataFrame(costs).T.round(2)
+
 # %%
 held, selecting = len(sources[0].split()[2]), len(sources[0].split()[1])
 caption = (
@@ -63,6 +83,9 @@ caption = (
     f"fitted on (besides {selecting} validation runs that select among epochs and settings). {nb.study.profile.title} "
     f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
 )
+if "tangent" in nb.study.methods(simulators):
+    worth = ", ".join(f"{gf.names.task(task)} {cost['tangents, in runs']:.1f}" for task, cost in costs.items())
+    caption += f" The tangent simulator's gradients cost the GPT as much as so many recorded runs: {worth}."
 nb.save_figure(
     picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=intervals.best_by(frame)
 )

@@ -8,12 +8,16 @@ import pytest
 from gptfluence import names
 from gptfluence.config import ROOT
 
-FIGURES = ROOT / "figures" / "mini"
-TABLES = {  # csv file -> rows, columns
-    "ext01_explained_deviation": ("simulator", "curricula"),
-    "ext01_other_metrics": ("simulator", "metric"),
-    "ext03_runs_needed": ("simulator", "runs"),
-    "ext04_leave_out": ("method", "left_out"),
+FIGURES = ROOT / "figures"
+TABLES = {  # csv file below figures/ -> rows, columns
+    "mini/ext01_explained_deviation": ("simulator", "curricula"),
+    "mini/ext01_other_metrics": ("simulator", "metric"),
+    "mini/ext03_runs_needed": ("simulator", "runs"),
+    "mini/ext04_leave_out": ("method", "left_out"),
+    "laptop/ext01_explained_deviation": ("simulator", "curricula"),
+    "laptop/ext03_runs_needed": ("simulator", "runs"),
+    "laptop-slow/ext01_explained_deviation": ("simulator", "curricula"),
+    "laptop-slow/ext03_runs_needed": ("simulator", "runs"),
 }
 
 
@@ -23,22 +27,26 @@ def tables(name: str) -> list[str]:
     frame = pd.read_csv(FIGURES / f"{name}.csv", dtype={"left_out": str})
     if "metric" in frame and column != "metric":
         frame = frame[frame["metric"] == "loss"]
+    profile, whole = name.partition("/")[0], frame
     if "statistic" in frame:
         frame = frame[frame["statistic"].isin(["r2_dev", "lds"])]
     found = []
     for task, part in frame.groupby("task", sort=False):
         table = part.pivot(index=row, columns=column, values="value")
         table = table.loc[list(dict.fromkeys(part[row])), list(dict.fromkeys(part[column]))]
-        shown = [
+        columns = [str(label).replace("unseen_", "unseen ") for label in table.columns]
+        title = names.task(task) if profile == "mini" else f"{names.task(task)}, `{profile}`"
+        lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        if column == "curricula":
+            mine = whole[(whole["task"] == task) & (whole["statistic"] == "mse_mean_trajectory")]
+            errors = mine.groupby("curricula")["value"].first()[table.columns]
+            lines.append("| *MSE of the mean trajectory* | " + " | ".join(f"{v:.2g}" for v in errors) + " |")
+        lines += [
             f"| {names.method(method)} | " + " | ".join("-" if pd.isna(v) else f"{v + 0:.2f}" for v in values) + " |"
             for method, values in zip(table.index, table.to_numpy(), strict=True)
             if not table.loc[method].isna().all()
         ]
-        head = [
-            f"| {names.task(task)} | " + " | ".join(map(str, table.columns)) + " |",
-            "|---" * (1 + table.shape[1]) + "|",
-        ]
-        found.append("\n".join([*head, *shown]).replace("-0.00", "0.00") + "\n")
+        found.append("\n".join(lines).replace("-0.00", "0.00") + "\n")
     return found
 
 

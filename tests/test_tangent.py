@@ -61,6 +61,24 @@ def words(pool: str, *texts: str) -> TaskPool:
     return TaskPool(pool, [Example(str(k), text[:-1], text[-1:]) for k, text in enumerate(texts)])
 
 
+def test_the_cost_counts_what_is_run(sst2, nano, dynamics, monkeypatch):
+    """Forwards by counting the model's calls; backward passes by the rows that autograd is asked for."""
+    gpt, counted = nano.load(), {"forwards": 0, "backwards": 0}
+    gpt.model.register_forward_hook(lambda *_: counted.update(forwards=counted["forwards"] + 1))
+    take = torch.autograd.grad
+
+    def grad(outputs, inputs, grad_outputs=None, **options):
+        batched = options.get("is_grads_batched", False)
+        counted["backwards"] += len(grad_outputs) if batched else 2  # a whole one forms parameters' gradients, too
+        return take(outputs, inputs, grad_outputs, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    features = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=50)
+    fitted = TangentSimulator(tangents=features).fit(dynamics)
+    ran, checked = sum(counted.values()), 2 * (2 + 2)  # pool and tests: a comparison, and a probe of the last layer
+    assert fitted.forwards <= ran <= fitted.forwards + checked + 4
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_exact_where_the_gpt_is_linear_in_its_trained_parameters(nano, clip):
     """Only the output embedding is trained, and all tokens but one are candidates: nothing is approximated."""
