@@ -1,12 +1,15 @@
 """Bands around simulated trajectories that hold the recorded ones with a chosen probability: split conformal prediction.
 
 A band is as wide at step t as the simulator's typical error there, times one number q, so that a whole path is inside or is
-not. The score of a path is how many typical errors it is off at its worst step,
+not; and it widens with the whole run's distance from what is typical. The score of a path is how many such errors it is off
+at its worst step,
 
-    S = max_t |y_t - yhat_t| / scale_t,        band: yhat_t +- q scale_t,
+    S = max_t |y_t - yhat_t| / (error_t w),        band: yhat_t +- q error_t w,
 
 and q is a quantile of the scores of calibration runs, which the simulator was not fitted on (Vovk et al., 2005; Lei et al.,
-2018, arXiv:1604.04173).
+2018, arXiv:1604.04173, whose locally weighted bands these are). w is 1 for a run that is simulated to lie no further from the
+mean simulated run than the fitted runs do, root mean squared over steps and test examples; k for one k times as far. So
+a run that is taken to move further is taken to be predicted worse in proportion, which no calibration run can show.
 
 What is promised: if calibration runs and the new run are exchangeable (curricula drawn alike, the same GPT and settings),
 a path is inside with at least the chosen probability, averaged over calibration sets, curricula and test examples; not for
@@ -14,7 +17,8 @@ each curriculum, nor for each test example. Paths of one run share its curriculu
 this into account as two-layer exchangeability does (Lee, Barber, Willett, 2023, arXiv:2306.06342): the guarantee holds
 whatever the dependence within a run, at the price of wider bands, and of at least level / (1 - level) calibration runs.
 `unit="path"` takes paths for exchangeable; with few calibration runs its coverage varies from one calibration set to the
-next. For a curriculum unlike the calibration ones (repeated, sorted, biased, another learning rate) nothing is promised.
+next. (w depends on the curriculum and on fitted runs alone, which changes nothing of this.) For a curriculum unlike the
+calibration ones (repeated, sorted, biased, another learning rate) nothing is promised: w is a guess there, and measured.
 """
 
 from __future__ import annotations
@@ -31,14 +35,59 @@ FLOOR = 1e-3  # of the largest typical error: where a simulator is as good as ex
 
 
 @dataclass(frozen=True)
-class Bands:
-    """scale: float64 [steps + 1], 0 where observed; quantile: typical errors on either side, inf if nothing can be promised."""
+class Typical:
+    """What is typical of a simulator on runs that do not calibrate; those it was fitted on will do.
 
-    scale: np.ndarray
+    error: float64 [steps + 1], root mean squared error at each step, 0 where observed
+    centre: float64 [steps + 1, tests], the mean of the simulated runs
+    distance: of the simulated runs from it, root mean squared over runs, steps and test examples
+    """
+
+    error: np.ndarray
+    centre: np.ndarray
+    distance: float
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, recorded: np.ndarray, *, observed: int = 1) -> Typical:
+        """Both: float [runs, steps + 1, tests]. Raises ConfigurationError for errors that are not finite, or all 0."""
+        predicted = np.asarray(predicted, np.float64)
+        error = predicted - recorded
+        if error.ndim != 3 or not error.size:
+            raise ConfigurationError(f"bands: errors must be [runs, steps + 1, tests], not {list(error.shape)}")
+        typical = np.sqrt(np.square(error).mean(axis=(0, 2)))
+        if not (np.isfinite(typical).all() and typical.max() > 0):
+            raise ConfigurationError(
+                "bands: the simulator's errors are not finite, or 0 at every step; bands need one that does not diverge"
+            )
+        floor = FLOOR * typical.max()
+        typical = np.maximum(typical, floor)
+        typical[:observed] = 0
+        centre = predicted.mean(axis=0)
+        distance = float(np.sqrt(np.square(predicted - centre).mean()))
+        return cls(typical, centre, max(distance, floor))  # less than the floor is rounding, not a distance
+
+    def widening(self, predicted: np.ndarray) -> np.ndarray:
+        """float64 [..., 1, 1], 1 or more: w of float [..., steps + 1, tests]; values that are not finite do not count."""
+        squares = np.square(predicted - self.centre[: predicted.shape[-2]])
+        finite = np.isfinite(squares)
+        total, count = (part.sum(axis=(-2, -1), keepdims=True) for part in (np.where(finite, squares, 0), finite))
+        return np.maximum(1.0, np.sqrt(total / np.maximum(count, 1)) / self.distance)
+
+    def extended(self, steps: int) -> Typical:
+        """For longer runs: beyond the end of the fitted ones the last typical error and the last mean stand."""
+        at = np.minimum(np.arange(steps + 1), len(self.error) - 1)
+        return Typical(self.error[at], self.centre[at], self.distance)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """quantile: typical errors on either side, inf if nothing can be promised; runs: how many calibrated."""
+
+    typical: Typical
     quantile: float
     level: float
     unit: str
-    runs: int  # calibration runs
+    runs: int
     observed: int = 1
 
     def around(self, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,13 +96,15 @@ class Bands:
         Raises ConfigurationError for more steps than the bands were made for.
         """
         predicted = np.asarray(predicted, np.float64)
-        if predicted.shape[-2] > len(self.scale):
+        error = self.typical.error
+        if predicted.shape[-2] > len(error):
             raise ConfigurationError(
-                f"bands: made for {len(self.scale) - 1} steps, asked for {predicted.shape[-2] - 1}; calibrate them on runs "
+                f"bands: made for {len(error) - 1} steps, asked for {predicted.shape[-2] - 1}; calibrate them on runs "
                 "of that length"
             )
-        half = np.zeros((predicted.shape[-2], 1))
-        half[self.observed :] = self.quantile * self.scale[self.observed : len(half), None]
+        half = np.zeros_like(predicted)
+        steps = slice(self.observed, predicted.shape[-2])
+        half[..., steps, :] = self.quantile * error[steps, None] * self.typical.widening(predicted)
         return predicted - half, predicted + half
 
     def covered(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
@@ -63,41 +114,25 @@ class Bands:
         return inside[..., self.observed :, :].all(axis=-2)
 
 
-def typical_errors(predicted: np.ndarray, recorded: np.ndarray, *, observed: int = 1) -> np.ndarray:
-    """float64 [steps + 1]: root mean squared error at each step, 0 where observed; both float [runs, steps + 1, tests].
-
-    Of runs that are not used to calibrate (those that the simulator was fitted on will do: only the shape matters).
-    """
-    error = np.asarray(predicted, np.float64) - recorded
-    if error.ndim != 3 or not error.size:
-        raise ConfigurationError(f"bands: errors must be [runs, steps + 1, tests], not {list(error.shape)}")
-    scale = np.sqrt(np.square(error).mean(axis=(0, 2)))
-    if not (np.isfinite(scale).all() and scale.max() > 0):
-        raise ConfigurationError(
-            "bands: the simulator's errors are not finite, or 0 at every step; bands need one that does not diverge"
-        )
-    scale = np.maximum(scale, FLOOR * scale.max())
-    scale[:observed] = 0
-    return scale
-
-
-def scores(predicted: np.ndarray, recorded: np.ndarray, scale: np.ndarray, *, observed: int = 1) -> np.ndarray:
-    """float64 [runs, tests]: max over predicted steps of |error| / scale; inf for a path that is not finite."""
+def scores(predicted: np.ndarray, recorded: np.ndarray, typical: Typical, *, observed: int = 1) -> np.ndarray:
+    """float64 [runs, tests]: max over predicted steps of |error| / (typical error, widened); inf if a path is not finite."""
     with np.errstate(invalid="ignore", over="ignore"):
-        error = np.abs(np.asarray(predicted, np.float64) - recorded)[:, observed:]
-        return np.nan_to_num(error / scale[observed : error.shape[1] + observed, None], nan=np.inf).max(axis=1)
+        predicted = np.asarray(predicted, np.float64)
+        error = np.abs(predicted - recorded) / typical.widening(predicted)
+        error = error[:, observed:] / typical.error[observed : error.shape[1], None]
+        return np.nan_to_num(error, nan=np.inf).max(axis=1)
 
 
 def calibrate(
     predicted: np.ndarray,
     recorded: np.ndarray,
-    scale: np.ndarray,
+    typical: Typical,
     *,
     level: float = 0.9,
     unit: str = "path",
     observed: int = 1,
 ) -> Bands:
-    """Bands from calibration runs, float [runs, steps + 1, tests], and the `typical_errors` of others.
+    """Bands from calibration runs, float [runs, steps + 1, tests], and what is `Typical` of others.
 
     The quantile is the smallest score with at least the share `level` of all scores at or below it, where one more path
     (unit "path") or one more run (unit "run") counts as infinitely bad; inf if there are too few for the level.
@@ -108,19 +143,23 @@ def calibrate(
         raise ConfigurationError(f"bands: level must be above 0 and below 1, not {level}")
     if unit not in UNITS:
         raise ConfigurationError(unknown("unit", unit, UNITS, where="bands: "))
-    if np.shape(predicted) != np.shape(recorded) or np.ndim(predicted) != 3 or np.shape(predicted)[1] != len(scale):
+    if (
+        np.shape(predicted) != np.shape(recorded)
+        or np.ndim(predicted) != 3
+        or np.shape(predicted)[1:] != typical.centre.shape
+    ):
         raise ConfigurationError(
-            f"bands: predicted {list(np.shape(predicted))}, recorded {list(np.shape(recorded))} and scale [{len(scale)}] "
-            "disagree; give [runs, steps + 1, tests] of the same calibration runs"
+            f"bands: predicted {list(np.shape(predicted))}, recorded {list(np.shape(recorded))} and what is typical "
+            f"{list(typical.centre.shape)} disagree; give [runs, steps + 1, tests] of the same tests and as many steps"
         )
-    found = scores(predicted, recorded, scale, observed=observed)
+    found = scores(predicted, recorded, typical, observed=observed)
     count = found.size if unit == "path" else len(found)
     # the share of the scores that is needed, with one more unit at infinity; rounded before it is rounded up, since
     # 0.9 * 10 / 9 * 9 is not 9 in binary
     needed = int(np.ceil(np.round(level * (count + 1) / count * found.size, 9)))
     ordered = np.sort(found, axis=None)
     quantile = float(ordered[needed - 1]) if needed <= found.size else float("inf")
-    return Bands(np.asarray(scale, np.float64), quantile, level, unit, len(found), observed)
+    return Bands(typical, quantile, level, unit, len(found), observed)
 
 
 def coverage(bands: Bands, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
@@ -128,9 +167,10 @@ def coverage(bands: Bands, predicted: np.ndarray, recorded: np.ndarray) -> np.nd
     return bands.covered(predicted, np.asarray(recorded, np.float64)).mean(axis=-1)
 
 
-def mean_width(bands: Bands, steps: int) -> float:
-    """The mean over `steps` predicted steps of the whole width of a band, in the metric's unit."""
-    return float(2 * bands.quantile * bands.scale[bands.observed : steps + 1].mean())
+def mean_width(bands: Bands, predicted: np.ndarray) -> np.ndarray:
+    """float [runs]: the mean over predicted steps of the whole width of each run's bands, in the metric's unit."""
+    low, high = bands.around(predicted)
+    return (high - low)[..., bands.observed :, :].mean(axis=(-2, -1))
 
 
 def calibration_names(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:

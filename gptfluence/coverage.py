@@ -38,11 +38,12 @@ def bands_of(
     truth = [part.trajectories("loss") for part in (train.select(fitted_on), calibrating)]
     for name in simulators:
         try:
-            scale = conformal.typical_errors(known[name], truth[0])
+            typical = conformal.Typical.of(known[name], truth[0])
         except ConfigurationError:
             continue
         found[name] = {
-            unit: conformal.calibrate(others[name], truth[1], scale, level=level, unit=unit) for unit in conformal.UNITS
+            unit: conformal.calibrate(others[name], truth[1], typical, level=level, unit=unit)
+            for unit in conformal.UNITS
         }
     return found, fewer
 
@@ -74,15 +75,15 @@ def covered(
                 sources.append(recorded)
             if recorded.curricula[0].steps > drawn_alike.curricula[0].steps:
                 continue
-            truth, steps = recorded.trajectories("loss"), recorded.curricula[0].steps
+            truth = recorded.trajectories("loss")
             predicted, _ = shifted.simulate(fewer, task, recorded, list(bands))
             for name, values in predicted.items():
                 for unit, band in bands[name].items():
                     common = (SETTING, recorded.model, task, "loss", kind, name, len(recorded))
                     share = mean_over_runs(conformal.coverage(band, values, truth))
-                    width = conformal.mean_width(band, steps)
+                    width = mean_over_runs(conformal.mean_width(band, values))
                     rows.append((*common, "coverage", *share[:3], unit, band.runs))
-                    rows.append((*common, "mean_width", width, width, width, unit, band.runs))
+                    rows.append((*common, "mean_width", *width[:3], unit, band.runs))
                 paths.append(_paths(f"{task}: {kind}", name, values[0], truth[0], bands[name]["path"]))
     if not rows:
         raise ConfigurationError(

@@ -183,11 +183,9 @@ def ask(
         truth = of.trajectories("loss")
         return simulator.simulate(of.curricula, truth[:, :1]), truth
 
-    scale = conformal.typical_errors(*simulated(fitted_on))
-    longer = curriculum.steps + 1 - len(scale)
-    bands = conformal.calibrate(*simulated(others), scale, level=level)
-    if longer > 0:  # beyond the recorded length the last typical error stands
-        bands = replace(bands, scale=np.concatenate([scale, np.full(longer, scale[-1])]))
+    typical = conformal.Typical.of(*simulated(fitted_on))
+    bands = conformal.calibrate(*simulated(others), typical, level=level)
+    bands = replace(bands, typical=typical.extended(max(curriculum.steps, base.curricula[0].steps)))
     truth = None
     if train:
         texts = Task(task, pool, dynamics.tests) if changes.rewrite else task

@@ -17,8 +17,9 @@
 # A simulated curve is of use where one knows how far to trust it. Split conformal prediction puts a band around it that
 # is to hold the *whole* recorded curve in nine cases of ten, whatever the simulator, as long as the new run is drawn like those
 # that calibrated the band. Two things weaken that here: curves of one run are not independent (`unit` run allows for it, with
-# wider bands), and of the calibration runs the validation runs had a say in the fit. *Coverage at the line and narrow bands are good. For sorted, repeated or biased curricula nothing is promised, and
-# the figure shows what is left.*
+# wider bands), and of the calibration runs the validation runs had a say in the fit. *Coverage at the line and narrow bands are
+# good. For sorted, repeated or biased curricula nothing is promised*: there a band widens as the simulated run is further from the
+# mean of the fitted ones than those are, a guess that the figure puts to the test.
 #
 # ![Bands and their coverage, profile mini](../figures/mini/ext05_bands.png)
 #
@@ -52,7 +53,7 @@ results, paths, sources = coverage.covered(nb.study, chosen, kinds, nb.study.met
 
 # %% [markdown]
 # Coverage (of whole paths) and mean width in nats per target token. `unit` "run" promises the same whatever paths of one
-# run have in common; it is infinite where there are too few calibration runs for the level.
+# run have in common; it is infinite where there are too few calibration runs for the level. Widths are means over runs.
 
 # %%
 tables = dict(list(results.groupby("statistic", sort=False)))
@@ -61,7 +62,9 @@ tables["coverage"].pivot_table(
 ).round(2)
 
 # %%
-tables["mean_width"].pivot_table(index=["task", "unit"], columns="simulator", values="value", sort=False).round(3)
+tables["mean_width"].pivot_table(
+    index=["task", "unit", "curricula"], columns="simulator", values="value", sort=False
+).round(3)
 
 # %%
 frame = tables["coverage"][tables["coverage"]["unit"] == unit]
@@ -83,7 +86,8 @@ used = int(results["calibration_runs"].max())
 caption = (
     f"Coverage of {level:.0%} bands (line) by kind of curriculum: share of whole paths inside, split conformal, {used} calibration "
     f"runs drawn alike, exchangeable unit: {unit}. {nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over runs. "
-    "Only for curricula drawn alike is coverage promised."
+    "Only for curricula drawn alike is coverage promised; bands widen in proportion with a simulated run's distance from the mean "
+    "of the fitted runs."
 )
 sentences = []
 for (task, name), part in frame.groupby(["task", "series"], sort=False):
