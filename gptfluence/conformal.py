@@ -8,8 +8,8 @@ at its worst step,
 
 and q is a quantile of the scores of calibration runs, which the simulator was not fitted on (Vovk et al., 2005; Lei et al.,
 2018, arXiv:1604.04173, whose locally weighted bands these are). w is 1 for a run that is simulated to lie no further from the
-mean simulated run than the fitted runs do, root mean squared over steps and test examples; k for one k times as far. So
-a run that is taken to move further is taken to be predicted worse in proportion, which no calibration run can show.
+mean simulated run than the furthest fitted run does, root mean squared over steps and test examples; k for one k times as
+far. So a run that is taken to move further is taken to be predicted worse in proportion, which no calibration run can show.
 
 What is promised: if calibration runs and the new run are exchangeable (curricula drawn alike, the same GPT and settings),
 a path is inside with at least the chosen probability, averaged over calibration sets, curricula and test examples; not for
@@ -40,7 +40,7 @@ class Typical:
 
     error: float64 [steps + 1], root mean squared error at each step, 0 where observed
     centre: float64 [steps + 1, tests], the mean of the simulated runs
-    distance: of the simulated runs from it, root mean squared over runs, steps and test examples
+    distance: from it to the furthest simulated run, root mean squared over steps and test examples
     """
 
     error: np.ndarray
@@ -63,7 +63,7 @@ class Typical:
         typical = np.maximum(typical, floor)
         typical[:observed] = 0
         centre = predicted.mean(axis=0)
-        distance = float(np.sqrt(np.square(predicted - centre).mean()))
+        distance = float(np.sqrt(np.square(predicted - centre).mean(axis=(1, 2)).max()))
         return cls(typical, centre, max(distance, floor))  # less than the floor is rounding, not a distance
 
     def widening(self, predicted: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@
 # that calibrated the band. Two things weaken that here: curves of one run are not independent (`unit` run allows for it, with
 # wider bands), and of the calibration runs the validation runs had a say in the fit. *Coverage at the line and narrow bands are
 # good. For sorted, repeated or biased curricula nothing is promised*: there a band widens as the simulated run is further from the
-# mean of the fitted ones than those are, a guess that the figure puts to the test.
+# mean of the fitted ones than any of those is, a guess that the figure puts to the test.
 #
 # ![Bands and their coverage, profile mini](../figures/mini/ext05_bands.png)
 #
@@ -86,8 +86,8 @@ used = int(results["calibration_runs"].max())
 caption = (
     f"Coverage of {level:.0%} bands (line) by kind of curriculum: share of whole paths inside, split conformal, {used} calibration "
     f"runs drawn alike, exchangeable unit: {unit}. {nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over runs. "
-    "Only for curricula drawn alike is coverage promised; bands widen in proportion with a simulated run's distance from the mean "
-    "of the fitted runs."
+    "Only for curricula drawn alike is coverage promised; bands widen in proportion where a simulated run is further from the "
+    "mean of the fitted runs than any of those."
 )
 sentences = []
 for (task, name), part in frame.groupby(["task", "series"], sort=False):

@@ -84,9 +84,9 @@ def test_bands_widen_with_the_distance_of_a_run_as_a_whole():
     centre = predicted.mean(axis=0)
     width = mean_width(bands, np.stack([centre, centre + typical.distance, centre - 3 * typical.distance]))
     np.testing.assert_allclose(width / width[0], [1, 1, 3])
-    # so errors in proportion to the distance are covered nearly as often as elsewhere (of runs nearer than most w is 1)
+    # so errors in proportion to the distance are covered nearly as often as elsewhere (runs nearer than the furthest have w = 1)
     further, truth = (centre + 4 * (values - centre) for values in runs(rng, 200))
-    assert coverage(bands, further, truth).mean() > 0.75
+    assert coverage(bands, further, truth).mean() > 0.65
     flat = replace(bands, typical=replace(typical, distance=np.inf))
     assert coverage(flat, further, truth).mean() < 0.5
     # a simulator that says the same of every curriculum has no distance, and rounding is none
