@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,7 +138,11 @@ class Notebook:
         shown = {name: value for name, value in self.parameters.items() if value not in ("", [])}
         shown.pop("output_dir", None)
         options = "".join(f" -p {name} {value}" for name, value in shown.items() if not isinstance(value, list))
-        lists = "".join(f" -y '{name}: {value}'" for name, value in shown.items() if isinstance(value, list))
+        lists = "".join(
+            f" -y {shlex.quote(f'{name}: {json.dumps(value)}')}"
+            for name, value in shown.items()
+            if isinstance(value, list)
+        )
         runs: dict[str, dict[str, str]] = {}
         for source in sources:  # several may be parts of one folder
             runs.setdefault(source.provenance["folder"], {}).update(source.provenance["runs"])

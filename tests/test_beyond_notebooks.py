@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 FITTED = ["mean_trajectory", "simfluence", "low_rank", "tangent"]
 NAMED = f"simulators: [{', '.join(FITTED)}]"
@@ -55,6 +57,10 @@ def test_explained_deviation(papermill):
     recorded = "overrides: ['settings.fine_tuning.metrics=[bleu, accuracy]']"
     more = papermill(name, "tasks: [sst2, webnlg]", "kinds: [alike]", NAMED, recorded)
     others = saved(more, "ext01_other_metrics")
+    # the command that is kept gives papermill the same lists again
+    words = shlex.split(json.loads((more[1] / f"{name}.json").read_text())["command"])
+    given = [yaml.safe_load(words[at + 1]) for at, word in enumerate(words) if word == "-y"]
+    assert {"overrides": ["settings.fine_tuning.metrics=[bleu, accuracy]"]} in given
     assert set(others["metric"]) == {"accuracy", "bleu"}
     assert "ceiling" in set(others["simulator"])
     assert set(saved(more, name)["metric"]) == {"loss", "accuracy", "bleu"}
