@@ -18,6 +18,8 @@ TABLES = {  # csv file below figures/ -> rows, columns
     "laptop/ext03_runs_needed": ("simulator", "runs"),
     "laptop-slow/ext01_explained_deviation": ("simulator", "curricula"),
     "laptop-slow/ext03_runs_needed": ("simulator", "runs"),
+    "laptop-webnlg/ext01_explained_deviation": ("simulator", "curricula"),
+    "laptop-webnlg/ext03_runs_needed": ("simulator", "runs"),
 }
 
 
