@@ -7,7 +7,7 @@ CPU, float32, one thread. Every row takes the gradients of the same outputs (log
 logsumexp of the others) at the same sampled coordinates. No table is printed unless they agree. The rows:
 
 - autograd: one backward pass for each output, all parameters' gradients, of which the coordinates are picked.
-- autograd, batched: the same for as many outputs at once as fit 128 MiB.
+- autograd, batched: the same for as many outputs at once as fit the memory that ours may take; one where a model's gradient fills it.
 - gptfluence: what `TangentFeatures` does; the first call, which is compared with autograd, is not in the figure.
 """
 
@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gptfluence.dynamics.output_gradients import OutputGradients
+from gptfluence.dynamics.output_gradients import BUDGET, OutputGradients
 from gptfluence.dynamics.recorder import single_thread
 
 TOLERANCE = 1e-4  # of the largest gradient
 CANDIDATES, POSITIONS = 8, 48
-FLOATS = 2**25
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 256,
@@ -88,12 +87,11 @@ def compare(kind: str, options: dict, coordinates: int, tokens: int, repeats: in
             return ours.of(outputs(model, tokens))
 
     watched()
+    batch = max(1, min(64, BUDGET // size))
     picked = torch.from_numpy(index)
     rows = {
         "autograd": lambda: by_autograd(model, picked, outputs(model, tokens), 1),
-        "autograd, batched": lambda: by_autograd(
-            model, picked, outputs(model, tokens), max(1, min(64, FLOATS // size))
-        ),
+        f"autograd, by {batch}": lambda: by_autograd(model, picked, outputs(model, tokens), batch),
         "gptfluence": watched,
     }
     found = {name: timed(take, repeats) for name, take in rows.items()}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from gptfluence import conformal, shifted
+from gptfluence import conformal, names, shifted
 from gptfluence.deviations import mean_over_runs
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.errors import ConfigurationError
@@ -84,7 +84,7 @@ def covered(
                     width = mean_over_runs(conformal.mean_width(band, values))
                     rows.append((*common, "coverage", *share[:3], unit, band.runs))
                     rows.append((*common, "mean_width", *width[:3], unit, band.runs))
-                paths.append(_paths(f"{task}: {kind}", name, values[0], truth[0], bands[name]["path"]))
+                paths.append(_paths(f"{names.task(task)}: {kind}", name, values[0], truth[0], bands[name]["path"]))
     if not rows:
         raise ConfigurationError(
             f"bands: none can be made for {', '.join(kinds)}; choose a kind of the recorded length"

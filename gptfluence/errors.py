@@ -17,6 +17,10 @@ class ConfigurationError(GPTfluenceError):
     """A profile, a parameter or an argument holds a value that is not allowed."""
 
 
+class OutOfReachError(ConfigurationError):
+    """A simulator is asked about examples, or a length, that its kind can say nothing of."""
+
+
 class DataError(GPTfluenceError):
     """Task data cannot be used: malformed line, duplicate id, empty file, text that does not fit the model."""
 

@@ -289,12 +289,11 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
     tasks = [task for task in BEYOND_TASKS if task in setting.tasks] or setting.tasks[:1]
     fitted = [name for name in BEYOND if study.is_fitted(name)]
     every = fits("fine_tuning", setting.models[:1], tasks, ["loss"], fitted)
-    # of all tasks the loss, of these also what else is recorded
-    metrics = fits("fine_tuning", setting.models[:1], tasks, setting.metrics, fitted)
-    metrics = fits("fine_tuning", setting.models[:1], setting.tasks, ["loss"], fitted) | metrics
+    of_all = fits("fine_tuning", setting.models[:1], setting.tasks, ["loss"], fitted)
+    other_metrics = fits("fine_tuning", setting.models[:1], tasks, setting.metrics, fitted)
     one = dict(list(every.items())[:1])
     known = {
-        "ext01_explained_deviation": metrics,
+        "ext01_explained_deviation": of_all | other_metrics,
         "ext02_horizon": every,
         "ext03_runs_needed": every,
         "ext04_leave_out": every,

@@ -18,7 +18,7 @@ from gptfluence.dynamics import shifts
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.text_metrics import TEXT_METRICS
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.errors import ConfigurationError, OutOfReachError, unknown
 from gptfluence.study import Study
 from gptfluence.tasks.base import fingerprint
 
@@ -71,7 +71,7 @@ def record(study: Study, task: str, kind: str, runs: int, *, model: str | None =
     """Recorded runs of a kind, with their losses.
 
     Of `KINDS`, or `UNSEEN`. `alike`: the study's held-out runs, all of them; `unseen_tests`: these, with the test examples
-    that `fitted_tests` leaves; `unseen_pool`: the profile's runs on a pool kept apart.
+    that are not fitted on (`halves`); `unseen_pool`: the profile's runs on a pool kept apart.
 
     Raises ConfigurationError as `draw`, for a number of runs below 1, and where no pool is kept apart.
     """
@@ -81,7 +81,7 @@ def record(study: Study, task: str, kind: str, runs: int, *, model: str | None =
         return held_out(study, task, model=model)
     if kind == "unseen_tests":
         held = held_out(study, task, model=model)
-        return held.of_tests(range(1, len(held.tests), 2))
+        return held.of_tests(halves(len(held.tests))[1])
     if kind == "unseen_pool":
         return study.unseen_dynamics(SETTING, task, unseen="training", model=model).for_metric("loss")
     curricula = draw(study, task, kind, runs, model=model)
@@ -92,9 +92,9 @@ def record(study: Study, task: str, kind: str, runs: int, *, model: str | None =
     return other.record(curricula, SETTING, task, model=model)
 
 
-def fitted_tests(kind: str, tests: int) -> range | None:
-    """Which of so many test examples simulators are fitted on for runs of a kind; None: on all."""
-    return range(0, tests, 2) if kind == "unseen_tests" else None
+def halves(tests: int) -> tuple[range, range]:
+    """Positions of so many test examples: those that simulators are fitted on for `unseen_tests`, and those asked about."""
+    return range(0, tests, 2), range(1, tests, 2)
 
 
 def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None = None) -> GPTDynamics:
@@ -133,13 +133,7 @@ def simulate(
         )
         try:
             predicted[name] = fitted.simulate(recorded.curricula, start, pool=recorded.pool, tests=recorded.tests)
-        except ConfigurationError as error:
-            known = fitted.fitted
-            assert known is not None
-            examples = recorded.pool.fingerprint, recorded.tests.fingerprint
-            unseen = examples != (known.pool_fingerprint, known.tests_fingerprint)
-            if not unseen and recorded.curricula[0].steps <= known.steps:
-                raise
+        except OutOfReachError as error:
             refused[name] = str(error)
     return predicted, refused
 
@@ -193,11 +187,11 @@ def explained(
             recorded = record(study, task, kind, runs)
             if kind not in ("alike", "unseen_tests"):
                 sources.append(recorded)
-            train = dynamics.split()[0]
-            if kind == "unseen_tests":  # their own mean, which simulators do not know
-                train = train.of_tests(range(1, len(train.tests), 2))
+            train, fitted_on = dynamics.split()[0], None
+            if kind == "unseen_tests":  # 0 is their own mean, which simulators do not know
+                fitted_on, asked = halves(len(train.tests))
+                train = train.of_tests(asked)
             mean = mean_trajectory(train, recorded.curricula[0].steps)
-            fitted_on = fitted_tests(kind, len(dynamics.tests))
             predicted, refused = simulate(study, task, recorded, simulators, fitted_on=fitted_on)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))

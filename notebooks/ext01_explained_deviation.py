@@ -93,7 +93,7 @@ frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
     columns={"curricula": "x", "simulator": "series"}
 )
 frame["x"] = frame["x"].str.replace("_", " ")
-picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev (0–1 is explained)", floor=-1.0)
+picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0)
 picture
 
 # %% [markdown]
@@ -116,9 +116,10 @@ caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({sources[0].model}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest in the runs drawn "
-    "alike; unseen pool: the profile's runs on training examples kept apart, where it keeps some. Bars: 90% bootstrap intervals "
-    "over runs (of two or three runs hardly more than their range). Beyond the end of the mean trajectory its last value "
-    "stands. The CSV holds other metrics, too (ext01_other_metrics)."
+    "alike, whose own mean is the 0; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
+    "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals "
+    "over runs (of two or three runs hardly more than their range, of one none). Beyond the end of the mean trajectory its last value "
+    "stands. " + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
 )
 nb.save_figure(
     picture,
@@ -137,7 +138,7 @@ else:
     drawn = drawn.assign(
         panel="drawn alike", x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric)
     )
-    picture = intervals.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev (0–1 is explained)", floor=-1.0)
+    picture = intervals.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
         f"{nb.study.profile.title} ({of_others[0].model}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "

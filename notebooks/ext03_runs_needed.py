@@ -54,7 +54,7 @@ frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
     columns={"runs": "x", "simulator": "series"}
 )
 picture = intervals.plot_intervals(
-    frame, xlabel="training runs", ylabel="R²dev (0–1 is explained)", floor=-1.0, columns=len(chosen), panel_height=1.9
+    frame, xlabel="training runs", ylabel="R²dev", floor=-1.0, columns=len(chosen), panel_height=1.9
 )
 picture
 
@@ -66,15 +66,16 @@ picture
 # Other simulators cost the GPT nothing but the runs.
 
 # %%
-costs = {}
+costs = []
 for source in sources:
     one = source.curricula[0]
     run = one.steps * (3 * one.batches.shape[1] + len(source.tests))
-    costs[source.task] = {"one recorded run": run}
-    if "tangent" in nb.study.methods(simulators):
-        taken = nb.study.simulator("tangent", "fine_tuning", source.task).forwards
-        costs[source.task] |= {"tangents": taken, "tangents, in runs": taken / run}
-pd.DataFrame(costs).T.round(2)
+    for name in nb.study.methods(simulators):
+        if nb.study.options(name)[0] == "tangent":
+            taken = nb.study.simulator(name, "fine_tuning", source.task).forwards
+            costs.append((gf.names.task(source.task), gf.names.method(name), run, taken, taken / run))
+costs = pd.DataFrame(costs, columns=["task", "simulator", "one recorded run", "tangents", "tangents, in runs"])
+costs.round(2)
 
 # %%
 held, selecting = len(sources[0].split()[2]), len(sources[0].split()[1])
@@ -83,9 +84,9 @@ caption = (
     f"fitted on (besides {selecting} validation runs that select among epochs and settings). {nb.study.profile.title} "
     f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
 )
-if "tangent" in nb.study.methods(simulators):
-    worth = ", ".join(f"{gf.names.task(task)} {cost['tangents, in runs']:.1f}" for task, cost in costs.items())
-    caption += f" The tangent simulator's gradients cost the GPT as much as so many recorded runs: {worth}."
+if len(costs):
+    worth = ", ".join(f"{row.task} {row.simulator} {row[-1]:.1f}" for row in costs.itertuples())
+    caption += f" Gradients cost the GPT as much as so many recorded runs: {worth}."
 nb.save_figure(
     picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=intervals.best_by(frame)
 )

@@ -70,26 +70,77 @@ def test_batches_of_outputs_change_nothing(monkeypatch):
 
 
 class Elsewhere(nn.Module):
-    """Uses a layer's weight without calling the layer, and another layer twice."""
+    """Uses a layer's weight without calling the layer, another layer twice, and one by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.passed_by, self.twice, self.alone = (nn.Linear(3, 3) for _ in range(3))
+        self.passed_by, self.twice, self.by_keyword = (nn.Linear(3, 3) for _ in range(3))
 
     def forward(self) -> Tensor:
         x = torch.linspace(-1, 1, 6).view(1, 2, 3)
         x = torch.tanh(self.passed_by(x) @ self.passed_by.weight)
-        return self.alone(self.twice(torch.tanh(self.twice(x)))).flatten()
+        return self.by_keyword(input=self.twice(torch.tanh(self.twice(x)))).flatten()
 
 
 def test_a_parameter_used_outside_its_module_is_asked_of_autograd():
     model = Elsewhere()
     found, gradients = taken(model, np.arange(36), lambda model: model())
     assert_close(found, by_autograd(model, model()))
-    assert gradients._direct == ["passed_by.weight"]
+    assert gradients._direct == ["passed_by.weight", "by_keyword.weight", "by_keyword.bias"]
     with gradients.watching():  # and ever after
         assert_close(gradients.of(2 * model()), by_autograd(model, 2 * model()))
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return 3 * super().forward(ids)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = Scaled(9, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: list[int]) -> Tensor:
+        return self.head(torch.tanh(self.embedding(torch.tensor(ids))))[-1, :3]
+
+
+def test_a_weight_tied_to_a_module_of_another_kind_is_asked_of_autograd():
+    model = Tied()
+    gradients = OutputGradients(model, dict(model.named_parameters()), np.array([4, 5, 30]))
+    for ids in ([0, 2], [1, 7]):  # the sampled rows are looked up in the second text alone
+        with gradients.watching():
+            values = model(ids)
+            assert_close(gradients.of(values), by_autograd(model, values)[:, [4, 5, 30]])
+
+
+class Gated(nn.Module):
+    """Its first layer has no gradient before the second has weights: LoRA's A and B."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(3, 2, bias=False), nn.Linear(2, 3, bias=False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self) -> Tensor:
+        x = torch.linspace(-1, 1, 6).view(2, 3)
+        return (self.b(x @ self.a.weight.T)).flatten()  # passes its layer by
+
+
+def test_a_parameter_without_a_gradient_yet_is_compared_when_it_has_one():
+    model = Gated()
+    gradients = OutputGradients(model, dict(model.named_parameters()), np.arange(12))
+    with gradients.watching():
+        gradients.of(model())
+    assert "a.weight" in gradients._unverified
+    nn.init.ones_(model.b.weight)
+    with gradients.watching():
+        assert_close(gradients.of(model()), by_autograd(model, model()))
+    assert not gradients._unverified
 
 
 def test_hooks_are_gone_afterwards():

@@ -61,22 +61,34 @@ def words(pool: str, *texts: str) -> TaskPool:
     return TaskPool(pool, [Example(str(k), text[:-1], text[-1:]) for k, text in enumerate(texts)])
 
 
-def test_the_cost_counts_what_is_run(sst2, nano, dynamics, monkeypatch):
-    """Forwards by counting the model's calls; backward passes by the rows that autograd is asked for."""
+@pytest.mark.parametrize("checkpoints", [[], [3]])
+def test_the_cost_counts_what_is_run(sst2, nano, dynamics, monkeypatch, checkpoints):
+    """Forwards by counting the texts the model sees; backward passes by the rows that autograd is asked for."""
     gpt, counted = nano.load(), {"forwards": 0, "backwards": 0}
-    gpt.model.register_forward_hook(lambda *_: counted.update(forwards=counted["forwards"] + 1))
-    take = torch.autograd.grad
+
+    def seen(_module, _inputs, options: dict, _outputs) -> None:
+        counted["forwards"] += len(options["input_ids"])
+
+    gpt.model.register_forward_hook(seen, with_kwargs=True)
+    take, back = torch.autograd.grad, torch.Tensor.backward
 
     def grad(outputs, inputs, grad_outputs=None, **options):
         batched = options.get("is_grads_batched", False)
         counted["backwards"] += len(grad_outputs) if batched else 2  # a whole one forms parameters' gradients, too
         return take(outputs, inputs, grad_outputs, **options)
 
+    def backward(loss: torch.Tensor) -> None:
+        counted["backwards"] += 2 * dynamics.batches.shape[2]
+        back(loss)
+
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    features = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=50)
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    reference = dynamics.curricula[0] if checkpoints else None
+    options = {"reference": reference, "checkpoints": checkpoints}
+    features = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=50, **options)
     fitted = TangentSimulator(tangents=features).fit(dynamics)
-    ran, checked = sum(counted.values()), 2 * (2 + 2)  # pool and tests: a comparison, and a probe of the last layer
-    assert fitted.forwards <= ran <= fitted.forwards + checked + 4
+    # besides, for coordinates, reference, pool and tests: probes of the last layer (two texts, twice), a few comparisons
+    assert fitted.forwards <= sum(counted.values()) <= fitted.forwards + 4 * 4 + 2 * 4
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError
+from gptfluence.errors import ConfigurationError, OutOfReachError
 from gptfluence.simulators.base import FitReport, Simulator, carried
 from gptfluence.simulators.gptfluence import TextEncoder
 from gptfluence.tasks.base import TaskPool
@@ -188,7 +188,7 @@ class LowRank(Simulator):
         pool, tests = prepared
         steps, seen = batches.shape[1], observed.shape[1]
         if steps >= len(self._mean):
-            raise ConfigurationError(
+            raise OutOfReachError(
                 f"low_rank: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; there is no "
                 "mean beyond them"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError
+from gptfluence.errors import OutOfReachError
 from gptfluence.simulators.base import FitReport, Simulator
 from gptfluence.tasks.base import TaskPool
 
@@ -63,7 +63,7 @@ class MeanTrajectory(Simulator):
     def _rollout(self, unseen: bool, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
         curricula, steps = batches.shape[:2]
         if steps >= len(self._mean):
-            raise ConfigurationError(
+            raise OutOfReachError(
                 f"mean_trajectory: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; "
                 "there is no mean beyond them"
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.errors import ConfigurationError, OutOfReachError, unknown
 from gptfluence.simulators.base import FitReport
 from gptfluence.simulators.fitting import TableModel, TableSimulator, Transitions, make_transitions
 from gptfluence.tasks.base import TaskPool
@@ -70,7 +70,7 @@ class Simfluence(TableSimulator):
     def _raw_tables(self, pool: TaskPool | None, tests: TaskPool | None) -> Tensor:
         for unseen, what in ((pool, "training"), (tests, "test")):
             if unseen is not None:
-                raise ConfigurationError(
+                raise OutOfReachError(
                     f"simfluence: {unseen.name} holds {what} examples that it was not fitted on; it knows only the ids "
                     "of its own runs. Use GPTfluence for unseen examples"
                 )

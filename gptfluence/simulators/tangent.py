@@ -381,12 +381,12 @@ class TangentSimulator(Simulator):
         """What the fitted pool's and tests' tangents cost, in forwards of the GPT over one text.
 
         At each checkpoint one forward a text and for each output a backward pass, which forms no parameter's gradient and so
-        takes as many products as a forward; before, to draw coordinates, a whole backward for each text of the pool.
+        takes as many products as a forward; before, to draw coordinates, a whole backward for each text of the pool, and the
+        reference run's training.
         """
-        self._require_fitted()
-        checkpoints = len(self._linearised.coordinates.steps)
+        fitted, steps = self._require_fitted(), self._linearised.coordinates.steps
         taken = sum(side.examples + side.outputs.shape[1] for side in (self._of_pool, self._of_tests))
-        return checkpoints * taken + 3 * self._of_pool.examples
+        return len(steps) * taken + 3 * (self._of_pool.examples + int(steps[-1]) * fitted.batch_size)
 
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
         of_pool, of_tests = self._sides
