@@ -7,7 +7,8 @@ CPU, float32, one thread. Every row takes the gradients of the same outputs (log
 logsumexp of the others) at the same sampled coordinates. No table is printed unless they agree. The rows:
 
 - autograd: one backward pass for each output, all parameters' gradients, of which the coordinates are picked.
-- autograd, batched: the same for as many outputs at once as fit the memory that ours may take; one where a model's gradient fills it.
+- autograd, by so many: the same for as many outputs at once as fit the memory that ours may take; one where a model's
+  gradient fills it.
 - gptfluence: what `TangentFeatures` does; the first call, which is compared with autograd, is not in the figure.
 """
 

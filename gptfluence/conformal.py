@@ -17,8 +17,9 @@ each curriculum, nor for each test example. Paths of one run share its curriculu
 this into account as two-layer exchangeability does (Lee, Barber, Willett, 2023, arXiv:2306.06342): the guarantee holds
 whatever the dependence within a run, at the price of wider bands, and of at least level / (1 - level) calibration runs.
 `unit="path"` takes paths for exchangeable; with few calibration runs its coverage varies from one calibration set to the
-next. (w depends on a run's curriculum and first values and on fitted runs alone, which changes nothing of this.) For a curriculum unlike the
-calibration ones (repeated, sorted, biased, another learning rate) nothing is promised: w is a guess there, and measured.
+next. (w depends on a run's curriculum and first values and on fitted runs alone, which changes nothing of this.) For a
+curriculum unlike the calibration ones (repeated, sorted, biased, another learning rate) nothing is promised: w is a guess
+there, and measured.
 """
 
 from __future__ import annotations

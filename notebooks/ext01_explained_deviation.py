@@ -45,11 +45,7 @@ kinds: list[str] = [
     "unseen_tests",
     "unseen_pool",
 ]
-metrics: list[str] = [
-    "accuracy",
-    "bleu",
-    "rouge_l",
-]  # besides the loss, of SST-2 and WebNLG, where recorded; drawn alike
+metrics: list[str] = ["accuracy", "bleu", "rouge_l"]  # besides the loss: SST-2 and WebNLG drawn alike, where recorded
 runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>
@@ -117,9 +113,9 @@ caption = (
     f"{nb.study.profile.title} ({sources[0].model}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest in the runs drawn "
     "alike, whose own mean is the 0; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
-    "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals "
-    "over runs (of two or three runs hardly more than their range, of one none). Beyond the end of the mean trajectory its last value "
-    "stands. " + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
+    "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "
+    "range, of one none). Beyond the end of the mean trajectory its last value stands."
+    + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
 )
 nb.save_figure(
     picture,
