@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptfluence.config import LoRA, Recording
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tangents import TangentFeatures, kernel
+from gptfluence.dynamics.tangents import BLOCK, TangentFeatures, kernel
 from gptfluence.dynamics.tokens import tokenize
 from gptfluence.errors import ConfigurationError
 from gptfluence.models import ModelSource
@@ -147,11 +147,49 @@ def test_what_is_taken_is_cached_and_a_damaged_cache_is_taken_again(nano, sst2, 
     again = make().of(sst2.tests, trained=False)
     assert np.array_equal(first.gradients, again.gradients)
     monkeypatch.undo()
-    (file,) = tmp_path.glob(f"*/target-{sst2.tests.fingerprint}/*.safetensors")
+    block = TaskPool("block", sst2.tests[:BLOCK])
+    (file,) = tmp_path.glob(f"*/target-{block.fingerprint}/*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="set aside"):
         mended = make().of(sst2.tests, trained=False)
     assert np.array_equal(first.gradients, mended.gradients)
+
+
+def test_what_is_taken_before_training_serves_every_reference_run(nano, webnlg, tmp_path, monkeypatch):
+    reference = Curriculum(np.arange(8).reshape(4, 2))
+    make = lambda pool=webnlg.pool, **options: TangentFeatures(  # noqa: E731
+        nano, pool, Recording(), coordinates=50, candidates=3, cache=tmp_path, **options
+    )
+    base = make().of(webnlg.tests, trained=False)
+    alone = make(reference=reference, checkpoints=[2, 4])
+    take, taken = TangentFeatures._take, []
+    monkeypatch.setattr(TangentFeatures, "_take", lambda self, *given: taken.append(given[2]) or take(self, *given))
+    both = alone.of(webnlg.tests, trained=False)
+    assert set(taken) == {1, 2}
+    for key in ("outputs", "gradients", "scale"):
+        assert np.array_equal(getattr(both, key)[:1], getattr(base, key))
+    taken.clear()
+    one = make(reference=reference, checkpoints=[4]).of(webnlg.tests, trained=False)
+    assert not taken
+    assert np.array_equal(one.gradients, both.gradients[[0, 2]])
+    assert np.array_equal(one.token, both.token)
+    assert one.outputs.shape[1] == len(one.token) == len(one.word) == len(one.target)
+    fresh = TangentFeatures(
+        nano.load(), webnlg.pool, Recording(), coordinates=50, candidates=3, reference=reference, checkpoints=[2, 4]
+    ).of(webnlg.tests, trained=False)
+    np.testing.assert_allclose(fresh.outputs, both.outputs, atol=1e-4)
+
+
+def test_a_set_of_many_examples_is_its_blocks_joined(gpt, webnlg):
+    features = TangentFeatures(gpt, webnlg.pool, Recording(), coordinates=50, candidates=2)
+    whole = features.of(few(webnlg.pool, BLOCK + 3), trained=True)
+    last = features.of(TaskPool("last", webnlg.pool[BLOCK : BLOCK + 3]), trained=True)
+    assert whole.examples == BLOCK + 3
+    mine = whole.example[whole.token] >= BLOCK
+    assert np.array_equal(whole.outputs[:, mine], last.outputs)
+    assert np.array_equal(whole.token[mine] - whole.token[mine][0], last.token)
+    assert np.array_equal(whole.example[whole.example >= BLOCK] - BLOCK, last.example)
+    np.testing.assert_allclose(losses(whole)[BLOCK:], losses(last), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

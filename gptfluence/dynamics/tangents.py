@@ -15,7 +15,7 @@ e.g. TRAK, arXiv:2303.14186, do not.)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -36,7 +36,8 @@ from gptfluence.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.models import GPT, ModelSource
 from gptfluence.tasks.base import TaskPool, fingerprint
 
-FORMAT = 2
+FORMAT = 3
+BLOCK = 8  # examples whose tangents are taken, and kept, at a time: a kill loses no more
 UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
 
 
@@ -70,6 +71,7 @@ class Tangents:
     gradients: float16 [checkpoints, outputs, n] at the sampled coordinates; to be multiplied by scale: float32
         [checkpoints, outputs]
     token: int64 [outputs], the scored token each belongs to; target: bool [outputs], whether it is that token's target
+    word: int64 [outputs], the vocabulary's token whose logit it is
     example: int64 [tokens], the example each scored token belongs to
     """
 
@@ -78,6 +80,7 @@ class Tangents:
     scale: np.ndarray = field(repr=False)
     token: np.ndarray = field(repr=False)
     target: np.ndarray = field(repr=False)
+    word: np.ndarray = field(repr=False)
     example: np.ndarray = field(repr=False)
 
     @property
@@ -149,18 +152,18 @@ class TangentFeatures:
         self.reference, self.checkpoints = reference, steps
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._coordinates: Coordinates | None = None
-        self.fingerprint = fingerprint(
+        self._base = fingerprint(  # of what is taken before training, however it goes on
             {
                 "format": FORMAT,
                 "model": gpt.name if isinstance(gpt, GPT) else gpt.identity(),
                 "pool": pool.fingerprint,
-                "recording": {
-                    k: v for k, v in canonical(recording).items() if k not in ("record_pool", "token_budget")
-                },
+                "tokens": [recording.train_tokens, recording.truncation],
                 "sample": [coordinates, candidates, mass, seed],
-                "reference": [reference.fingerprint, steps] if reference else None,
             }
         )
+        self._run = fingerprint([canonical(recording.optimizer), reference.fingerprint]) if reference else ""
+        training = [recording.loss_tokens, canonical(recording.optimizer)]
+        self.fingerprint = fingerprint([self._base, training, self._run, steps])
 
     @cached_property
     def gpt(self) -> GPT:
@@ -174,14 +177,21 @@ class TangentFeatures:
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.gpt.model.named_parameters() if p.requires_grad}
 
+    @cached_property
+    def _slopes(self) -> OutputGradients:
+        return OutputGradients(self.gpt.model, self._parameters, self.coordinates.index)
+
     # --- what is asked for ---
 
     @property
     def coordinates(self) -> Coordinates:
         """The sampled coordinates: drawn, or read from the cache, when first asked for."""
         if self._coordinates is None:
-            arrays = self._cached("coordinates", lambda: vars(self._draw()))
-            self._coordinates = Coordinates(**arrays)
+            sampled = self._cached("coordinates", 0, self._draw)
+            later = [self._cached("coordinates", k, lambda k=k: self._moved(sampled, k)) for k in self._later]
+            path = [np.zeros_like(sampled["initial"]), *(one["displacement"] for one in later)]
+            steps = np.array([0, *self.checkpoints])
+            self._coordinates = Coordinates(**sampled, steps=steps, displacement=np.stack(path))
         return self._coordinates
 
     def of(self, examples: TaskPool, *, trained: bool) -> Tangents:
@@ -190,13 +200,33 @@ class TangentFeatures:
         Raises DataError (text too long, no target), RecordingError, ArtifactError (damaged cache).
         """
         which = self.recording.train_tokens if trained else self.recording.loss_tokens
-        name = f"{which}-{examples.fingerprint}"
-        return Tangents(**self._cached(name, lambda: vars(self._take(examples, which))))
+        blocks = [
+            self._of_block(TaskPool(examples.name, examples[start : start + BLOCK]), which)
+            for start in range(0, len(examples), BLOCK)
+        ]
+        return _joined(blocks)
 
-    def _cached(self, name: str, make) -> dict[str, np.ndarray]:
+    def _of_block(self, examples: TaskPool, which: str) -> Tangents:
+        name = f"{which}-{examples.fingerprint}"
+        base = self._cached(name, 0, lambda: self._take(examples, which, 0))
+        words = np.split(base["word"], np.searchsorted(base["example"][base["token"]], np.arange(1, len(examples))))
+        places = np.split(base["token"], np.cumsum([len(one) for one in words])[:-1])
+        known = [(place - place[0], word) for place, word in zip(places, words, strict=True)]
+        later = [self._cached(name, k, lambda k=k: self._take(examples, which, k, known)) for k in self._later]
+        several = {key: np.stack([one[key] for one in (base, *later)]) for key in ("outputs", "gradients", "scale")}
+        return Tangents(**base | several)
+
+    @property
+    def _later(self) -> range:
+        return range(1, len(self.checkpoints) + 1)
+
+    def _cached(self, name: str, checkpoint: int, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """What `make` gives at this checkpoint (0: before training), once for all features that share it."""
         if self.cache is None:
             return make()
-        folder = self.cache / f"{self._given.name}-{self.fingerprint}" / name
+        if checkpoint:
+            name = f"{name}-{self._run}-{self.checkpoints[checkpoint - 1]}"
+        folder = self.cache / f"{self._given.name}-{self._base}" / name
         with files.locked(folder.parent / f".{name}.lock"):
             if folder.is_dir() and (problem := files.damage(folder)):
                 aside = files.set_aside(folder)
@@ -273,27 +303,33 @@ class TangentFeatures:
 
     # --- coordinates ---
 
-    def _draw(self) -> Coordinates:
+    def _draw(self) -> dict[str, np.ndarray]:
+        """Of `Coordinates` what no run changes."""
         parameters = list(self._parameters.values())
         sizes = np.array([p.numel() for p in parameters])
         owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        with self._model():
-            states = self._checkpoints()
-            if self.size >= len(owner):
-                index, weight = np.arange(len(owner)), np.ones(len(owner))
-            else:
+        if self.size >= len(owner):
+            index, weight = np.arange(len(owner)), np.ones(len(owner))
+        else:
+            with self._model():
                 index, weight = self._sample(self._importance())
-            values = [torch.cat([state[name].flatten() for name in self._parameters]).cpu().numpy() for state in states]
         matrix = np.array([p.ndim >= 2 for p in parameters])
-        return Coordinates(
-            index=index,
-            parameter=owner[index],
-            weight=weight.astype(np.float32),
-            initial=values[0][index],
-            decayed=matrix[owner[index]],
-            steps=np.array([0, *self.checkpoints]),
-            displacement=np.stack([value[index] - values[0][index] for value in values]),
-        )
+        return {
+            "index": index,
+            "parameter": owner[index],
+            "weight": weight.astype(np.float32),
+            "initial": self._values({name: p.detach() for name, p in self._parameters.items()})[index],
+            "decayed": matrix[owner[index]],
+        }
+
+    def _moved(self, sampled: dict[str, np.ndarray], checkpoint: int) -> dict[str, np.ndarray]:
+        with self._model():
+            state = self._checkpoints()[checkpoint]
+        return {"displacement": self._values(state)[sampled["index"]] - sampled["initial"]}
+
+    def _values(self, state: dict[str, torch.Tensor]) -> np.ndarray:
+        """float32 [parameters' coordinates]"""
+        return torch.cat([state[name].flatten() for name in self._parameters]).cpu().numpy()
 
     def _importance(self) -> np.ndarray:
         """float64 [parameters' coordinates]: mean absolute gradient of the pool's example losses at the base model."""
@@ -335,46 +371,62 @@ class TangentFeatures:
         needed[:, 0] = True
         return chosen.scatter(1, order, needed)
 
-    def _take(self, examples: TaskPool, which: str) -> Tangents:
-        coordinates = self.coordinates
-        batches = self._batches(examples, which)
-        of_outputs = OutputGradients(self.gpt.model, self._parameters, coordinates.index)
-        chosen: list[torch.Tensor] = []
+    def _take(
+        self,
+        examples: TaskPool,
+        which: str,
+        checkpoint: int,
+        known: list[tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Of `Tangents` what one checkpoint has: at the first, all but that axis, later the outputs and gradients.
+
+        known: of each example, the token of each output, and its word; chosen by the GPT as it is here if not given
+        """
+        batches, slopes = self._batches(examples, which), self._slopes
         outputs, gradients, scales = [], [], []
-        token, target, owner = [], [], []
+        token, target, word, owner = [], [], [], []
         with self._model():
-            states = self._checkpoints()
+            state = self._checkpoints()[checkpoint] if checkpoint else None
         with self._model(), self._scored() as scored:
-            for checkpoint, state in enumerate(states):
+            if state is not None:
                 self._put(state)
-                rows, slopes, factors = [], [], []
-                for row, (example, batch) in enumerate(zip(examples, batches, strict=True)):
-                    with of_outputs.watching():
-                        logits, labels = scored.logits(batch), batch.labels
-                        if checkpoint == 0:
-                            chosen.append(self._chosen(logits.detach(), labels, label_words(example, self.gpt)))
-                            places, words = chosen[row].nonzero(as_tuple=True)
-                            token.append(places.cpu().numpy() + sum(map(len, owner)))
-                            target.append((words == labels[places]).cpu().numpy())
-                            owner.append(np.full(len(labels), row))
-                        rest = logits.masked_fill(chosen[row], -torch.inf).logsumexp(1)[:, None]
-                        values = (logits - rest)[chosen[row]]
-                        slope = of_outputs.of(values).cpu().numpy()
-                    rows.append(values.detach().cpu().numpy())
-                    factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
-                    slopes.append((slope / factor[:, None]).astype(np.float16))
-                    factors.append(factor)
-                outputs.append(np.concatenate(rows))
-                gradients.append(np.concatenate(slopes))
-                scales.append(np.concatenate(factors))
-        return Tangents(
-            np.stack(outputs),
-            np.stack(gradients),
-            np.stack(scales),
-            np.concatenate(token),
-            np.concatenate(target),
-            np.concatenate(owner),
-        )
+            for row, (example, batch) in enumerate(zip(examples, batches, strict=True)):
+                with slopes.watching():
+                    logits, labels = scored.logits(batch), batch.labels
+                    if known is None:
+                        chosen = self._chosen(logits.detach(), labels, label_words(example, self.gpt))
+                        places, words = chosen.nonzero(as_tuple=True)
+                        token.append(places.cpu().numpy() + sum(map(len, owner)))
+                        word.append(words.cpu().numpy())
+                        target.append((words == labels[places]).cpu().numpy())
+                        owner.append(np.full(len(labels), row))
+                    else:
+                        places, words = (torch.from_numpy(one).to(logits.device) for one in known[row])
+                        chosen = torch.zeros_like(logits, dtype=torch.bool)
+                        chosen[places, words] = True
+                    rest = logits.masked_fill(chosen, -torch.inf).logsumexp(1)[:, None]
+                    values = (logits - rest)[chosen]
+                    slope = slopes.of(values).cpu().numpy()
+                outputs.append(values.detach().cpu().numpy())
+                factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
+                gradients.append((slope / factor[:, None]).astype(np.float16))
+                scales.append(factor)
+        taken = {"outputs": outputs, "gradients": gradients, "scale": scales}
+        if known is None:
+            taken |= {"token": token, "target": target, "word": word, "example": owner}
+        return {key: np.concatenate(parts) for key, parts in taken.items()}
+
+
+def _joined(blocks: Sequence[Tangents]) -> Tangents:
+    """Tangents of several sets of examples, one after the other."""
+    tokens = np.cumsum([0, *(len(block.example) for block in blocks)])
+    examples = np.cumsum([0, *(block.examples for block in blocks)])
+    return Tangents(
+        **{key: np.concatenate([getattr(b, key) for b in blocks], 1) for key in ("outputs", "gradients", "scale")},
+        token=np.concatenate([block.token + before for block, before in zip(blocks, tokens[:-1], strict=True)]),
+        **{key: np.concatenate([getattr(block, key) for block in blocks]) for key in ("target", "word")},
+        example=np.concatenate([block.example + before for block, before in zip(blocks, examples[:-1], strict=True)]),
+    )
 
 
 def to_arrays(prefix: str, value: Coordinates | Tangents) -> dict[str, np.ndarray]:

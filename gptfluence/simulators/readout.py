@@ -38,12 +38,12 @@ def features(tests: Side, outputs: Tensor) -> Tensor:
     """float32 [features, rows, tests]: means over each test example's scored tokens; outputs: float32 [rows, outputs].
 
     They are the loss, the probability, and the share of tokens won, softly and as such: a token is won if its target is
-    likelier than every other candidate.
+    likelier than every other candidate, or than all tokens together where it is the only one.
     """
     lost = _token_losses(tests, outputs)
     others = outputs.masked_fill(tests.target, -torch.inf)
     best = torch.full_like(lost, -torch.inf).scatter_reduce_(1, tests.token.expand_as(others), others, "amax")
-    margin = outputs[:, tests.target] - best
+    margin = outputs[:, tests.target] - best.masked_fill(best == -torch.inf, 0.0)
     each = lost, (-lost).exp(), (SHARPNESS * margin).sigmoid(), (margin > 0).float()
     return torch.stack([tests.mean(values) for values in each])
 

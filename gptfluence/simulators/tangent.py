@@ -246,7 +246,7 @@ class TangentSimulator(Simulator):
     """
 
     name = "tangent"
-    format = 3
+    format = 4
 
     tangents: TangentFeatures | str | None = None
 
