@@ -8,6 +8,7 @@ Unseen are test examples (simulators are fitted on every other one and asked abo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -169,22 +170,28 @@ def statistics(
 
 
 def explained(
-    study: Study, tasks: Sequence[str], kinds: Sequence[str], simulators: Sequence[str], *, runs: int
+    study: Study,
+    tasks: Sequence[str],
+    kinds: Sequence[str],
+    simulators: Sequence[str],
+    *,
+    runs: int,
+    models: Sequence[str | None] = (None,),
 ) -> tuple[pd.DataFrame, list[GPTDynamics]]:
-    """Every simulator on every kind of curriculum of every task; no `unseen_pool` of tasks that keep none apart.
+    """Every simulator on every kind of curriculum of every task and model; no `unseen_pool` of tasks that keep none apart.
 
     Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
     of this length, or unseen examples), and the recorded runs it is computed from. `runs`: of each kind but `alike` and the
-    unseen ones, whose runs are the profile's.
+    unseen ones, whose runs are the profile's. models: the setting's first, if none is given.
     """
     rows, sources = [], []
-    for task in tasks:
-        dynamics = study.dynamics(SETTING, task, metric="loss")
+    for model, task in product(models or (None,), tasks):
+        dynamics = study.dynamics(SETTING, task, model=model, metric="loss")
         sources.append(dynamics)
         for kind in kinds:
             if kind == "unseen_pool" and not study.keeps_unseen(task):
                 continue
-            recorded = record(study, task, kind, runs)
+            recorded = record(study, task, kind, runs, model=model)
             if kind not in ("alike", "unseen_tests"):
                 sources.append(recorded)
             train, fitted_on = dynamics.split()[0], None
@@ -192,7 +199,7 @@ def explained(
                 fitted_on, asked = halves(len(train.tests))
                 train = train.of_tests(asked)
             mean = mean_trajectory(train, recorded.curricula[0].steps)
-            predicted, refused = simulate(study, task, recorded, simulators, fitted_on=fitted_on)
+            predicted, refused = simulate(study, task, recorded, simulators, model=model, fitted_on=fitted_on)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
                 if name in refused:

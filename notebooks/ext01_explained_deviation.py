@@ -32,6 +32,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # all of the profile
+models: list[str] = []  # the profile's first; others: those of settings.fine_tuning.models
 simulators: list[str] = ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
 kinds: list[str] = [
     "alike",
@@ -61,6 +62,8 @@ known = {**shifted.KINDS, **shifted.UNSEEN}
 nb.choose("kinds", kinds, list(known))
 nb.choose("runs", runs, range(1, 1001))
 nb.choose("metrics", metrics, ["accuracy", "bleu", "rouge_l"])
+nb.choose("models", models, nb.study.setting("fine_tuning").models)
+sizes = models or [nb.study.setting("fine_tuning").model]
 chosen = nb.parameters["tasks"] or nb.study.tested("fine_tuning", "loss")
 for kind in kinds:
     print(f"{kind:12} {known[kind]}")
@@ -72,9 +75,9 @@ for kind in kinds:
 # which no simulator knows.
 
 # %%
-results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs)
+results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs, models=sizes)
 explained = results[results["statistic"] == "r2_dev"]
-explained.pivot_table(index=["task", "curricula"], columns="simulator", values="value", sort=False).round(2)
+explained.pivot_table(index=["model", "task", "curricula"], columns="simulator", values="value", sort=False).round(2)
 
 # %% [markdown]
 # Do the ranks of what the curriculum changes come out right? (rank correlation, over test examples, of the final loss less
@@ -82,12 +85,13 @@ explained.pivot_table(index=["task", "curricula"], columns="simulator", values="
 
 # %%
 ranks = results[results["statistic"] == "deviation_spearman"]
-ranks.pivot_table(index=["task", "curricula"], columns="simulator", values="value", sort=False).round(2)
+ranks.pivot_table(index=["model", "task", "curricula"], columns="simulator", values="value", sort=False).round(2)
 
 # %%
-frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
-    columns={"curricula": "x", "simulator": "series"}
-)
+titles = explained["task"].map(gf.names.task)
+if len(sizes) > 1:
+    titles += ", " + explained["model"]
+frame = explained.assign(panel=titles).rename(columns={"curricula": "x", "simulator": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
 picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0)
 picture
@@ -110,7 +114,7 @@ others[others["statistic"] == "r2_dev"].pivot_table(
 held = explained[explained["curricula"] == "alike"]["runs"].max()
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
-    f"{nb.study.profile.title} ({sources[0].model}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
+    f"{nb.study.profile.title} ({', '.join(sizes)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest in the runs drawn "
     "alike, whose own mean is the 0; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
     "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "

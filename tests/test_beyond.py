@@ -45,6 +45,18 @@ def results(study) -> pd.DataFrame:
     return frame
 
 
+def test_every_model_is_recorded_and_compared_with_its_own_mean(study):
+    both = study.with_overrides("settings.fine_tuning.models=[nano-smoke, nano-14m]")
+    names = ["persistence", "mean_trajectory"]
+    frame, sources = shifted.explained(
+        both, ["sst2"], ["alike", "few"], names, runs=1, models=["nano-14m", "nano-smoke"]
+    )
+    assert [source.model for source in sources] == ["nano-14m"] * 2 + ["nano-smoke"] * 2
+    table = frame.pivot(index=["model", "curricula"], columns=["simulator", "statistic"], values="value")
+    assert table["mean_trajectory"]["r2_dev"].to_numpy() == pytest.approx(0, abs=1e-4)
+    assert table["mean_trajectory"]["all_steps_mse"].nunique() == 4
+
+
 def test_every_simulator_kind_and_statistic_has_a_row(results, study):
     assert list(results.columns) == [*shifted.COLUMNS, "undefined"]
     assert not results.duplicated(["task", "curricula", "simulator", "statistic"]).any()
