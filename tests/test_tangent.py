@@ -14,7 +14,7 @@ from gptfluence.config import Recording
 from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tangents import BLOCK, TangentFeatures
+from gptfluence.dynamics.tangents import TangentFeatures
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
@@ -87,9 +87,9 @@ def test_the_cost_counts_what_is_run(sst2, nano, dynamics, monkeypatch, checkpoi
     options = {"reference": reference, "checkpoints": checkpoints}
     features = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=50, **options)
     fitted = TangentSimulator(tangents=features).fit(dynamics)
-    # besides, for coordinates, reference and each block: probes of the last layer (two texts, twice); a few comparisons
-    blocks = (1 + len(checkpoints)) * sum(-(-len(part) // BLOCK) for part in (sst2.pool, sst2.tests))
-    assert fitted.forwards <= sum(counted.values()) <= fitted.forwards + 4 * (2 + blocks) + 2 * 2
+    # besides, for coordinates, reference, pool and tests: probes of the last layer (two texts, twice), a few comparisons
+    probes = 2 + 2 * (1 + len(checkpoints))
+    assert fitted.forwards <= sum(counted.values()) <= fitted.forwards + 4 * probes + 2 * 2
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -373,8 +373,8 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     study = Study.load("smoke", overrides, artifacts=tmp_path, jobs=1)
     first = study.simulator("tangent")
     pool, tests = study.dynamics("fine_tuning", "sst2").pool, study.dynamics("fine_tuning", "sst2").tests
-    blocks = sum(-(-len(part) // BLOCK) for part in (pool, tests))
-    assert len(list(tmp_path.glob("tangents/*/*/tangents.safetensors"))) == 2 * (1 + blocks)  # coordinates; two steps
+    taken = list(tmp_path.glob("tangents/*/*/tangents.safetensors"))
+    assert len(taken) == 2 * (1 + len(pool) + len(tests))  # coordinates and examples, at two checkpoints
     again = study.simulator("tangent")
     test, predicted = study.simulate(methods=["tangent"])
     np.testing.assert_array_equal(again.simulate(test.curricula, start(test)), predicted["tangent"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptfluence.config import LoRA, Recording
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tangents import BLOCK, TangentFeatures, kernel
+from gptfluence.dynamics.tangents import TangentFeatures, kernel
 from gptfluence.dynamics.tokens import tokenize
 from gptfluence.errors import ConfigurationError
 from gptfluence.models import ModelSource
@@ -147,8 +147,7 @@ def test_what_is_taken_is_cached_and_a_damaged_cache_is_taken_again(nano, sst2, 
     again = make().of(sst2.tests, trained=False)
     assert np.array_equal(first.gradients, again.gradients)
     monkeypatch.undo()
-    block = TaskPool("block", sst2.tests[:BLOCK])
-    (file,) = tmp_path.glob(f"*/target-{block.fingerprint}/*.safetensors")
+    file = next(tmp_path.glob("*/target-*/*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="set aside"):
         mended = make().of(sst2.tests, trained=False)
@@ -162,10 +161,10 @@ def test_what_is_taken_before_training_serves_every_reference_run(nano, webnlg, 
     )
     base = make().of(webnlg.tests, trained=False)
     alone = make(reference=reference, checkpoints=[2, 4])
-    take, taken = TangentFeatures._take, []
-    monkeypatch.setattr(TangentFeatures, "_take", lambda self, *given: taken.append(given[2]) or take(self, *given))
+    brought, taken = TangentFeatures._brought_to, []
+    monkeypatch.setattr(TangentFeatures, "_brought_to", lambda self, at: taken.append(at) or brought(self, at))
     both = alone.of(webnlg.tests, trained=False)
-    assert set(taken) == {1, 2}
+    assert taken == [1, 2]
     for key in ("outputs", "gradients", "scale"):
         assert np.array_equal(getattr(both, key)[:1], getattr(base, key))
     taken.clear()
@@ -180,16 +179,34 @@ def test_what_is_taken_before_training_serves_every_reference_run(nano, webnlg, 
     np.testing.assert_allclose(fresh.outputs, both.outputs, atol=1e-4)
 
 
-def test_a_set_of_many_examples_is_its_blocks_joined(gpt, webnlg):
+def test_a_set_of_examples_is_its_examples_joined(gpt, webnlg):
     features = TangentFeatures(gpt, webnlg.pool, Recording(), coordinates=50, candidates=2)
-    whole = features.of(few(webnlg.pool, BLOCK + 3), trained=True)
-    last = features.of(TaskPool("last", webnlg.pool[BLOCK : BLOCK + 3]), trained=True)
-    assert whole.examples == BLOCK + 3
-    mine = whole.example[whole.token] >= BLOCK
+    whole = features.of(few(webnlg.pool, 3), trained=True)
+    last = features.of(TaskPool("last", webnlg.pool[2:3]), trained=True)
+    assert whole.examples == 3
+    mine = whole.example[whole.token] == 2
     assert np.array_equal(whole.outputs[:, mine], last.outputs)
     assert np.array_equal(whole.token[mine] - whole.token[mine][0], last.token)
-    assert np.array_equal(whole.example[whole.example >= BLOCK] - BLOCK, last.example)
-    np.testing.assert_allclose(losses(whole)[BLOCK:], losses(last), rtol=1e-6)
+    np.testing.assert_allclose(losses(whole)[2:], losses(last), rtol=1e-6)
+
+
+def test_a_kill_loses_one_example(nano, webnlg, tmp_path, monkeypatch):
+    make = lambda: TangentFeatures(nano, webnlg.pool, Recording(), coordinates=50, candidates=2, cache=tmp_path)  # noqa: E731
+    take, taken = TangentFeatures._take, []
+
+    def killed(self, scored, example, *given):
+        taken.append(example.id)
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return take(self, scored, example, *given)
+
+    monkeypatch.setattr(TangentFeatures, "_take", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make().of(webnlg.tests, trained=False)
+    ids = [example.id for example in webnlg.tests]
+    assert taken == ids[:3]
+    make().of(webnlg.tests, trained=False)
+    assert taken[3:] == ids[2:]
 
 
 @pytest.mark.parametrize(

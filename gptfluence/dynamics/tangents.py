@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from gptfluence import files
 from gptfluence.config import Recording, canonical
@@ -34,10 +35,9 @@ from gptfluence.dynamics.recorder import build_optimizer
 from gptfluence.dynamics.tokens import Batch, collate, label_words, tokenize
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.models import GPT, ModelSource
-from gptfluence.tasks.base import TaskPool, fingerprint
+from gptfluence.tasks.base import Example, TaskPool, fingerprint
 
 FORMAT = 3
-BLOCK = 8  # examples whose tangents are taken, and kept, at a time: a kill loses no more
 UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
 
 
@@ -188,7 +188,7 @@ class TangentFeatures:
         """The sampled coordinates: drawn, or read from the cache, when first asked for."""
         if self._coordinates is None:
             sampled = self._cached("coordinates", 0, self._draw)
-            later = [self._cached("coordinates", k, lambda k=k: self._moved(sampled, k)) for k in self._later]
+            later = [self._cached("coordinates", k, partial(self._moved, sampled, k)) for k in self._later]
             path = [np.zeros_like(sampled["initial"]), *(one["displacement"] for one in later)]
             steps = np.array([0, *self.checkpoints])
             self._coordinates = Coordinates(**sampled, steps=steps, displacement=np.stack(path))
@@ -200,21 +200,43 @@ class TangentFeatures:
         Raises DataError (text too long, no target), RecordingError, ArtifactError (damaged cache).
         """
         which = self.recording.train_tokens if trained else self.recording.loss_tokens
-        blocks = [
-            self._of_block(TaskPool(examples.name, examples[start : start + BLOCK]), which)
-            for start in range(0, len(examples), BLOCK)
-        ]
-        return _joined(blocks)
+        base = self._at(examples, which, 0)
+        known = [(one["token"], one["word"]) for one in base]
+        later = [self._at(examples, which, checkpoint, known) for checkpoint in self._later]
+        several = {
+            key: np.stack([np.concatenate([one[key] for one in at]) for at in (base, *later)])
+            for key in ("outputs", "gradients", "scale")
+        }
+        tokens = [int(one["token"][-1]) + 1 for one in base]
+        return Tangents(
+            **several,
+            token=np.concatenate([one["token"] for one in base])
+            + np.repeat(np.cumsum([0, *tokens[:-1]]), [len(one["token"]) for one in base]),
+            target=np.concatenate([one["target"] for one in base]),
+            word=np.concatenate([one["word"] for one in base]),
+            example=np.repeat(np.arange(len(examples)), tokens),
+        )
 
-    def _of_block(self, examples: TaskPool, which: str) -> Tangents:
-        name = f"{which}-{examples.fingerprint}"
-        base = self._cached(name, 0, lambda: self._take(examples, which, 0))
-        words = np.split(base["word"], np.searchsorted(base["example"][base["token"]], np.arange(1, len(examples))))
-        places = np.split(base["token"], np.cumsum([len(one) for one in words])[:-1])
-        known = [(place - place[0], word) for place, word in zip(places, words, strict=True)]
-        later = [self._cached(name, k, lambda k=k: self._take(examples, which, k, known)) for k in self._later]
-        several = {key: np.stack([one[key] for one in (base, *later)]) for key in ("outputs", "gradients", "scale")}
-        return Tangents(**base | several)
+    def _at(
+        self,
+        examples: TaskPool,
+        which: str,
+        checkpoint: int,
+        known: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> list[dict[str, np.ndarray]]:
+        """Of each example what `_take` takes; the GPT is brought to the checkpoint when the first one is not cached."""
+        with ExitStack() as stack:
+            ready: list[ScoredLogits] = []
+
+            def make(row: int) -> dict[str, np.ndarray]:
+                if not ready:
+                    ready.append(stack.enter_context(self._brought_to(checkpoint)))
+                return self._take(ready[0], examples[row], which, known[row] if known else None)
+
+            return [
+                self._cached(f"{which}-{fingerprint(example.to_dict())}", checkpoint, partial(make, row))
+                for row, example in enumerate(examples)
+            ]
 
     @property
     def _later(self) -> range:
@@ -283,6 +305,16 @@ class TangentFeatures:
                 self._put(states[0])
             self._states = states
         return self._states
+
+    @contextmanager
+    def _brought_to(self, checkpoint: int) -> Iterator[ScoredLogits]:
+        with self._model():
+            state = self._checkpoints()[checkpoint] if checkpoint else None
+        _ = self._slopes  # draws coordinates with the initial weights
+        with self._model(), self._scored() as scored:
+            if state is not None:
+                self._put(state)
+            yield scored
 
     @contextmanager
     def _scored(self) -> Iterator[ScoredLogits]:
@@ -372,61 +404,33 @@ class TangentFeatures:
         return chosen.scatter(1, order, needed)
 
     def _take(
-        self,
-        examples: TaskPool,
-        which: str,
-        checkpoint: int,
-        known: list[tuple[np.ndarray, np.ndarray]] | None = None,
+        self, scored: ScoredLogits, example: Example, which: str, known: tuple[np.ndarray, np.ndarray] | None
     ) -> dict[str, np.ndarray]:
-        """Of `Tangents` what one checkpoint has: at the first, all but that axis, later the outputs and gradients.
+        """Of `Tangents` what one example has at one checkpoint: at the first all but that axis, later outputs and gradients.
 
-        known: of each example, the token of each output, and its word; chosen by the GPT as it is here if not given
+        known: the token of each output, and its word; chosen by the GPT as it is if not given
         """
-        batches, slopes = self._batches(examples, which), self._slopes
-        outputs, gradients, scales = [], [], []
-        token, target, word, owner = [], [], [], []
-        with self._model():
-            state = self._checkpoints()[checkpoint] if checkpoint else None
-        with self._model(), self._scored() as scored:
-            if state is not None:
-                self._put(state)
-            for row, (example, batch) in enumerate(zip(examples, batches, strict=True)):
-                with slopes.watching():
-                    logits, labels = scored.logits(batch), batch.labels
-                    if known is None:
-                        chosen = self._chosen(logits.detach(), labels, label_words(example, self.gpt))
-                        places, words = chosen.nonzero(as_tuple=True)
-                        token.append(places.cpu().numpy() + sum(map(len, owner)))
-                        word.append(words.cpu().numpy())
-                        target.append((words == labels[places]).cpu().numpy())
-                        owner.append(np.full(len(labels), row))
-                    else:
-                        places, words = (torch.from_numpy(one).to(logits.device) for one in known[row])
-                        chosen = torch.zeros_like(logits, dtype=torch.bool)
-                        chosen[places, words] = True
-                    rest = logits.masked_fill(chosen, -torch.inf).logsumexp(1)[:, None]
-                    values = (logits - rest)[chosen]
-                    slope = slopes.of(values).cpu().numpy()
-                outputs.append(values.detach().cpu().numpy())
-                factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
-                gradients.append((slope / factor[:, None]).astype(np.float16))
-                scales.append(factor)
-        taken = {"outputs": outputs, "gradients": gradients, "scale": scales}
+        (batch,) = self._batches(TaskPool(example.id, (example,)), which)
+        with self._slopes.watching():
+            logits, labels = scored.logits(batch), batch.labels
+            if known is None:
+                chosen = self._chosen(logits.detach(), labels, label_words(example, self.gpt))
+            else:
+                chosen = torch.zeros_like(logits, dtype=torch.bool)
+                chosen[tuple(torch.from_numpy(one).to(logits.device) for one in known)] = True
+            rest = logits.masked_fill(chosen, -torch.inf).logsumexp(1)[:, None]
+            values = (logits - rest)[chosen]
+            slope = self._slopes.of(values).cpu().numpy()
+        factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
+        taken = {
+            "outputs": values.detach().cpu().numpy(),
+            "gradients": (slope / factor[:, None]).astype(np.float16),
+            "scale": factor,
+        }
         if known is None:
-            taken |= {"token": token, "target": target, "word": word, "example": owner}
-        return {key: np.concatenate(parts) for key, parts in taken.items()}
-
-
-def _joined(blocks: Sequence[Tangents]) -> Tangents:
-    """Tangents of several sets of examples, one after the other."""
-    tokens = np.cumsum([0, *(len(block.example) for block in blocks)])
-    examples = np.cumsum([0, *(block.examples for block in blocks)])
-    return Tangents(
-        **{key: np.concatenate([getattr(b, key) for b in blocks], 1) for key in ("outputs", "gradients", "scale")},
-        token=np.concatenate([block.token + before for block, before in zip(blocks, tokens[:-1], strict=True)]),
-        **{key: np.concatenate([getattr(block, key) for block in blocks]) for key in ("target", "word")},
-        example=np.concatenate([block.example + before for block, before in zip(blocks, examples[:-1], strict=True)]),
-    )
+            token, word = chosen.nonzero(as_tuple=True)
+            taken |= {"token": token, "word": word, "target": word == labels[token]}
+        return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in taken.items()}
 
 
 def to_arrays(prefix: str, value: Coordinates | Tangents) -> dict[str, np.ndarray]:
