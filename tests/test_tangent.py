@@ -18,7 +18,8 @@ from gptfluence.dynamics.tangents import TangentFeatures
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
-from gptfluence.simulators.tangent import FLOOR, Correction, TangentSimulator
+from gptfluence.simulators.correction import Correction, of_others
+from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.study import Study
 from gptfluence.tasks import Example, TaskPool
 
@@ -244,19 +245,58 @@ def test_unseen_tests_and_a_renumbered_pool_are_simulated_like_the_known_ones(dy
     np.testing.assert_allclose(found, expected[:, :, 2:5], atol=1e-4)
 
 
+def test_what_is_off_for_each_test_and_for_all_is_told_apart():
+    rng = np.random.default_rng(1)
+    predicted, own, shared = rng.normal(size=(5, 9, 30)), rng.normal(size=(9, 30)), rng.normal(size=(9, 1))
+    recorded = predicted + own + 0.5 * shared
+    correction = Correction.fit(predicted, recorded, [own, np.broadcast_to(shared, predicted.shape)])
+    np.testing.assert_allclose(correction.coefficients[:, 2:], np.repeat([[1], [0.5], [0]], 3, axis=1), atol=0.05)
+    corrected = correction.apply(predicted, [own, shared], predicted.mean(axis=0), np.arange(9.0))
+    np.testing.assert_allclose(corrected, recorded, atol=0.02)
+
+
+def test_unseen_tests_follow_the_reference_run(dynamics, nano, sst2, tmp_path, monkeypatch):
+    """Losses that drift by an amount of each test's own: of unseen ones the reference run, measured again, tells it."""
+    reference, count = dynamics.curricula[0], len(dynamics.tests)
+    drift = np.outer(np.linspace(0, 1, 9), np.random.default_rng(0).normal(size=count)).astype(np.float32)
+    runs = [replace(run, trajectories={"loss": run.trajectories["loss"] + drift}) for run in dynamics.runs]
+    halves = range(0, count, 2), range(1, count, 2)
+    known, other = (replace(dynamics, runs=runs).of_tests(half) for half in halves)
+    (train, _, _), (_, _, test) = (part.split(validation=0, test=2) for part in (known, other))
+    features = TangentFeatures(
+        nano.load(), sst2.pool, RECORDING, coordinates=1500, reference=reference, checkpoints=[3]
+    )
+    along = features.along_reference(test.tests) + drift[:, halves[1]]
+    monkeypatch.setattr(features, "along_reference", lambda tests: along)
+    simulator = TangentSimulator(tangents=features).fit(train)
+    begin = start(test)
+    followed = simulator.simulate(test.curricula, begin, tests=test.tests)
+    loaded = Simulator.from_pretrained(simulator.save_pretrained(tmp_path / "saved"))
+    loaded.tangents = features
+    np.testing.assert_array_equal(loaded.simulate(test.curricula, begin, tests=test.tests), followed)
+    # not fitted on the reference run: what all fitted tests share is all that is known
+    without = TangentSimulator(tangents=features).fit(replace(train, runs=train.runs[1:]))
+    plain = without.simulate(test.curricula, begin, tests=test.tests)
+    truth = test.trajectories()
+    assert np.square(followed - truth).mean() < 0.05 * np.square(plain - truth).mean()
+
+
 def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
     rng = np.random.default_rng(0)
     predicted = rng.normal(size=(6, 9, 4))
     offset = rng.normal(size=(9, 4))
     recorded = predicted + offset + 1e-3 * rng.normal(size=predicted.shape)
-    of_runs = (recorded - predicted).mean(axis=0), predicted.mean(axis=0), np.arange(9.0)
-    np.testing.assert_allclose(FLOOR.apply(predicted, *of_runs), np.broadcast_to(recorded.mean(0), (6, 9, 4)))
-    correction = Correction.fit(predicted, recorded, shared=False)
+    of_runs = [(recorded - predicted).mean(axis=0)], predicted.mean(axis=0), np.arange(9.0)
+    mean = Correction.constant(1, 1, -1).apply(predicted, *of_runs)
+    np.testing.assert_allclose(mean, np.broadcast_to(recorded.mean(0), (6, 9, 4)))
+    others = of_others(recorded - predicted)
+    np.testing.assert_allclose(others[2], (recorded - predicted)[[0, 1, 3, 4, 5]].mean(axis=0))
+    correction = Correction.fit(predicted, recorded, [others])
     np.testing.assert_allclose(correction.apply(predicted, *of_runs), recorded, atol=0.02)
     # predictions of noise: what is left is the mean trajectory, not noise
     noise = rng.normal(size=(40, 9, 50))
     truth = np.broadcast_to(rng.normal(size=(9, 50)), noise.shape)
-    useless = Correction.fit(noise, truth, shared=False)
+    useless = Correction.fit(noise, truth, [of_others(truth - noise)])
     np.testing.assert_allclose(useless.coefficients[1], -1, atol=0.1)
 
 
@@ -277,9 +317,9 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
         ],
     )
     dropped = TangentSimulator(tangents=features).fit(lifted, bent)
-    assert not dropped._seen.coefficients.any()
+    assert not dropped._corrections["seen"].coefficients.any()
     assert "seen tests: tangents of tangents" in dropped.report.selected_by
-    assert TangentSimulator(tangents=features).fit(lifted)._seen.coefficients.any()
+    assert TangentSimulator(tangents=features).fit(lifted)._corrections["seen"].coefficients.any()
 
 
 @settings(deadline=None)

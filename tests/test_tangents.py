@@ -138,6 +138,9 @@ def test_checkpoints_are_those_of_the_recorder(nano, sst2):
     target = torch.from_numpy(tangents.target).view(len(sst2.tests), -1).int().argmax(1)
     found = F.cross_entropy(torch.cat([outputs, torch.zeros(len(outputs), 1)], 1), target, reduction="none")
     np.testing.assert_allclose(found, run.trajectories["loss"][3], atol=1e-4)
+    np.testing.assert_allclose(features.along_reference(sst2.tests), run.trajectories["loss"], atol=1e-4)
+    with pytest.raises(ConfigurationError, match="no reference run to follow"):
+        TangentFeatures(nano.load(), sst2.pool, recording, coordinates=50).along_reference(sst2.tests)
 
 
 def test_what_is_taken_is_cached_and_a_damaged_cache_is_taken_again(nano, sst2, tmp_path, monkeypatch):

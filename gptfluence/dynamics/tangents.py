@@ -217,6 +217,19 @@ class TangentFeatures:
             example=np.repeat(np.arange(len(examples)), tokens),
         )
 
+    def along_reference(self, examples: TaskPool) -> np.ndarray:
+        """float32 [steps + 1, examples]: the losses of `examples` while the reference run is trained once more.
+
+        Raises ConfigurationError if there is none, and what `of` raises.
+        """
+        reference = self.reference
+        if reference is None:
+            raise ConfigurationError(
+                "tangents: there is no reference run to follow; give `reference` and `checkpoints`"
+            )
+        name = f"losses-{self.recording.loss_tokens}-{examples.fingerprint}-{self._run}"
+        return self._cached(name, 0, partial(self._measured, examples, reference))["losses"]
+
     def _at(
         self,
         examples: TaskPool,
@@ -280,31 +293,46 @@ class TangentFeatures:
             parameter.copy_(state[name])
             parameter.grad = None
 
+    def _reference_run(self, reference: Curriculum, steps: int) -> Iterator[tuple[int, ScoredLogits]]:
+        """Trains from the initial weights; yields before the first step and after every one. Call inside `_model`."""
+        tokens = tokenize(self.pool, self.gpt, truncation=self.recording.truncation)
+        settings = self.recording.optimizer
+        optimizer = build_optimizer(self._parameters, settings, fused=False)
+        rates = settings.learning_rates(reference.steps)
+        self.gpt.model.eval()  # no dropout: the tangents are those of the network as it is
+        with self._scored() as scored:
+            yield 0, scored
+            for step, rows in enumerate(reference.batches.tolist()[:steps], start=1):
+                batch = collate(tokens, rows, self.recording.train_tokens, self._device)
+                scored.token_losses(batch).mean().backward()
+                if settings.max_gradient_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_gradient_norm)
+                for group in optimizer.param_groups:
+                    group["lr"] = rates[step - 1]
+                optimizer.step()
+                optimizer.zero_grad()
+                yield step, scored
+
     def _checkpoints(self) -> list[dict[str, torch.Tensor]]:
         """The parameters at every checkpoint; the reference run is trained when first asked for. Call inside `_model`."""
         if self._states is None:
             states = [{name: p.detach().clone() for name, p in self._parameters.items()}]
             if self.reference is not None:
-                tokens = tokenize(self.pool, self.gpt, truncation=self.recording.truncation)
-                settings = self.recording.optimizer
-                optimizer = build_optimizer(self._parameters, settings, fused=False)
-                rates = settings.learning_rates(self.reference.steps)
-                self.gpt.model.eval()  # no dropout: the tangents are those of the network as it is
-                with self._scored() as scored:
-                    for step, rows in enumerate(self.reference.batches.tolist()[: self.checkpoints[-1]], start=1):
-                        batch = collate(tokens, rows, self.recording.train_tokens, self._device)
-                        scored.token_losses(batch).mean().backward()
-                        if settings.max_gradient_norm is not None:
-                            torch.nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_gradient_norm)
-                        for group in optimizer.param_groups:
-                            group["lr"] = rates[step - 1]
-                        optimizer.step()
-                        optimizer.zero_grad()
-                        if step in self.checkpoints:
-                            states.append({name: p.detach().clone() for name, p in self._parameters.items()})
+                for step, _ in self._reference_run(self.reference, self.checkpoints[-1]):
+                    if step in self.checkpoints:
+                        states.append({name: p.detach().clone() for name, p in self._parameters.items()})
                 self._put(states[0])
             self._states = states
         return self._states
+
+    def _measured(self, examples: TaskPool, reference: Curriculum) -> dict[str, np.ndarray]:
+        batches = self._batches(examples, self.recording.loss_tokens)
+        rows = []
+        with self._model():
+            for _, scored in self._reference_run(reference, reference.steps):
+                with torch.no_grad():
+                    rows.append([float(scored.token_losses(batch).mean()) for batch in batches])
+        return {"losses": np.array(rows, np.float32)}
 
     @contextmanager
     def _brought_to(self, checkpoint: int) -> Iterator[ScoredLogits]:

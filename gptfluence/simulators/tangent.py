@@ -14,7 +14,7 @@ each test example and step, and how far deviations are to be trusted. Other metr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -29,13 +29,11 @@ from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators.base import FitReport, Simulator, carried
+from gptfluence.simulators.correction import Correction, of_others
 from gptfluence.simulators.readout import RANGES, Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
-KNOTS = np.array(
-    [0.0, 0.05, 0.15, 0.4, 1.0]
-)  # of the corrections, as fractions of a run; denser where losses move fast
-RIDGE = 1e-3  # on the corrections' coefficients, relative to the mean square of what they multiply
+KINDS = ("seen", "unseen")  # of test examples: fitted on, or not
 LARGEST_LOGIT = 80.0  # exp of more does not fit float32
 
 Measure = Callable[["Side", Tensor], Tensor]  # tests, outputs float32 [rows, outputs] -> float32 [..., rows, tests]
@@ -167,50 +165,6 @@ class Linearised:
         return outputs.clamp_(max=LARGEST_LOGIT)
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What runs say beyond the linearisation: y = p + s_t c_t + k_t (p - mean p), s and k piecewise linear in t.
-
-    With s = 1 and k = -1 this is the mean training trajectory, with s = k = 0 the linearisation itself; the coefficients
-    minimise the squared error of each training run when the others give c and mean p. c: of each test example, or
-    (`shared`) its mean over test examples, for those that were not fitted on.
-    """
-
-    coefficients: np.ndarray  # float64 [2, knots]: s and k
-
-    @staticmethod
-    def hats(fractions: np.ndarray) -> np.ndarray:
-        """float64 [knots, steps + 1]: piecewise linear functions of the fraction of a run, each 1 at one knot, else 0."""
-        return np.stack([np.interp(fractions, KNOTS, unit) for unit in np.eye(len(KNOTS))])
-
-    @classmethod
-    def fit(cls, predicted: np.ndarray, recorded: np.ndarray, *, shared: bool) -> Correction:
-        """Both: float [runs, steps + 1, tests], runs >= 2."""
-        runs, rows, _ = predicted.shape
-        residual = recorded.astype(np.float64) - predicted
-        others = (residual.sum(axis=0) - residual) / (runs - 1)
-        deviation = (predicted - predicted.mean(axis=0, dtype=np.float64)) * (runs / (runs - 1))
-        if shared:
-            others = np.broadcast_to(others.mean(axis=2, keepdims=True), others.shape)
-        terms, hats = (others, deviation), cls.hats(np.arange(rows) / (rows - 1))
-        products = [[(left * right).sum(axis=(0, 2)) for right in (*terms, residual)] for left in terms]
-        gram = np.block([[(hats * products[a][b]) @ hats.T for b in (0, 1)] for a in (0, 1)])
-        moment = np.concatenate([hats @ products[a][2] for a in (0, 1)])
-        size = np.diag(gram).reshape(2, -1).mean(axis=1).repeat(len(KNOTS))
-        ridge = RIDGE * np.diag(size)
-        solution = np.linalg.lstsq(gram + ridge, moment, rcond=None)[0]
-        return cls(solution.reshape(2, len(KNOTS)))
-
-    def apply(self, predicted: np.ndarray, residual: np.ndarray, mean: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Corrected predictions, float [curricula, steps + 1, tests].
-
-        residual, mean: float [recorded steps + 1, tests or 1], [.., tests]; times: float [steps + 1], recorded steps
-        """
-        trust, deviation = self.coefficients @ self.hats(times / (len(residual) - 1))
-        residual, mean = (_at(times, array) for array in (residual, mean))
-        return predicted + trust[:, None] * residual + deviation[:, None] * (predicted - mean)
-
-
 def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarray, measure: Measure) -> np.ndarray:
     """float32 [curricula, ..., steps + 1, tests]: what `measure` makes of the linearisation's outputs."""
     with torch.inference_mode():
@@ -220,17 +174,6 @@ def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarr
                 for curriculum in batches
             ]
         )
-
-
-def _at(times: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """Rows of `array` [recorded steps + 1, tests] at `times`, between steps on a straight line."""
-    low = np.minimum(times.astype(int), len(array) - 2)
-    share = (times - low)[:, None]
-    return (1 - share) * array[low] + share * array[low + 1]
-
-
-NOTHING = Correction(np.zeros((2, len(KNOTS))))
-FLOOR = Correction(np.outer([1.0, -1.0], np.ones(len(KNOTS))))  # the mean training trajectory
 
 
 @dataclass(kw_only=True, eq=False)
@@ -246,7 +189,7 @@ class TangentSimulator(Simulator):
     """
 
     name = "tangent"
-    format = 4
+    format = 5
 
     tangents: TangentFeatures | str | None = None
 
@@ -295,54 +238,87 @@ class TangentSimulator(Simulator):
             )
         # tangents of a reference run are of that very run: it says little of the others
         apart = [k for k, run in enumerate(train.runs) if run.curriculum != source.reference]
+        followed = [(recorded - predicted)[k] for k in range(len(train)) if k not in apart]
         if 1 < len(apart) < len(train):
             predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
-        self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._seen = self._unseen = NOTHING
-        rule = "one training run: no correction"
-        if len(recorded) > 1:
-            self._seen, self._unseen = (Correction.fit(predicted, recorded, shared=shared) for shared in (False, True))
-            rule = "corrections from training runs, each left out in turn"
-            if validation is not None:
-                rule = self._select(validation, metric, predicted, recorded)
-        self._carried = np.stack(
-            [self._carries(*pair, predicted, recorded) for pair in self._kinds(self._seen, self._unseen)]
-        )
+        self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
+        # other tests, too, can be followed along the reference run; what is theirs alone is told from what all tests share
+        self._of_reference = followed[0].mean(axis=1, keepdims=True) if followed and metric == "loss" else None
+        own = [] if self._of_reference is None else [followed[0] - self._of_reference]
+        rule = self._correct(own, predicted, recorded, validation, metric)
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
-    def _kinds(self, seen: Correction, unseen: Correction) -> list[tuple[Correction, np.ndarray]]:
-        """Corrections of fitted tests and of others, each with its mean residual."""
-        return [(seen, self._residual), (unseen, self._residual.mean(axis=1, keepdims=True))]
+    @property
+    def _shared(self) -> np.ndarray:
+        """float32 [steps + 1, 1]: what the linearisation was off on average over tests."""
+        return self._residual.mean(axis=1, keepdims=True)
+
+    def _correct(
+        self,
+        own: list[np.ndarray],
+        predicted: np.ndarray,
+        recorded: np.ndarray,
+        validation: GPTDynamics | None,
+        metric: str,
+    ) -> str:
+        """Choose the corrections of fitted tests and of others; say how."""
+        kinds = dict(zip(KINDS, ([self._residual], [*own, self._shared]), strict=True))
+        fitted: dict[str, Correction] = {}
+        if len(recorded) > 1:
+            others = of_others(recorded - predicted)
+            left_out = [others], [*own, others.mean(axis=2, keepdims=True)]
+            fitted = {k: Correction.fit(predicted, recorded, off) for k, off in zip(KINDS, left_out, strict=True)}
+        rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
+        truth = simulated = None
+        if validation is not None:
+            truth, simulated = validation.trajectories(metric), self._rolled(*self._sides, validation.batches)
+            rule = "validation all-steps MSE"
+        self._corrections, self._carried = {}, {}
+        for label, off in kinds.items():
+            candidates = {
+                "tangents": Correction.constant(len(off), 0, 0),
+                "corrected": fitted.get(label),
+                "off as before": Correction.constant(len(off), 1, 0),
+                "mean trajectory": Correction.constant(len(off), 1, -1),
+            }
+            candidates = {name: each for name, each in candidates.items() if each is not None}
+            kept = "corrected" if fitted else "tangents"
+            if simulated is not None:
+                errors = {
+                    name: self._error(each, off, simulated, truth, predicted, recorded)
+                    for name, each in candidates.items()
+                }
+                kept = min(errors, key=errors.__getitem__)
+                listed = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
+                rule += f"; {label} tests: {kept} of {listed}"
+            self._corrections[label] = candidates[kept]
+            self._carried[label] = self._carries(candidates[kept], off, predicted, recorded)
+        return rule
 
     def _carries(
-        self, correction: Correction, residual: np.ndarray, predicted: np.ndarray, recorded: np.ndarray
+        self, correction: Correction, off: Sequence[np.ndarray], predicted: np.ndarray, recorded: np.ndarray
     ) -> np.ndarray:
         """`base.carried` after this correction; a loss is what it is, and what it is off is taken to stay."""
         if self._readout is None:
-            return np.ones(len(residual) - 1)
-        times = np.arange(len(residual), dtype=float)
-        return carried(recorded - correction.apply(predicted, residual, self._mean, times))
+            return np.ones(len(self._mean) - 1)
+        times = np.arange(len(self._mean), dtype=float)
+        return carried(recorded - correction.apply(predicted, off, self._mean, times))
 
-    def _select(self, validation: GPTDynamics, metric: str, predicted: np.ndarray, recorded: np.ndarray) -> str:
-        """Of no correction, the fitted one and the mean trajectory keep what predicts the validation runs best; say so."""
-        truth = validation.trajectories(metric)
-        plain = self._rolled(*self._sides, validation.batches)
-        times = self._linearised.times(plain.shape[1] - 1)
-        kept = []
-        for label, (fitted, residual) in zip(("seen", "unseen"), self._kinds(self._seen, self._unseen), strict=True):
-            candidates = {"tangents": NOTHING, "corrected": fitted, "mean trajectory": FLOOR}
-            errors = {}
-            for name, candidate in candidates.items():
-                share = self._carries(candidate, residual, predicted, recorded)[0]
-                simulated = candidate.apply(plain, residual, self._mean, times)
-                simulated += share * (truth[:, :1] - simulated[:, :1])
-                errors[name] = float(np.square(simulated - truth)[:, 1:].mean())
-            best = min(errors, key=errors.__getitem__)
-            setattr(self, f"_{label}", candidates[best])
-            listed = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
-            kept.append(f"{label} tests: {best} of {listed}")
-        return f"validation all-steps MSE; {'; '.join(kept)}"
+    def _error(
+        self,
+        correction: Correction,
+        off: Sequence[np.ndarray],
+        simulated: np.ndarray,
+        truth: np.ndarray,
+        predicted: np.ndarray,
+        recorded: np.ndarray,
+    ) -> float:
+        """All-steps MSE on validation runs: `simulated` before correction, `truth` recorded; the others are training runs."""
+        share = self._carries(correction, off, predicted, recorded)[0]
+        corrected = correction.apply(simulated, off, self._mean, self._linearised.times(truth.shape[1] - 1))
+        corrected = corrected + share * (truth[:, :1] - corrected[:, :1])
+        return float(np.square(corrected - truth)[:, 1:].mean())
 
     def _rolled(self, pool: Side, tests: Side, batches: np.ndarray, linearised: Linearised | None = None) -> np.ndarray:
         """float32 [curricula, steps + 1, tests]: the metric, by the linearisation alone."""
@@ -392,23 +368,36 @@ class TangentSimulator(Simulator):
         of_pool, of_tests = self._sides
         if pool is not None:
             of_pool = Side(self._source(f"the unseen pool {pool.name}").of(pool, trained=True))
-        residual, mean, correction, shares = self._residual, self._mean, self._seen, self._carried[0]
+        off, mean, label = [self._residual], self._mean, "seen"
         if tests is not None:
-            of_tests = Side(self._source(f"the unseen tests {tests.name}").of(tests, trained=False), widened=True)
-            correction, residual = self._unseen, residual.mean(axis=1, keepdims=True)
-            shares = self._carried[1]
-            if correction.coefficients.any():
-                recorded = replace(self._linearised, optimizer=self._linearised.recorded)
-                mean = self._rolled(self._sides[0], of_tests, self._batches, recorded).mean(axis=0)
-            else:
-                mean = np.zeros((len(residual), len(of_tests.rows)), np.float32)
-        return of_pool, of_tests, correction, residual, mean, shares
+            label, source = "unseen", self._source(f"the unseen tests {tests.name}")
+            of_tests = Side(source.of(tests, trained=False), widened=True)
+            off, mean = self._off_unseen(tests, of_tests, source)
+        return of_pool, of_tests, off, mean, label
+
+    def _off_unseen(
+        self, tests: TaskPool, of_tests: Side, source: TangentFeatures
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """What `Correction.apply` needs to know of other tests: every c, and the mean of the fitted runs."""
+        correction = self._corrections["unseen"].coefficients
+        if not correction.any():
+            nothing = np.zeros((len(self._mean), 1), np.float32)
+            return [nothing] * (len(correction) - 1), nothing
+        linearised, pool = replace(self._linearised, optimizer=self._linearised.recorded), self._sides[0]
+        mean = self._rolled(pool, of_tests, self._batches, linearised).mean(axis=0)
+        if self._of_reference is None:
+            return [self._shared], mean
+        measured, reference = source.along_reference(tests), source.reference
+        assert reference is not None
+        own = measured - self._rolled(pool, of_tests, reference.batches[None], linearised)[0] - self._of_reference
+        return [own, self._shared], mean
 
     def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        of_pool, of_tests, correction, residual, mean, shares = prepared
+        of_pool, of_tests, off, mean, label = prepared
         predicted = self._rolled(of_pool, of_tests, batches)
-        predicted = correction.apply(predicted, residual, mean, self._linearised.times(batches.shape[1]))
-        seen = observed.shape[1]
+        times = self._linearised.times(batches.shape[1])
+        predicted = self._corrections[label].apply(predicted, off, mean, times)
+        shares, seen = self._carried[label], observed.shape[1]
         predicted += shares[min(seen, len(shares)) - 1] * (observed[:, -1:] - predicted[:, seen - 1 : seen])
         if self._readout is not None:
             predicted = predicted.clip(*RANGES[self._require_fitted().metric])
@@ -433,8 +422,9 @@ class TangentSimulator(Simulator):
             "batches": self._batches,
             "residual": self._residual,
             "mean": self._mean,
-            "correction": np.stack([self._seen.coefficients, self._unseen.coefficients]),
-            "carried": self._carried,
+            **{f"correction.{label}": each.coefficients for label, each in self._corrections.items()},
+            **{f"carried.{label}": shares for label, shares in self._carried.items()},
+            **({} if self._of_reference is None else {"of_reference": self._of_reference}),
             **({"readout": self._readout.weights} if self._readout else {}),
         }
 
@@ -450,6 +440,7 @@ class TangentSimulator(Simulator):
         self._linearised = Linearised(coordinates, trained_with, recorded, arrays["batches"].shape[1])
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
-        self._seen, self._unseen = (Correction(values) for values in arrays["correction"])
-        self._carried = arrays["carried"]
+        self._of_reference = arrays.get("of_reference")
+        self._corrections = {label: Correction(arrays[f"correction.{label}"]) for label in KINDS}
+        self._carried = {label: arrays[f"carried.{label}"] for label in KINDS}
         self._readout = Readout(arrays["readout"]) if "readout" in arrays else None
