@@ -2,7 +2,8 @@
 
 Kinds of curricula are those of `dynamics.shifts`, and two changes of the training itself: `faster` (learning rate doubled)
 and `longer` (twice the epochs; the schedule stretches with it). Simulators that know of the optimizer are told of both.
-Unseen are test examples (simulators are fitted on every other one and asked about the rest) or the whole pool.
+Unseen are test examples (simulators are fitted on every other one and asked about the rest, then the other way round) or
+the whole pool.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SETTING = "fine_tuning"
 TRAINING = {"faster": "drawn alike, learning rate doubled", "longer": "drawn alike, twice as many epochs"}
 KINDS = {**shifts.KINDS, **TRAINING}
 UNSEEN = {
-    "unseen_tests": "drawn alike; simulators are fitted on every other test example and asked about the rest",
+    "unseen_tests": "drawn alike; simulators are fitted on every other test example and asked about the rest, both ways",
     "unseen_pool": "drawn alike from training examples that no simulator was fitted on",
 }
 SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
@@ -71,18 +72,15 @@ def seed_of(*parts: object) -> int:
 def record(study: Study, task: str, kind: str, runs: int, *, model: str | None = None) -> GPTDynamics:
     """Recorded runs of a kind, with their losses.
 
-    Of `KINDS`, or `UNSEEN`. `alike`: the study's held-out runs, all of them; `unseen_tests`: these, with the test examples
-    that are not fitted on (`halves`); `unseen_pool`: the profile's runs on a pool kept apart.
+    Of `KINDS`, or `UNSEEN`. `alike` and `unseen_tests`: the study's held-out runs, all of them; `unseen_pool`: the profile's
+    runs on a pool kept apart.
 
     Raises ConfigurationError as `draw`, for a number of runs below 1, and where no pool is kept apart.
     """
     if runs < 1:
         raise ConfigurationError(f"shifted: runs must be 1 or more, not {runs}")
-    if kind == "alike":
+    if kind in ("alike", "unseen_tests"):
         return held_out(study, task, model=model)
-    if kind == "unseen_tests":
-        held = held_out(study, task, model=model)
-        return held.of_tests(halves(len(held.tests))[1])
     if kind == "unseen_pool":
         return study.unseen_dynamics(SETTING, task, unseen="training", model=model).for_metric("loss")
     curricula = draw(study, task, kind, runs, model=model)
@@ -91,11 +89,6 @@ def record(study: Study, task: str, kind: str, runs: int, *, model: str | None =
         rate = float(study.setting(SETTING).recording.optimizer.for_one(task).learning_rate)  # type: ignore[arg-type]
         other = other.with_overrides(f"settings.{SETTING}.recording.optimizer.learning_rate={2 * rate!r}")
     return other.record(curricula, SETTING, task, model=model)
-
-
-def halves(tests: int) -> tuple[range, range]:
-    """Positions of so many test examples: those that simulators are fitted on for `unseen_tests`, and those asked about."""
-    return range(0, tests, 2), range(1, tests, 2)
 
 
 def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None = None) -> GPTDynamics:
@@ -136,6 +129,28 @@ def simulate(
             predicted[name] = fitted.simulate(recorded.curricula, start, pool=recorded.pool, tests=recorded.tests)
         except OutOfReachError as error:
             refused[name] = str(error)
+    return predicted, refused
+
+
+def simulate_unseen(
+    study: Study, task: str, recorded: GPTDynamics, simulators: Sequence[str], *, model: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """As `simulate`, but every test example by simulators that were fitted on every other one, without it.
+
+    Raises ConfigurationError if there is one test example only.
+    """
+    count = len(recorded.tests)
+    if count < 2:
+        raise ConfigurationError(f"{task}: one test example; unseen_tests needs two, to be fitted on one of them")
+    predicted: dict[str, np.ndarray] = {}
+    refused: dict[str, str] = {}
+    halves = range(0, count, 2), range(1, count, 2)
+    for fitted_on, asked in (halves, halves[::-1]):
+        found, why = simulate(study, task, recorded.of_tests(asked), simulators, model=model, fitted_on=fitted_on)
+        refused |= why
+        for name, values in found.items():
+            whole = predicted.setdefault(name, np.empty((*values.shape[:2], count), np.float32))
+            whole[:, :, asked] = values
     return predicted, refused
 
 
@@ -192,14 +207,12 @@ def explained(
             if kind == "unseen_pool" and not study.keeps_unseen(task):
                 continue
             recorded = record(study, task, kind, runs, model=model)
-            if kind not in ("alike", "unseen_tests"):
+            if kind not in ("alike", "unseen_tests"):  # whose runs are of `dynamics`
                 sources.append(recorded)
-            train, fitted_on = dynamics.split()[0], None
-            if kind == "unseen_tests":  # 0 is their own mean, which simulators do not know
-                fitted_on, asked = halves(len(train.tests))
-                train = train.of_tests(asked)
-            mean = mean_trajectory(train, recorded.curricula[0].steps)
-            predicted, refused = simulate(study, task, recorded, simulators, model=model, fitted_on=fitted_on)
+            # of unseen tests, too, 0 is their own mean, which simulators do not know
+            mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
+            asked = simulate_unseen if kind == "unseen_tests" else simulate
+            predicted, refused = asked(study, task, recorded, simulators, model=model)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
                 if name in refused:

@@ -115,8 +115,8 @@ held = explained[explained["curricula"] == "alike"]["runs"].max()
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({', '.join(sizes)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
-    "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest in the runs drawn "
-    "alike, whose own mean is the 0; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
+    "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest, and the other way "
+    "round, in the runs drawn alike, whose own mean is the 0; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
     "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "
     "range, of one none). Beyond the end of the mean trajectory its last value stands."
     + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
