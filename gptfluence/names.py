@@ -28,6 +28,7 @@ METHODS = {
     "mean_trajectory": "Mean trajectory",
     "random": "Random",
     "ceiling": "Ceiling (expected score)",
+    "one_run": "One recorded run of these tests",
 }
 LINES = {
     "recorded": Line("#000000", "-", ""),
@@ -43,6 +44,7 @@ LINES = {
     "mean_trajectory": Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
     "random": Line("#767676", (0, (2, 2)), "+"),
     "ceiling": Line("#404040", (0, (1, 1)), "_"),
+    "one_run": Line("#404040", (0, (5, 2)), "d"),
 }
 OTHER_LINES = (
     Line("#B8860B", (0, (3, 1)), "p"),

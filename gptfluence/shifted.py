@@ -33,6 +33,9 @@ UNSEEN = {
 }
 SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
 CEILING = "ceiling"
+ONE_RUN = (
+    "one_run"  # of unseen tests: the first training run's own losses of them, which a simulator may have measured again
+)
 COLUMNS = ["setting", "model", "task", "metric", "curricula", "simulator", "runs", "statistic", "value", "low", "high"]
 
 
@@ -149,9 +152,9 @@ def simulate_unseen(
         found, why = simulate(study, task, recorded.of_tests(asked), simulators, model=model, fitted_on=fitted_on)
         refused |= why
         for name, values in found.items():
-            whole = predicted.setdefault(name, np.empty((*values.shape[:2], count), np.float32))
+            whole = predicted.setdefault(name, np.full((*values.shape[:2], count), np.nan, np.float32))
             whole[:, :, asked] = values
-    return predicted, refused
+    return {name: values for name, values in predicted.items() if name not in refused}, refused
 
 
 def mean_trajectory(train: GPTDynamics, steps: int, metric: str = "loss") -> np.ndarray:
@@ -197,7 +200,8 @@ def explained(
 
     Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
     of this length, or unseen examples), and the recorded runs it is computed from. `runs`: of each kind but `alike` and the
-    unseen ones, whose runs are the profile's. models: the setting's first, if none is given.
+    unseen ones, whose runs are the profile's. models: the setting's first, if none is given. On unseen tests the rows "one_run"
+    say what the first training run is worth, to judge those by that train it again to measure these tests.
     """
     rows, sources = [], []
     for model, task in product(models or (None,), tasks):
@@ -211,9 +215,15 @@ def explained(
                 sources.append(recorded)
             # of unseen tests, too, 0 is their own mean, which simulators do not know
             mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
-            asked = simulate_unseen if kind == "unseen_tests" else simulate
-            predicted, refused = asked(study, task, recorded, simulators, model=model)
-            for name in simulators:
+            methods = list(simulators)
+            if kind == "unseen_tests":
+                predicted, refused = simulate_unseen(study, task, recorded, simulators, model=model)
+                first = dynamics.split()[0].trajectories("loss")[:1]
+                predicted[ONE_RUN] = np.broadcast_to(first, (len(recorded), *first.shape[1:]))
+                methods.append(ONE_RUN)
+            else:
+                predicted, refused = simulate(study, task, recorded, simulators, model=model)
+            for name in methods:
                 common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
                 if name in refused:
                     rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
@@ -223,7 +233,12 @@ def explained(
 
 
 def other_metrics(
-    study: Study, tasks: Sequence[str], metrics: Sequence[str], simulators: Sequence[str]
+    study: Study,
+    tasks: Sequence[str],
+    metrics: Sequence[str],
+    simulators: Sequence[str],
+    *,
+    models: Sequence[str | None] = (None,),
 ) -> tuple[pd.DataFrame, list[GPTDynamics]]:
     """Every simulator on the held-out runs, for those of `metrics` that the study records of each task.
 
@@ -233,20 +248,21 @@ def other_metrics(
     `COLUMNS` and `undefined`, and the recorded runs.
     """
     rows, sources = [], []
-    for task in tasks:
+    for model, task in product(models or (None,), tasks):
         for metric in metrics:
             if metric not in study.setting(SETTING).metrics or task not in study.tested(SETTING, metric):
                 continue
-            dynamics, test = study.dynamics(SETTING, task, metric=metric), held_out(study, task, metric=metric)
+            dynamics = study.dynamics(SETTING, task, model=model, metric=metric)
+            test = held_out(study, task, metric=metric, model=model)
             sources.append(dynamics)
             mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps, metric)
-            predicted, _ = simulate(study, task, test, simulators, metric=metric)
+            predicted, _ = simulate(study, task, test, simulators, metric=metric, model=model)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, metric, "alike", name, len(test))
                 found = statistics(predicted[name], test, mean, metric=metric)
                 rows += [(*common, key, *interval) for key, interval in found.items()]
             if metric in TEXT_METRICS and study.setting(SETTING).generation.temperature > 0:
-                again = study.record(test.curricula, SETTING, task).for_metric(metric)
+                again = study.record(test.curricula, SETTING, task, model=model).for_metric(metric)
                 sources.append(again)
                 common = (SETTING, dynamics.model, task, metric, "alike", CEILING, len(test), "r2_dev")
                 first = study.setting(SETTING).generation.every

@@ -71,8 +71,9 @@ for kind in kinds:
 # %% [markdown]
 # Each kind is recorded, and simulated from the losses before training. Of a change of the training itself (`faster`, `longer`)
 # the tangent simulator is told the learning rates; the others have no place for them. Those that refuse longer runs than they
-# were fitted on, or unseen examples, have no value there. On unseen tests 0 is these tests' *own* mean training trajectory,
-# which no simulator knows.
+# were fitted on, or unseen examples, have no value there. On unseen tests 0 is these tests' *own* mean training trajectory.
+# The tangent simulator, where it has a reference run, trains that run again and measures these tests along it, so that it knows
+# one of the training runs; *one recorded run* is what that run's own losses are worth.
 
 # %%
 results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs, models=sizes)
@@ -105,9 +106,9 @@ picture
 
 # %%
 of_metrics = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
-others, of_others = shifted.other_metrics(nb.study, of_metrics, metrics, nb.study.methods(simulators))
+others, of_others = shifted.other_metrics(nb.study, of_metrics, metrics, nb.study.methods(simulators), models=sizes)
 others[others["statistic"] == "r2_dev"].pivot_table(
-    index=["task", "metric"], columns="simulator", values="value", sort=False
+    index=["model", "task", "metric"], columns="simulator", values="value", sort=False
 ).round(3)
 
 # %%
@@ -116,7 +117,8 @@ caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({', '.join(sizes)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest, and the other way "
-    "round, in the runs drawn alike, whose own mean is the 0; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
+    "round, in the runs drawn alike, whose own mean is the 0; a tangent simulator with a reference run measures these tests along "
+    "one training run, the first, trained again, and the row of one recorded run is that run as it is; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
     "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "
     "range, of one none). Beyond the end of the mean trajectory its last value stands."
     + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
@@ -127,7 +129,7 @@ nb.save_figure(
     "ext01_explained_deviation",
     caption=caption,
     sources=[*sources, *of_others],
-    reading=intervals.best_by(frame),
+    reading=intervals.best_by(frame[frame["series"] != shifted.ONE_RUN]),
 )
 
 # %%
@@ -136,12 +138,13 @@ if others.empty:
 else:
     drawn = others[others["statistic"] == "r2_dev"].rename(columns={"simulator": "series"})
     drawn = drawn.assign(
-        panel="drawn alike", x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric)
+        panel="drawn alike" if len(sizes) == 1 else drawn["model"],
+        x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric),
     )
     picture = intervals.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
-        f"{nb.study.profile.title} ({of_others[0].model}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
+        f"{nb.study.profile.title} ({', '.join(sizes)}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
         "share of the deviation that is luck of sampling, from the same runs recorded twice. Bars: 90% bootstrap intervals over "
         "runs."
     )

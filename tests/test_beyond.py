@@ -82,6 +82,12 @@ def test_unseen_examples_are_those_that_simulators_were_not_fitted_on(study):
     r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "curricula", "simulator"])["value"]
     assert set(r2.index.droplevel("simulator")) == {("rte", kind) for kind in kinds} | {("sst2", "unseen_tests")}
     assert r2.xs("simfluence max_epochs=3", level="simulator").isna().all()  # refused
+    train, _, test = study.dynamics("fine_tuning", "rte").split()
+    runs = np.concatenate([train.trajectories(), test.trajectories()]).astype(float)
+    deviations = runs[[0, *range(len(train), len(runs))]] - runs[: len(train)].mean(axis=0)
+    first = np.square(deviations[0] - deviations[1:])[:, 1:].mean() / np.square(deviations[1:])[:, 1:].mean()
+    assert r2["rte", "unseen_tests", "one_run"] == pytest.approx(1 - first, abs=1e-4)
+    assert ("rte", "unseen_pool", "one_run") not in r2.index
     assert np.isfinite(r2.xs("tangent", level="simulator")).all()
     # by hand: fitted on every other test example, against the others' own mean trajectory; then the other way round
     train, _, test = study.dynamics("fine_tuning", "rte").split()

@@ -14,12 +14,13 @@ from gptfluence.config import Recording
 from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tangents import TangentFeatures
+from gptfluence.dynamics.tangents import TangentFeatures, Tangents
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.correction import Correction, of_others
-from gptfluence.simulators.tangent import TangentSimulator
+from gptfluence.simulators.readout import features as features_of
+from gptfluence.simulators.tangent import Side, TangentSimulator
 from gptfluence.study import Study
 from gptfluence.tasks import Example, TaskPool
 
@@ -245,6 +246,39 @@ def test_unseen_tests_and_a_renumbered_pool_are_simulated_like_the_known_ones(dy
     np.testing.assert_allclose(found, expected[:, :, 2:5], atol=1e-4)
 
 
+def test_two_runs_do_not_learn_from_the_reference_run_what_it_is_worth(dynamics, nano, sst2):
+    """One of two runs is the reference: its own error explains itself, so that coefficients of it would mean nothing."""
+    features = TangentFeatures(
+        nano.load(), sst2.pool, RECORDING, coordinates=500, reference=dynamics.curricula[0], checkpoints=[3]
+    )
+    train, validation, _ = dynamics.split(validation=2, test=0)
+    two = TangentSimulator(tangents=features).fit(replace(train, runs=train.runs[:2]), validation)
+    seen, unseen = two.report.selected_by.split("; ")[1:]
+    assert "corrected" in seen
+    assert "corrected" not in unseen
+    three = TangentSimulator(tangents=features).fit(train, validation)
+    assert three.report.selected_by.count("corrected") >= 2
+    assert not two.fit(replace(train, runs=train.runs[:2]))._corrections["unseen"].coefficients.any()
+
+
+def test_tangents_that_are_not_those_of_the_fit_are_refused(dynamics, nano, sst2, webnlg, tmp_path):
+    make = lambda **options: TangentFeatures(nano.load(), sst2.pool, RECORDING, coordinates=100, **options)  # noqa: E731
+    fitted = TangentSimulator(tangents=make()).fit(dynamics)
+    loaded = Simulator.from_pretrained(fitted.save_pretrained(tmp_path))
+    begin, tests = start(dynamics)[..., :2], TaskPool("other", dynamics.tests.examples[:2])
+    expected = fitted.simulate(dynamics.curricula, begin, tests=tests)
+    loaded.tangents = make()
+    np.testing.assert_array_equal(loaded.simulate(dynamics.curricula, begin, tests=tests), expected)
+    loaded.tangents = make(seed=1)
+    with pytest.raises(ConfigurationError, match="it was fitted with the tangents"):
+        loaded.simulate(dynamics.curricula, begin, tests=tests)
+    elsewhere = TangentFeatures(
+        nano.load(), webnlg.pool, RECORDING, coordinates=100, reference=dynamics.curricula[0], checkpoints=[3]
+    )
+    with pytest.raises(ConfigurationError, match="whose examples are not those of sst2/pool"):
+        TangentSimulator(tangents=elsewhere).fit(dynamics)
+
+
 def test_what_is_off_for_each_test_and_for_all_is_told_apart():
     rng = np.random.default_rng(1)
     predicted, own, shared = rng.normal(size=(5, 9, 30)), rng.normal(size=(9, 30)), rng.normal(size=(9, 1))
@@ -298,6 +332,23 @@ def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
     truth = np.broadcast_to(rng.normal(size=(9, 50)), noise.shape)
     useless = Correction.fit(noise, truth, [of_others(truth - noise)])
     np.testing.assert_allclose(useless.coefficients[1], -1, atol=0.1)
+
+
+def test_a_token_is_won_against_the_likeliest_other_candidate_or_all_others_together():
+    tangents = Tangents(
+        outputs=np.zeros((1, 3), np.float32),
+        gradients=np.zeros((1, 3, 1), np.float16),
+        scale=np.ones((1, 3), np.float32),
+        token=np.array([0, 0, 1]),
+        target=np.array([True, False, True]),
+        word=np.array([5, 6, 7]),
+        example=np.array([0, 1]),
+    )
+    outputs = torch.tensor([[1.0, 2.0, -0.5], [2.0, 1.0, 0.5]])
+    _, probability, softly, won = features_of(Side(tangents), outputs)
+    np.testing.assert_array_equal(won, [[0, 0], [1, 1]])
+    np.testing.assert_allclose(softly, torch.sigmoid(4 * torch.tensor([[-1.0, -0.5], [1.0, 0.5]])))
+    np.testing.assert_allclose(probability[:, 1], torch.sigmoid(outputs[:, 2]), rtol=1e-6)
 
 
 def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics, features):
@@ -419,8 +470,10 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     test, predicted = study.simulate(methods=["tangent"])
     np.testing.assert_array_equal(again.simulate(test.curricula, start(test)), predicted["tangent"])
     np.testing.assert_array_equal(first.simulate(test.curricula, start(test)), predicted["tangent"])
-    unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself
+    unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself; it follows a run
+    assert not list(tmp_path.glob("tangents/*-losses/*"))
     assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
+    assert again._corrections["unseen"].coefficients.any() == bool(list(tmp_path.glob("tangents/*-losses/*")))
     with pytest.raises(
         ConfigurationError, match="option 'coordinate' is not known; known: candidates, checkpoints, coordinates"
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,7 @@ def test_what_is_taken_is_cached_and_a_damaged_cache_is_taken_again(nano, sst2, 
     assert np.array_equal(first.gradients, again.gradients)
     monkeypatch.undo()
     file = next(tmp_path.glob("*/target-*/*.safetensors"))
+    assert len(list(file.parents[1].glob("*/*.safetensors"))) == 1 + len(sst2.tests)  # coordinates and examples
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="set aside"):
         mended = make().of(sst2.tests, trained=False)
@@ -193,15 +196,79 @@ def test_a_set_of_examples_is_its_examples_joined(gpt, webnlg):
     np.testing.assert_allclose(losses(whole)[2:], losses(last), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changed", "options"),
+    [
+        ({"optimizer": {"learning_rate": 2e-3}}, {}),
+        ({"optimizer": {"learning_rate": 1e-3, "schedule": "constant"}}, {}),
+        ({}, {"reference": Curriculum(np.arange(8)[::-1].reshape(4, 2))}),
+        ({}, {"checkpoints": [2]}),
+        ({"train_tokens": "all"}, {}),
+        ({"truncation": "prompt"}, {}),
+        ({}, {"coordinates": 51}),
+        ({}, {"seed": 1}),
+        ({"loss_tokens": "last"}, {}),
+    ],
+)
+def test_what_was_taken_otherwise_is_not_used(changed, options, nano, sst2, tmp_path, monkeypatch):
+    given = {
+        "coordinates": 50,
+        "reference": Curriculum(np.arange(8).reshape(4, 2)),
+        "checkpoints": [3],
+        "cache": tmp_path,
+    }
+    tests = few(sst2.tests, 1)
+
+    def make(changed, options):
+        recording = Recording.model_validate({"optimizer": {"learning_rate": 1e-3}} | changed)
+        return TangentFeatures(nano, sst2.pool, recording, **given | options)
+
+    make({}, {}).of(tests, trained=False)
+    make({}, {}).along_reference(tests)
+
+    def refuse(*_given):
+        raise RuntimeError("taken again")
+
+    monkeypatch.setattr(TangentFeatures, "_take", refuse)
+    monkeypatch.setattr(TangentFeatures, "_measured", refuse)
+    make({}, {}).of(tests, trained=False)
+    make({}, {}).along_reference(tests)
+    with pytest.raises(RuntimeError, match="taken again"):
+        make(changed, options).of(tests, trained=False)
+    if not options.keys() & {"checkpoints", "coordinates", "seed"}:  # on these no loss depends
+        with pytest.raises(RuntimeError, match="taken again"):
+            make(changed, options).along_reference(tests)
+
+
+def test_entries_of_other_coordinates_or_outputs_are_not_mixed(nano, webnlg, tmp_path, monkeypatch):
+    """A cache that is made again in part, on another machine, may have another rounding: what hangs on it is made again, too."""
+    reference = Curriculum(np.arange(8).reshape(4, 2))
+    tests = few(webnlg.tests, 1)
+
+    def taken(**options) -> TangentFeatures:
+        features = TangentFeatures(
+            nano, webnlg.pool, Recording(), coordinates=50, cache=tmp_path, reference=reference, checkpoints=[2]
+        )
+        features.candidates = options.get("candidates", 3)
+        return features
+
+    first = taken().of(tests, trained=False)
+    (place,) = (p for p in tmp_path.glob("*/target-*") if p.parent.name.count("-") == 2)
+    shutil.rmtree(place)
+    again = taken(candidates=2).of(tests, trained=False)
+    assert again.gradients.shape[0] == 2
+    assert again.gradients.shape[1] < first.gradients.shape[1]
+
+
 def test_a_kill_loses_one_example(nano, webnlg, tmp_path, monkeypatch):
     make = lambda: TangentFeatures(nano, webnlg.pool, Recording(), coordinates=50, candidates=2, cache=tmp_path)  # noqa: E731
     take, taken = TangentFeatures._take, []
 
-    def killed(self, scored, example, *given):
+    def killed(self, scored, batch, example, known):
         taken.append(example.id)
         if len(taken) == 3:
             raise KeyboardInterrupt
-        return take(self, scored, example, *given)
+        return take(self, scored, batch, example, known)
 
     monkeypatch.setattr(TangentFeatures, "_take", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -125,8 +125,8 @@ class TangentFeatures:
             coordinates: how many are sampled; as many as the model has, or more: all are kept.
             candidates, mass: of a token of free text, the likeliest `candidates` at most, and no more than it takes to
                 reach this probability; the target is always one.
-            reference, checkpoints: a curriculum to train on, and the steps of it after which tangents are taken again;
-                the steps before training need not be named.
+            reference, checkpoints: a curriculum to train on, of positions in `pool`, and the steps of it after which
+                tangents are taken again; the steps before training need not be named.
             cache: folder for what was taken; a source is needed to tell GPTs apart there.
             device: where a GPT that is loaded from its source computes; numbers agree between devices to rounding.
             seed: of the sample.
@@ -152,18 +152,17 @@ class TangentFeatures:
         self.reference, self.checkpoints = reference, steps
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._coordinates: Coordinates | None = None
-        self._base = fingerprint(  # of what is taken before training, however it goes on
-            {
-                "format": FORMAT,
-                "model": gpt.name if isinstance(gpt, GPT) else gpt.identity(),
-                "pool": pool.fingerprint,
-                "tokens": [recording.train_tokens, recording.truncation],
-                "sample": [coordinates, candidates, mass, seed],
-            }
-        )
-        self._run = fingerprint([canonical(recording.optimizer), reference.fingerprint]) if reference else ""
-        training = [recording.loss_tokens, canonical(recording.optimizer)]
-        self.fingerprint = fingerprint([self._base, training, self._run, steps])
+        trained = {
+            "format": FORMAT,
+            "model": gpt.name if isinstance(gpt, GPT) else gpt.identity(),
+            "pool": pool.fingerprint,
+            "tokens": [recording.train_tokens, recording.truncation],
+        }
+        # of what is taken before training, however it goes on; of the reference run; of both
+        self._base = fingerprint([trained, coordinates, candidates, mass, seed])
+        run = [canonical(recording.optimizer), reference.fingerprint if reference else None]
+        self._run = fingerprint([trained, *run])
+        self.fingerprint = fingerprint([self._base, recording.loss_tokens, *run, steps])
 
     @cached_property
     def gpt(self) -> GPT:
@@ -187,8 +186,12 @@ class TangentFeatures:
     def coordinates(self) -> Coordinates:
         """The sampled coordinates: drawn, or read from the cache, when first asked for."""
         if self._coordinates is None:
-            sampled = self._cached("coordinates", 0, self._draw)
-            later = [self._cached("coordinates", k, partial(self._moved, sampled, k)) for k in self._later]
+            sampled = self._cached(self._folder(0), "coordinates", self._draw)
+            drawn = _digest(sampled["index"])
+            later = [
+                self._cached(self._folder(k), f"coordinates-{drawn}", partial(self._moved, sampled, k))
+                for k in self._later
+            ]
             path = [np.zeros_like(sampled["initial"]), *(one["displacement"] for one in later)]
             steps = np.array([0, *self.checkpoints])
             self._coordinates = Coordinates(**sampled, steps=steps, displacement=np.stack(path))
@@ -201,78 +204,88 @@ class TangentFeatures:
         """
         which = self.recording.train_tokens if trained else self.recording.loss_tokens
         base = self._at(examples, which, 0)
-        known = [(one["token"], one["word"]) for one in base]
-        later = [self._at(examples, which, checkpoint, known) for checkpoint in self._later]
-        several = {
-            key: np.stack([np.concatenate([one[key] for one in at]) for at in (base, *later)])
-            for key in ("outputs", "gradients", "scale")
-        }
-        tokens = [int(one["token"][-1]) + 1 for one in base]
+        later = [self._at(examples, which, checkpoint, base) for checkpoint in self._later]
+        at = [one for checkpoint in (base, *later) for one in checkpoint]
+        outputs, tokens = [len(one["token"]) for one in base], [int(one["token"][-1]) + 1 for one in base]
+        several = {}
+        for key in ("outputs", "gradients", "scale"):
+            joined = np.concatenate([one.pop(key) for one in at])  # taken out of `at`: there may be gigabytes
+            several[key] = joined.reshape(1 + len(later), sum(outputs), *joined.shape[1:])
+        before = np.repeat(np.cumsum([0, *tokens[:-1]]), outputs)
         return Tangents(
             **several,
-            token=np.concatenate([one["token"] for one in base])
-            + np.repeat(np.cumsum([0, *tokens[:-1]]), [len(one["token"]) for one in base]),
-            target=np.concatenate([one["target"] for one in base]),
-            word=np.concatenate([one["word"] for one in base]),
+            token=np.concatenate([one["token"] for one in base]) + before,
+            **{key: np.concatenate([one[key] for one in base]) for key in ("target", "word")},
             example=np.repeat(np.arange(len(examples)), tokens),
         )
 
     def along_reference(self, examples: TaskPool) -> np.ndarray:
-        """float32 [steps + 1, examples]: the losses of `examples` while the reference run is trained once more.
+        """The losses of `examples` while the reference run is trained once more, float32 [steps + 1, examples], nats.
 
-        Raises ConfigurationError if there is none, and what `of` raises.
+        Trained without dropout and in float32, once for each set that is asked about. Raises ConfigurationError if there is
+        no reference, and what `of` raises.
         """
         reference = self.reference
         if reference is None:
             raise ConfigurationError(
                 "tangents: there is no reference run to follow; give `reference` and `checkpoints`"
             )
-        name = f"losses-{self.recording.loss_tokens}-{examples.fingerprint}-{self._run}"
-        return self._cached(name, 0, partial(self._measured, examples, reference))["losses"]
+        name = f"losses-{self.recording.loss_tokens}-{examples.fingerprint}"
+        return self._cached(f"{self._run}-losses", name, partial(self._measured, examples, reference))["losses"]
 
     def _at(
         self,
         examples: TaskPool,
         which: str,
         checkpoint: int,
-        known: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+        base: Sequence[dict[str, np.ndarray]] | None = None,
     ) -> list[dict[str, np.ndarray]]:
-        """Of each example what `_take` takes; the GPT is brought to the checkpoint when the first one is not cached."""
+        """Of each example what `_take` takes; the GPT is brought to the checkpoint when the first one is not cached.
+
+        base: what was taken before training, which says what the outputs are
+        """
+        drawn = _digest(self.coordinates.index)
         with ExitStack() as stack:
-            ready: list[ScoredLogits] = []
+            ready: list[tuple[ScoredLogits, list[Batch]]] = []
 
             def make(row: int) -> dict[str, np.ndarray]:
                 if not ready:
-                    ready.append(stack.enter_context(self._brought_to(checkpoint)))
-                return self._take(ready[0], examples[row], which, known[row] if known else None)
+                    batches = self._batches(examples, which)
+                    ready.append((stack.enter_context(self._brought_to(checkpoint)), batches))
+                scored, batches = ready[0]
+                known = (base[row]["token"], base[row]["word"]) if base else None
+                return self._take(scored, batches[row], examples[row], known)
 
-            return [
-                self._cached(f"{which}-{fingerprint(example.to_dict())}", checkpoint, partial(make, row))
-                for row, example in enumerate(examples)
-            ]
+            taken = []
+            for row, example in enumerate(examples):
+                outputs = _digest(base[row]["token"], base[row]["word"]) if base else ""
+                key = fingerprint([example.to_dict(), drawn, outputs])
+                taken.append(self._cached(self._folder(checkpoint), f"{which}-{key}", partial(make, row)))
+            return taken
 
     @property
     def _later(self) -> range:
         return range(1, len(self.checkpoints) + 1)
 
-    def _cached(self, name: str, checkpoint: int, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What `make` gives at this checkpoint (0: before training), once for all features that share it."""
+    def _folder(self, checkpoint: int) -> str:
+        return f"{self._base}-{self._run}-{self.checkpoints[checkpoint - 1]}" if checkpoint else self._base
+
+    def _cached(self, folder: str, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """What `make` gives, once for all features that share it."""
         if self.cache is None:
             return make()
-        if checkpoint:
-            name = f"{name}-{self._run}-{self.checkpoints[checkpoint - 1]}"
-        folder = self.cache / f"{self._given.name}-{self._base}" / name
-        with files.locked(folder.parent / f".{name}.lock"):
-            if folder.is_dir() and (problem := files.damage(folder)):
-                aside = files.set_aside(folder)
+        place = self.cache / f"{self._given.name}-{folder}" / name
+        with files.locked(place.parent / f".{place.name}.lock"):
+            if place.is_dir() and (problem := files.damage(place)):
+                aside = files.set_aside(place)
                 warnings.warn(f"{problem}; set aside as {aside.name}, taking it again", stacklevel=3)
-            if not folder.is_dir():
-                with files.new_folder(folder, "saving tangents") as new:
+            if not place.is_dir():
+                with files.new_folder(place, "saving tangents") as new:
                     save_file({k: np.ascontiguousarray(v) for k, v in make().items()}, new / "tangents.safetensors")
         try:
-            return load_file(folder / "tangents.safetensors")
+            return load_file(place / "tangents.safetensors")
         except OSError as error:
-            raise ArtifactError(f"{folder}: cannot be read: {error}; delete it to have it made again") from error
+            raise ArtifactError(f"{place}: cannot be read: {error}; delete it to have it made again") from error
 
     # --- checkpoints ---
 
@@ -326,6 +339,7 @@ class TangentFeatures:
         return self._states
 
     def _measured(self, examples: TaskPool, reference: Curriculum) -> dict[str, np.ndarray]:
+        """ "losses": what `along_reference` returns."""
         batches = self._batches(examples, self.recording.loss_tokens)
         rows = []
         with self._model():
@@ -336,6 +350,7 @@ class TangentFeatures:
 
     @contextmanager
     def _brought_to(self, checkpoint: int) -> Iterator[ScoredLogits]:
+        """Inside the block the GPT has the parameters of a checkpoint."""
         with self._model():
             state = self._checkpoints()[checkpoint] if checkpoint else None
         _ = self._slopes  # draws coordinates with the initial weights
@@ -383,6 +398,7 @@ class TangentFeatures:
         }
 
     def _moved(self, sampled: dict[str, np.ndarray], checkpoint: int) -> dict[str, np.ndarray]:
+        """Of `Coordinates` where the reference run is at a checkpoint."""
         with self._model():
             state = self._checkpoints()[checkpoint]
         return {"displacement": self._values(state)[sampled["index"]] - sampled["initial"]}
@@ -432,13 +448,12 @@ class TangentFeatures:
         return chosen.scatter(1, order, needed)
 
     def _take(
-        self, scored: ScoredLogits, example: Example, which: str, known: tuple[np.ndarray, np.ndarray] | None
+        self, scored: ScoredLogits, batch: Batch, example: Example, known: tuple[np.ndarray, np.ndarray] | None
     ) -> dict[str, np.ndarray]:
         """Of `Tangents` what one example has at one checkpoint: at the first all but that axis, later outputs and gradients.
 
         known: the token of each output, and its word; chosen by the GPT as it is if not given
         """
-        (batch,) = self._batches(TaskPool(example.id, (example,)), which)
         with self._slopes.watching():
             logits, labels = scored.logits(batch), batch.labels
             if known is None:
@@ -459,6 +474,11 @@ class TangentFeatures:
             token, word = chosen.nonzero(as_tuple=True)
             taken |= {"token": token, "word": word, "target": word == labels[token]}
         return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in taken.items()}
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """Of what the rows and columns of other arrays mean."""
+    return fingerprint([array.tolist() for array in arrays])
 
 
 def to_arrays(prefix: str, value: Coordinates | Tangents) -> dict[str, np.ndarray]:

@@ -15,8 +15,8 @@ RIDGE = 1e-3  # on the coefficients, relative to the mean square of what they mu
 class Correction:
     """y = p + sum_j s_jt c_jt + k_t (p - mean p), s and k piecewise linear in t.
 
-    p is predicted, and the sum of all c is what p was off in recorded runs. With s = 1 and k = -1 this is the mean of these
-    runs, with s = k = 0 the prediction itself; fitted coefficients minimise the squared error of each run when the others
+    p is predicted, and the sum of all c is what p was off in recorded runs, or an estimate of it. With s = 1 and k = -1 this is
+    the mean of these runs, or its estimate, with s = k = 0 the prediction itself; fitted coefficients minimise the squared error of each run when the others
     give c and mean p.
     """
 

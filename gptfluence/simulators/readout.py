@@ -38,7 +38,7 @@ def features(tests: Side, outputs: Tensor) -> Tensor:
     """float32 [features, rows, tests]: means over each test example's scored tokens; outputs: float32 [rows, outputs].
 
     They are the loss, the probability, and the share of tokens won, softly and as such: a token is won if its target is
-    likelier than every other candidate, or than all tokens together where it is the only one.
+    likelier than every other candidate, or than all other tokens together where it is the only one.
     """
     lost = _token_losses(tests, outputs)
     others = outputs.masked_fill(tests.target, -torch.inf)

@@ -185,11 +185,12 @@ class TangentSimulator(Simulator):
 
     A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
-    Unseen pool and test examples cost their gradients and nothing else.
+    Unseen pool and test examples cost their gradients, and unseen tests, where the tangents have a reference run and the metric
+    is the loss, one training of it.
     """
 
     name = "tangent"
-    format = 5
+    format = 6
 
     tangents: TangentFeatures | str | None = None
 
@@ -207,6 +208,15 @@ class TangentSimulator(Simulator):
             )
         return self.tangents
 
+    def _same_source(self, purpose: str) -> TangentFeatures:
+        source = self._source(purpose)
+        if source.fingerprint != self._taken_by:
+            raise ConfigurationError(
+                f"tangent: it was fitted with the tangents {self._taken_by}, not {source.fingerprint}; give `tangents` of the "
+                "same model, pool, recording settings, sample and reference"
+            )
+        return source
+
     # --- fitting ---
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
@@ -216,6 +226,12 @@ class TangentSimulator(Simulator):
         if isinstance(optimizer.learning_rate, dict):
             optimizer = optimizer.for_one(train.task)
         self._checked_rates(train, optimizer)
+        if source.reference is not None and source.pool.fingerprint != train.pool.fingerprint:
+            raise ConfigurationError(
+                f"tangent: the tangents' reference run is over {source.pool.name}, whose examples are not those of "
+                f"{train.pool.name}; give TangentFeatures the pool that the runs were trained on"
+            )
+        self._taken_by = source.fingerprint
         self._of_pool = source.of(train.pool, trained=True)
         self._of_tests = source.of(train.tests, trained=False)
         self._linearised = Linearised(source.coordinates, optimizer, optimizer, train.batches.shape[1])
@@ -239,14 +255,17 @@ class TangentSimulator(Simulator):
         # tangents of a reference run are of that very run: it says little of the others
         apart = [k for k, run in enumerate(train.runs) if run.curriculum != source.reference]
         followed = [(recorded - predicted)[k] for k in range(len(train)) if k not in apart]
-        if 1 < len(apart) < len(train):
+        alone = 1 < len(apart) < len(train)
+        if alone:
             predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         # other tests, too, can be followed along the reference run; what is theirs alone is told from what all tests share
         self._of_reference = followed[0].mean(axis=1, keepdims=True) if followed and metric == "loss" else None
         own = [] if self._of_reference is None else [followed[0] - self._of_reference]
-        rule = self._correct(own, predicted, recorded, validation, metric)
+        # coefficients of what is the reference run's own cannot be learned from that run
+        fits = len(recorded) > 1, len(recorded) > 1 and (alone or not own)
+        rule = self._correct(own, fits, predicted, recorded, validation, metric)
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     @property
@@ -257,18 +276,27 @@ class TangentSimulator(Simulator):
     def _correct(
         self,
         own: list[np.ndarray],
+        fits: tuple[bool, bool],
         predicted: np.ndarray,
         recorded: np.ndarray,
         validation: GPTDynamics | None,
         metric: str,
     ) -> str:
-        """Choose the corrections of fitted tests and of others; say how."""
+        """Choose the corrections of fitted tests and of others; say how.
+
+        own: what the reference run was off at each fitted test, less its mean over these, if other tests follow it; fits:
+        whether coefficients are learned, for both kinds of tests
+        """
         kinds = dict(zip(KINDS, ([self._residual], [*own, self._shared]), strict=True))
         fitted: dict[str, Correction] = {}
         if len(recorded) > 1:
             others = of_others(recorded - predicted)
             left_out = [others], [*own, others.mean(axis=2, keepdims=True)]
-            fitted = {k: Correction.fit(predicted, recorded, off) for k, off in zip(KINDS, left_out, strict=True)}
+            fitted = {
+                label: Correction.fit(predicted, recorded, off)
+                for label, off, fit in zip(KINDS, left_out, fits, strict=True)
+                if fit
+            }
         rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
         truth = simulated = None
         if validation is not None:
@@ -280,10 +308,10 @@ class TangentSimulator(Simulator):
                 "tangents": Correction.constant(len(off), 0, 0),
                 "corrected": fitted.get(label),
                 "off as before": Correction.constant(len(off), 1, 0),
-                "mean trajectory": Correction.constant(len(off), 1, -1),
+                "mean trajectory": Correction.constant(len(off), 1, -1),  # of unseen tests its estimate
             }
             candidates = {name: each for name, each in candidates.items() if each is not None}
-            kept = "corrected" if fitted else "tangents"
+            kept = "corrected" if label in fitted else "tangents"
             if simulated is not None:
                 errors = {
                     name: self._error(each, off, simulated, truth, predicted, recorded)
@@ -367,10 +395,10 @@ class TangentSimulator(Simulator):
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
         of_pool, of_tests = self._sides
         if pool is not None:
-            of_pool = Side(self._source(f"the unseen pool {pool.name}").of(pool, trained=True))
+            of_pool = Side(self._same_source(f"the unseen pool {pool.name}").of(pool, trained=True))
         off, mean, label = [self._residual], self._mean, "seen"
         if tests is not None:
-            label, source = "unseen", self._source(f"the unseen tests {tests.name}")
+            label, source = "unseen", self._same_source(f"the unseen tests {tests.name}")
             of_tests = Side(source.of(tests, trained=False), widened=True)
             off, mean = self._off_unseen(tests, of_tests, source)
         return of_pool, of_tests, off, mean, label
@@ -388,7 +416,7 @@ class TangentSimulator(Simulator):
         if self._of_reference is None:
             return [self._shared], mean
         measured, reference = source.along_reference(tests), source.reference
-        assert reference is not None
+        assert reference is not None  # or the line above had raised
         own = measured - self._rolled(pool, of_tests, reference.batches[None], linearised)[0] - self._of_reference
         return [own, self._shared], mean
 
@@ -420,6 +448,7 @@ class TangentSimulator(Simulator):
             **to_arrays("tests", self._of_tests),
             **to_arrays("coordinates", self._linearised.coordinates),
             "batches": self._batches,
+            "taken_by": np.frombuffer(self._taken_by.encode(), np.uint8),
             "residual": self._residual,
             "mean": self._mean,
             **{f"correction.{label}": each.coefficients for label, each in self._corrections.items()},
@@ -440,6 +469,7 @@ class TangentSimulator(Simulator):
         self._linearised = Linearised(coordinates, trained_with, recorded, arrays["batches"].shape[1])
         self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
+        self._taken_by = arrays["taken_by"].tobytes().decode()
         self._of_reference = arrays.get("of_reference")
         self._corrections = {label: Correction(arrays[f"correction.{label}"]) for label in KINDS}
         self._carried = {label: arrays[f"carried.{label}"] for label in KINDS}
