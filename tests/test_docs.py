@@ -33,14 +33,18 @@ def tables(name: str) -> list[str]:
     if "statistic" in frame:
         frame = frame[frame["statistic"].isin(["r2_dev", "lds"])]
     found = []
-    for task, part in frame.groupby("task", sort=False):
+    for (model, task), part in frame.groupby(["model", "task"], sort=False):
         table = part.pivot(index=row, columns=column, values="value")
         table = table.loc[list(dict.fromkeys(part[row])), list(dict.fromkeys(part[column]))]
         columns = [str(label).replace("unseen_", "unseen ") for label in table.columns]
-        title = names.task(task) if profile == "mini" else f"{names.task(task)}, `{profile}`"
+        title = names.task(task)
+        if profile != "mini":
+            title += f", {model}" if profile == "mini-sizes" else f", `{profile}`"
         lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
         if column == "curricula":
-            mine = whole[(whole["task"] == task) & (whole["statistic"] == "mse_mean_trajectory")]
+            mine = whole[
+                (whole["task"] == task) & (whole["model"] == model) & (whole["statistic"] == "mse_mean_trajectory")
+            ]
             errors = mine.groupby("curricula")["value"].first()[table.columns]
             lines.append("| *MSE of the mean trajectory* | " + " | ".join(f"{v:.2g}" for v in errors) + " |")
         lines += [
