@@ -11,6 +11,7 @@ from gptfluence.config import ROOT
 FIGURES = ROOT / "figures"
 TABLES = {  # csv file below figures/ -> rows, columns
     "mini/ext01_explained_deviation": ("simulator", "curricula"),
+    "mini-sizes/ext01_explained_deviation": ("simulator", "curricula"),
     "mini/ext01_other_metrics": ("simulator", "metric"),
     "mini/ext03_runs_needed": ("simulator", "runs"),
     "mini/ext04_leave_out": ("method", "left_out"),
