@@ -49,7 +49,8 @@ def test_explained_deviation(papermill):
     ]
     assert list(frame.columns)[:11] == expected
     r2 = frame[frame["statistic"] == "r2_dev"].set_index(["curricula", "simulator"])["value"]
-    assert len(r2) == 4 * len(FITTED)
+    assert len(r2) == 4 * len(FITTED) + 1  # and one recorded run of the unseen tests
+    assert np.isfinite(r2["unseen_tests", "one_run"])
     assert r2[[("alike", "mean_trajectory"), ("biased", "mean_trajectory")]].abs().max() < 1e-3
     assert np.isnan(r2["longer", "mean_trajectory"])
     assert np.isnan(r2["unseen_tests", "simfluence"])
