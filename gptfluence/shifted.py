@@ -33,9 +33,7 @@ UNSEEN = {
 }
 SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
 CEILING = "ceiling"
-ONE_RUN = (
-    "one_run"  # of unseen tests: the first training run's own losses of them, which a simulator may have measured again
-)
+ONE_RUN = "one_run"  # of unseen tests: what the first training run recorded of them, as a prediction
 COLUMNS = ["setting", "model", "task", "metric", "curricula", "simulator", "runs", "statistic", "value", "low", "high"]
 
 
@@ -213,7 +211,7 @@ def explained(
             recorded = record(study, task, kind, runs, model=model)
             if kind not in ("alike", "unseen_tests"):  # whose runs are of `dynamics`
                 sources.append(recorded)
-            # of unseen tests, too, 0 is their own mean, which simulators do not know
+            # of unseen tests, too, 0 is their own mean
             mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
             methods = list(simulators)
             if kind == "unseen_tests":

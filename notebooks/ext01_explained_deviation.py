@@ -118,8 +118,8 @@ caption = (
     f"{nb.study.profile.title} ({', '.join(sizes)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest, and the other way "
     "round, in the runs drawn alike, whose own mean is the 0; a tangent simulator with a reference run measures these tests along "
-    "one training run, the first, trained again, and the row of one recorded run is that run as it is; unseen pool: the profile's runs on training examples kept apart, where it keeps some, and "
-    "the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "
+    "one training run, the first, trained again, and the row of one recorded run is that run as it is; unseen pool: the "
+    "profile's runs on training examples kept apart, where it keeps some, and the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "
     "range, of one none). Beyond the end of the mean trajectory its last value stands."
     + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
 )

@@ -353,7 +353,6 @@ class TangentFeatures:
         """Inside the block the GPT has the parameters of a checkpoint."""
         with self._model():
             state = self._checkpoints()[checkpoint] if checkpoint else None
-        _ = self._slopes  # draws coordinates with the initial weights
         with self._model(), self._scored() as scored:
             if state is not None:
                 self._put(state)

@@ -178,7 +178,7 @@ def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarr
 
 @dataclass(kw_only=True, eq=False)
 class TangentSimulator(Simulator):
-    """Simulates any curriculum from the base model's gradients, without a recorded run; runs only correct it.
+    """Simulates any curriculum from the GPT's gradients; recorded runs correct it.
 
     tangents: what takes gradients of examples (`TangentFeatures`). It is needed to fit and for unseen examples; those of
         the fitted pool and tests are stored with what is learned, so a loaded simulator simulates without it.
@@ -255,8 +255,8 @@ class TangentSimulator(Simulator):
         # tangents of a reference run are of that very run: it says little of the others
         apart = [k for k, run in enumerate(train.runs) if run.curriculum != source.reference]
         followed = [(recorded - predicted)[k] for k in range(len(train)) if k not in apart]
-        alone = 1 < len(apart) < len(train)
-        if alone:
+        left_out = 1 < len(apart) < len(train)
+        if left_out:
             predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -264,8 +264,7 @@ class TangentSimulator(Simulator):
         self._of_reference = followed[0].mean(axis=1, keepdims=True) if followed and metric == "loss" else None
         own = [] if self._of_reference is None else [followed[0] - self._of_reference]
         # coefficients of what is the reference run's own cannot be learned from that run
-        fits = len(recorded) > 1, len(recorded) > 1 and (alone or not own)
-        rule = self._correct(own, fits, predicted, recorded, validation, metric)
+        rule = self._correct(own, left_out or not own, predicted, recorded, validation, metric)
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     @property
@@ -276,7 +275,7 @@ class TangentSimulator(Simulator):
     def _correct(
         self,
         own: list[np.ndarray],
-        fits: tuple[bool, bool],
+        learns_unseen: bool,
         predicted: np.ndarray,
         recorded: np.ndarray,
         validation: GPTDynamics | None,
@@ -284,19 +283,16 @@ class TangentSimulator(Simulator):
     ) -> str:
         """Choose the corrections of fitted tests and of others; say how.
 
-        own: what the reference run was off at each fitted test, less its mean over these, if other tests follow it; fits:
-        whether coefficients are learned, for both kinds of tests
+        own: what the reference run was off at each fitted test, less its mean over these, if other tests follow it;
+        learns_unseen: whether coefficients of other tests may be learned from `recorded`
         """
         kinds = dict(zip(KINDS, ([self._residual], [*own, self._shared]), strict=True))
         fitted: dict[str, Correction] = {}
         if len(recorded) > 1:
             others = of_others(recorded - predicted)
-            left_out = [others], [*own, others.mean(axis=2, keepdims=True)]
-            fitted = {
-                label: Correction.fit(predicted, recorded, off)
-                for label, off, fit in zip(KINDS, left_out, fits, strict=True)
-                if fit
-            }
+            fitted["seen"] = Correction.fit(predicted, recorded, [others])
+            if learns_unseen:
+                fitted["unseen"] = Correction.fit(predicted, recorded, [*own, others.mean(axis=2, keepdims=True)])
         rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
         truth = simulated = None
         if validation is not None:
