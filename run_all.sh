@@ -343,7 +343,8 @@ run_tests() {
     step "ruff check" "$python" -m ruff check "${ours[@]}"
     step "ruff format" "$python" -m ruff format --check "${ours[@]}"
     step "lint-imports" "$environment/bin/lint-imports"
-    step "pytest" "$python" -m pytest --cov=gptfluence --cov-report=term --durations=10 ${extra[@]+"${extra[@]}"}
+    step "pytest" "$python" -m pytest --numprocesses "$jobs" --maxprocesses 8 --dist loadfile \
+        --cov=gptfluence --cov-report=term --durations=10 ${extra[@]+"${extra[@]}"}
     if ! $dry_run; then
         if [ "$worst" -eq 0 ]; then say "all checks passed in $SECONDS s"; else say "failed: $failed; see above ($SECONDS s)"; fi
     fi

@@ -45,8 +45,14 @@ def webnlg() -> Task:
 
 @pytest.fixture(scope="session")
 def smoke_store(tmp_path_factory) -> Path:
-    """A store of artifacts for all tests that run notebooks of profile smoke, so that each run is recorded once."""
-    return tmp_path_factory.mktemp("smoke-artifacts")
+    """A store of artifacts for all tests that run notebooks of profile smoke, so that each run is recorded once.
+
+    Processes of pytest-xdist share it: their temporary folders have one parent.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "smoke-artifacts"
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_checks_all_run_and_the_worst_decides(run_all):
     answer = run_all("--test", "--", "-k", "curriculum", FAILING="ruff")
     assert answer.returncode == 1
     called = run_all.record.read_text()
-    for check in ("-m ruff check", "-m ruff format --check", "lint-imports", "-m pytest --cov=gptfluence"):
+    for check in ("-m ruff check", "-m ruff format --check", "lint-imports", "-m pytest --numprocesses"):
         assert check in called
     assert called.rstrip().endswith("-k curriculum")
     assert run_all("--test").returncode == 0
