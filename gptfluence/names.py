@@ -50,6 +50,10 @@ OTHER_LINES = (
     Line("#B8860B", (0, (3, 1)), "p"),
     Line("#8C6D31", (0, (2, 1)), "*"),
     Line("#7F3C2D", (0, (7, 2)), "h"),
+    Line("#0072B2", (0, (1, 2)), "8"),
+    Line("#009E73", (0, (2, 2, 6, 2)), ">"),
+    Line("#CC79A7", (0, (9, 1)), "H"),
+    Line("#404040", (0, (3, 3)), "d"),
 )
 PYTHIA_SIZES = ("14m", "70m", "160m", "410m", "1b", "2.8b")
 TRIVIAL = ("persistence", "mean_trajectory")  # baselines that know nothing of the curriculum

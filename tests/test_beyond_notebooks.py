@@ -81,6 +81,23 @@ def test_horizon_and_runs_needed(papermill):
 
 
 @pytest.mark.slow
+def test_parts_taken_away(papermill):
+    followed = "overrides: ['simulators.tangent.tangents={coordinates: 400, checkpoints: [2]}']"
+    arguments = ("kinds: [alike, sorted, unseen_tests]", "runs: 1")
+    frame = saved(papermill("ext07_parts", *arguments, followed), "ext07_parts")
+    r2 = frame[frame["statistic"] == "r2_dev"].pivot(index="simulator", columns="curricula", values="value")
+    assert list(r2.columns) == ["alike", "sorted", "unseen_tests"]
+    assert len(r2) == 6  # the whole, and five parts
+    assert r2.notna().all(axis=None)
+    # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
+    assert (r2.loc["unseen tests not followed", ["alike", "sorted"]] == r2.loc["whole", ["alike", "sorted"]]).all()
+    alone = r2.loc["neither"]
+    assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
+    frame = saved(papermill("ext07_parts", "kinds: [alike]"), "ext07_parts")  # no reference run: nothing to take away
+    assert set(frame["simulator"]) == {"whole", "a quarter of the coordinates", "no correction by recorded runs"}
+
+
+@pytest.mark.slow
 def test_leaving_out(papermill):
     unchosen = (
         "overrides: ['settings.fine_tuning.runs.validation=0']"  # validation would choose the mean trajectory here

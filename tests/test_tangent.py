@@ -311,6 +311,8 @@ def test_unseen_tests_follow_the_reference_run(dynamics, nano, sst2, tmp_path, m
     # not fitted on the reference run: what all fitted tests share is all that is known
     without = TangentSimulator(tangents=features).fit(replace(train, runs=train.runs[1:]))
     plain = without.simulate(test.curricula, begin, tests=test.tests)
+    unfollowed = TangentSimulator(tangents=features, followed=False).fit(train)
+    np.testing.assert_array_equal(unfollowed.simulate(test.curricula, begin, tests=test.tests), plain)
     truth = test.trajectories()
     assert np.square(followed - truth).mean() < 0.05 * np.square(plain - truth).mean()
 
@@ -371,6 +373,11 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
     assert not dropped._corrections["seen"].coefficients.any()
     assert "seen tests: tangents of tangents" in dropped.report.selected_by
     assert TangentSimulator(tangents=features).fit(lifted)._corrections["seen"].coefficients.any()
+    # nor if they are not asked for, whatever they would help
+    plain = TangentSimulator(tangents=features, corrected=False).fit(lifted, lifted)
+    assert plain.report.selected_by == "no correction, as asked for"
+    predicted = [each.simulate(train.curricula, start(train)) for each in (plain, dropped)]
+    np.testing.assert_array_equal(*predicted)
 
 
 @settings(deadline=None)

@@ -187,12 +187,19 @@ class TangentSimulator(Simulator):
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
     Unseen pool and test examples cost their gradients, and unseen tests, where the tangents have a reference run and the metric
     is the loss, one training of it.
+
+    corrected: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss still
+        have readout weights from recorded runs).
+    followed: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
+        linearisation is off at them is its mean over the fitted tests.
     """
 
     name = "tangent"
     format = 6
 
     tangents: TangentFeatures | str | None = None
+    corrected: bool = True
+    followed: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.tangents, (TangentFeatures, str, type(None))):
@@ -261,7 +268,8 @@ class TangentSimulator(Simulator):
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         # other tests, too, can be followed along the reference run; what is theirs alone is told from what all tests share
-        self._of_reference = followed[0].mean(axis=1, keepdims=True) if followed and metric == "loss" else None
+        follows = self.followed and bool(followed) and metric == "loss"
+        self._of_reference = followed[0].mean(axis=1, keepdims=True) if follows else None
         own = [] if self._of_reference is None else [followed[0] - self._of_reference]
         # coefficients of what is the reference run's own cannot be learned from that run
         rule = self._correct(own, left_out or not own, predicted, recorded, validation, metric)
@@ -288,14 +296,16 @@ class TangentSimulator(Simulator):
         """
         kinds = dict(zip(KINDS, ([self._residual], [*own, self._shared]), strict=True))
         fitted: dict[str, Correction] = {}
-        if len(recorded) > 1:
+        if self.corrected and len(recorded) > 1:
             others = of_others(recorded - predicted)
             fitted["seen"] = Correction.fit(predicted, recorded, [others])
             if learns_unseen:
                 fitted["unseen"] = Correction.fit(predicted, recorded, [*own, others.mean(axis=2, keepdims=True)])
         rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
+        if not self.corrected:
+            rule = "no correction, as asked for"
         truth = simulated = None
-        if validation is not None:
+        if self.corrected and validation is not None:
             truth, simulated = validation.trajectories(metric), self._rolled(*self._sides, validation.batches)
             rule = "validation all-steps MSE"
         self._corrections, self._carried = {}, {}
@@ -432,7 +442,8 @@ class TangentSimulator(Simulator):
 
     def hyperparameters(self) -> dict[str, Any]:
         tangents = self.tangents
-        return {"tangents": tangents.fingerprint if isinstance(tangents, TangentFeatures) else tangents}
+        given = tangents.fingerprint if isinstance(tangents, TangentFeatures) else tangents
+        return super().hyperparameters() | {"tangents": given}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         optimizers = {"optimizer": self._linearised.recorded}
