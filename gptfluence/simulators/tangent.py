@@ -68,6 +68,14 @@ class Side:
         owner = [self.token[part] - self.token[part[0]] + int(b) for part, b in zip(rows, before[:-1], strict=True)]
         return torch.cat(rows), torch.cat(owner)
 
+    def widen(self, checkpoint: int, examples: list[int], scratch: Tensor) -> Tensor:
+        """float32 [rows, n]: gradients of a batch's outputs, still to be scaled. Written over `scratch`: copies cost most."""
+        end = 0
+        for rows in (self.rows[i] for i in examples):
+            start, end = end, end + rows.stop - rows.start
+            scratch[start:end].copy_(self.gradients[checkpoint, rows])
+        return scratch[:end]
+
     def mean(self, values: Tensor) -> Tensor:
         """float32 [rows, examples]: the mean over each example's tokens of float32 [rows, tokens]."""
         return torch.zeros(len(values), len(self.rows)).index_add_(1, self.example, values) / self._counts
@@ -122,17 +130,21 @@ class Linearised:
         moved, first, second = (torch.zeros(len(c)) for _ in range(3))
         path = [moved]
         times = self.times(len(batches))
+        curriculum = batches.tolist()
+        most = max(sum(pool.rows[i].stop - pool.rows[i].start for i in batch) for batch in curriculum)
+        scratch = torch.empty(len(c.steps), most, len(c))
         for step, rate in enumerate(settings.learning_rates(len(batches))):
-            rows, owner = pool.batch(batches[step].tolist())
+            rows, owner = pool.batch(curriculum[step])
             parts = [
-                (share, pool.gradients[k][rows].float().mul_(pool.scale[k][rows, None]), k)
+                (share, pool.widen(k, curriculum[step], scratch[k]), pool.scale[k][rows], k)
                 for k, share in self._mixture(times[step])
             ]
             outputs = sum(
-                share * (pool.outputs[k][rows] + slope @ (weight * (moved - reference[k]))) for share, slope, k in parts
+                share * (pool.outputs[k][rows] + scale * (slope @ (weight * (moved - reference[k]))))
+                for share, slope, scale, k in parts
             )
             residual = self._residuals(outputs, owner, pool.target[rows])
-            gradient = sum(share * (residual @ slope) for share, slope, _ in parts)
+            gradient = sum((share * scale * residual) @ slope for share, slope, scale, _ in parts)
             if settings.max_gradient_norm is not None:
                 norm = (weight * gradient.square()).sum().sqrt()
                 gradient = gradient * torch.clamp(settings.max_gradient_norm / (norm + 1e-6), max=1.0)
