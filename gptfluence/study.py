@@ -355,12 +355,14 @@ class Study:
             if not folder.is_dir():
                 fitted = simulator.fit(train, validation, metric=metric)
                 with files.new_folder(folder, f"saving simulator {name}") as new:
-                    fitted.save_pretrained(new)
+                    light = {"gradients": False} if tangents is not None else {}  # they lie in the cache of tangents
+                    fitted.save_pretrained(new, **light)
         loaded = Simulator.from_pretrained(folder)
         if encoder is not None:
             loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
         if tangents is not None:
-            loaded.tangents = tangents  # type: ignore[attr-defined]  # for examples that it was not fitted on
+            loaded.tangents = tangents  # type: ignore[attr-defined]
+            loaded.take(dynamics.pool, dynamics.tests)  # type: ignore[attr-defined]
         return loaded
 
     def _encoder(self, spec: str) -> Encoder:

@@ -57,7 +57,7 @@ known = {  # part -> what is left, and its settings
     "candidates": ("one candidate a token", {"tangents": {**tangents, "candidates": 1}}),
     "reference": ("no reference run", {"tangents": base}),
     "runs": ("no correction by recorded runs", {"corrected": False}),
-    "runs and reference": ("neither", {"tangents": base, "corrected": False}),
+    "runs and reference": ("neither reference nor correction", {"tangents": base, "corrected": False}),
     "following": ("unseen tests not followed", {"followed": False}),
 }
 nb.choose("parts", parts, list(known))

@@ -367,7 +367,16 @@ def test_other_metrics_have_their_rows_and_text_a_ceiling(tmp_path):
 def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
     everything, paper = plan.chosen(study), plan.chosen(study, "paper")
     beyond = set(everything) - set(paper)
-    assert {name.split("_")[0] for name in beyond} == {"ext01", "ext02", "ext03", "ext04", "ext05", "ext06", "ext07", "explore"}
+    assert {name.split("_")[0] for name in beyond} == {
+        "ext01",
+        "ext02",
+        "ext03",
+        "ext04",
+        "ext05",
+        "ext06",
+        "ext07",
+        "explore",
+    }
     assert "explore_quickstart" in paper
     assert all(name.startswith(("tab", "fig", "explore_quickstart")) for name in paper)
     assert set(plan.chosen(study, "ext*")) == {name for name in beyond if name.startswith("ext")}

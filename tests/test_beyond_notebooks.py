@@ -91,7 +91,7 @@ def test_parts_taken_away(papermill):
     assert r2.notna().all(axis=None)
     # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
     assert (r2.loc["unseen tests not followed", ["alike", "sorted"]] == r2.loc["whole", ["alike", "sorted"]]).all()
-    alone = r2.loc["neither"]
+    alone = r2.loc["neither reference nor correction"]
     assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
     frame = saved(papermill("ext07_parts", "kinds: [alike]"), "ext07_parts")  # no reference run: nothing to take away
     assert set(frame["simulator"]) == {"whole", "a quarter of the coordinates", "no correction by recorded runs"}

@@ -236,6 +236,24 @@ def test_saved_and_loaded_it_predicts_the_same_without_a_gpt(dynamics, fitted, t
         loaded.simulate(dynamics.curricula, start(dynamics)[:1, :, :3], tests=unseen)
 
 
+def test_saved_without_gradients_it_takes_them_again(dynamics, fitted, features, sst2, tmp_path):
+    whole, light = (fitted.save_pretrained(tmp_path / name, gradients=name == "whole") for name in ("whole", "light"))
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in (whole, light)]
+    assert sizes[1] < 0.5 * sizes[0]
+    loaded = Simulator.from_pretrained(light)
+    assert isinstance(loaded, TangentSimulator)
+    with pytest.raises(ConfigurationError, match="saved without gradients; set `tangents` and call take"):
+        loaded.simulate(dynamics.curricula, start(dynamics))
+    with pytest.raises(ConfigurationError, match="taking gradients again needs the GPT's gradients"):
+        loaded.take(sst2.pool, sst2.tests)
+    loaded.tangents = features
+    with pytest.raises(ConfigurationError, match="not the examples that it was fitted on"):
+        loaded.take(sst2.pool, sst2.pool)
+    again = loaded.take(sst2.pool, sst2.tests).simulate(dynamics.curricula, start(dynamics))
+    np.testing.assert_array_equal(again, fitted.simulate(dynamics.curricula, start(dynamics)))
+    assert loaded.forwards == fitted.forwards
+
+
 def test_unseen_tests_and_a_renumbered_pool_are_simulated_like_the_known_ones(dynamics, uncorrected):
     expected = uncorrected.simulate(dynamics.curricula[:1], start(dynamics)[:1])
     order = np.random.default_rng(0).permutation(len(dynamics.pool))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -236,6 +237,32 @@ class TangentSimulator(Simulator):
             )
         return source
 
+    def take(self, pool: TaskPool, tests: TaskPool) -> Self:
+        """Take the fitted pool's and tests' gradients, for a simulator that was saved without them; return it.
+
+        `tangents` must be set, and reads what its cache holds. Raises ConfigurationError for other examples or tangents.
+        """
+        fitted = self._require_fitted()
+        if (pool.fingerprint, tests.fingerprint) != (fitted.pool_fingerprint, fitted.tests_fingerprint):
+            raise ConfigurationError(
+                f"tangent: {pool.name} and {tests.name} are not the examples that it was fitted on"
+            )
+        source = self._same_source("taking gradients again")
+        self._taken = source.of(pool, trained=True), source.of(tests, trained=False)
+        self._widen()
+        return self
+
+    def _widen(self) -> None:
+        pool, tests = self._require_taken()
+        self._sides = Side(pool), Side(tests, widened=True)
+
+    def _require_taken(self) -> tuple[Tangents, Tangents]:
+        if self._taken is None:
+            raise ConfigurationError(
+                "tangent: it was saved without gradients; set `tangents` and call take(pool, tests) with the fitted examples"
+            )
+        return self._taken
+
     # --- fitting ---
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
@@ -251,10 +278,9 @@ class TangentSimulator(Simulator):
                 f"{train.pool.name}; give TangentFeatures the pool that the runs were trained on"
             )
         self._taken_by = source.fingerprint
-        self._of_pool = source.of(train.pool, trained=True)
-        self._of_tests = source.of(train.tests, trained=False)
+        self._taken = source.of(train.pool, trained=True), source.of(train.tests, trained=False)
         self._linearised = Linearised(source.coordinates, optimizer, optimizer, train.batches.shape[1])
-        self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
+        self._widen()
         self._batches = train.batches
         recorded = train.trajectories(metric)
         if metric == "loss":
@@ -407,10 +433,11 @@ class TangentSimulator(Simulator):
         reference run's training.
         """
         fitted, steps = self._require_fitted(), self._linearised.coordinates.steps
-        taken = sum(side.examples + side.outputs.shape[1] for side in (self._of_pool, self._of_tests))
-        return len(steps) * taken + 3 * (self._of_pool.examples + int(steps[-1]) * fitted.batch_size)
+        taken = sum(side.examples + side.outputs.shape[1] for side in self._require_taken())
+        return len(steps) * taken + 3 * (fitted.pool_size + int(steps[-1]) * fitted.batch_size)
 
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
+        self._require_taken()
         of_pool, of_tests = self._sides
         if pool is not None:
             of_pool = Side(self._same_source(f"the unseen pool {pool.name}").of(pool, trained=True))
@@ -452,6 +479,18 @@ class TangentSimulator(Simulator):
 
     # --- files ---
 
+    def save_pretrained(self, folder: str | Path, *, gradients: bool = True) -> Path:
+        """Write `config.json` and `model.safetensors` into `folder`; return it.
+
+        gradients: also those of the fitted pool and tests, which are nearly all there is to store. Without them a loaded
+            simulator must `take` them again before it simulates.
+        """
+        if gradients:
+            return super().save_pretrained(folder)
+        light = copy(self)
+        light._taken = None
+        return light.save_pretrained(folder)
+
     def hyperparameters(self) -> dict[str, Any]:
         tangents = self.tangents
         given = tangents.fingerprint if isinstance(tangents, TangentFeatures) else tangents
@@ -463,8 +502,7 @@ class TangentSimulator(Simulator):
             optimizers["trained_with"] = self._linearised.optimizer
         return {
             **{key: np.frombuffer(one.model_dump_json().encode(), np.uint8) for key, one in optimizers.items()},
-            **to_arrays("pool", self._of_pool),
-            **to_arrays("tests", self._of_tests),
+            **({} if self._taken is None else to_arrays("pool", self._taken[0]) | to_arrays("tests", self._taken[1])),
             **to_arrays("coordinates", self._linearised.coordinates),
             "batches": self._batches,
             "taken_by": np.frombuffer(self._taken_by.encode(), np.uint8),
@@ -478,15 +516,17 @@ class TangentSimulator(Simulator):
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
-        self._of_pool = from_arrays("pool", Tangents, arrays)
-        self._of_tests = from_arrays("tests", Tangents, arrays)
-        if (self._of_pool.examples, self._of_tests.examples) != (self.fitted.pool_size, self.fitted.tests_size):
-            raise ValueError("tangents are not those of the pool and tests that config.json describes")
+        self._taken = None
+        if "pool.outputs" in arrays:
+            pool, tests = (from_arrays(name, Tangents, arrays) for name in ("pool", "tests"))
+            if (pool.examples, tests.examples) != (self.fitted.pool_size, self.fitted.tests_size):
+                raise ValueError("tangents are not those of the pool and tests that config.json describes")
+            self._taken = pool, tests
+            self._widen()
         stored = arrays["optimizer"], arrays.get("trained_with", arrays["optimizer"])
         recorded, trained_with = (AdamW.model_validate_json(array.tobytes()) for array in stored)
         coordinates = from_arrays("coordinates", Coordinates, arrays)
         self._linearised = Linearised(coordinates, trained_with, recorded, arrays["batches"].shape[1])
-        self._sides = Side(self._of_pool), Side(self._of_tests, widened=True)
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._taken_by = arrays["taken_by"].tobytes().decode()
         self._of_reference = arrays.get("of_reference")
