@@ -1,4 +1,4 @@
-"""What docs/method.md says was measured is what the committed outputs hold."""
+"""What docs/measured.md says was measured is what the committed outputs hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TABLES = {  # csv file below figures/ -> rows, columns
 
 
 def tables(name: str) -> list[str]:
-    """One Markdown table for each task, of R2_dev or the linear datamodelling score, as docs/method.md prints it."""
+    """One Markdown table for each task, of R2_dev or the linear datamodelling score, as docs/measured.md prints it."""
     row, column = TABLES[name]
     frame = pd.read_csv(FIGURES / f"{name}.csv", dtype={"left_out": str})
     if "metric" in frame and column != "metric":
@@ -58,7 +58,7 @@ def tables(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_tables_of_the_method_are_those_of_the_outputs(name: str):
-    text = (ROOT / "docs" / "method.md").read_text()
+def test_the_tables_are_those_of_the_outputs(name: str):
+    text = (ROOT / "docs" / "measured.md").read_text()
     for table in tables(name):
-        assert table in text, f"docs/method.md lacks this table, which {name}.csv has:\n{table}"
+        assert table in text, f"docs/measured.md lacks this table, which {name}.csv has:\n{table}"
