@@ -11,7 +11,7 @@ Sets the environment up if need be, then computes what is missing of a study and
 It can be stopped at any time; the next run goes on where this one stopped.
 
   --profile NAME    the study: a file of profiles/ without .yaml, or the path of a YAML file (default: mini)
-  --jobs N          how many processes at once (default: one per core)
+  --jobs N          how many processes at once (default: one per core; with --test 8 at most)
   --only PATTERN    only the figures, tables or notebooks whose names match, for example --only 'tab02*';
                     --only paper leaves out what goes beyond the paper
   --set KEY=VALUE   change one value of the profile; may be given several times

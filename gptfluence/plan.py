@@ -299,7 +299,7 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
         "ext04_leave_out": every,
         "ext05_bands": every,
         "ext06_curriculum_search": one,
-        "ext07_parts": {runs: ["loss:tangent"] for runs in one},
+        "ext07_ablation": {runs: ["loss:tangent"] for runs in one},
         "explore_what_if": {runs: ["loss:tangent"] for runs in one},
     }
     trains = known.keys() - {"ext02_horizon"}  # runs of their own, or fits on fewer runs, which take gradients

@@ -339,6 +339,8 @@ class Study:
                     kind,
                     {**simulator.hyperparameters(), "encoder": encoder.fingerprint if encoder else None},
                 ],
+                # equal settings need not draw the same coordinates everywhere, and a fit is of those that it was made with
+                "coordinates": tangents.coordinates.digest if tangents else None,
                 "metric": metric,
                 "dynamics": dynamics.provenance["folder"],
                 "tests": dynamics.tests.fingerprint,
@@ -353,16 +355,17 @@ class Study:
                 aside = files.set_aside(folder)
                 warnings.warn(f"{problem}; set aside as {aside.name}, fitting it again", stacklevel=2)
             if not folder.is_dir():
-                fitted = simulator.fit(train, validation, metric=metric)
+                simulator.fit(train, validation, metric=metric)
                 with files.new_folder(folder, f"saving simulator {name}") as new:
                     light = {"gradients": False} if tangents is not None else {}  # they lie in the cache of tangents
-                    fitted.save_pretrained(new, **light)
+                    simulator.save_pretrained(new, **light)
+        del simulator  # it may hold gigabytes
         loaded = Simulator.from_pretrained(folder)
         if encoder is not None:
             loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
         if tangents is not None:
             loaded.tangents = tangents  # type: ignore[attr-defined]
-            loaded.take(dynamics.pool, dynamics.tests)  # type: ignore[attr-defined]
+            loaded.load_gradients(dynamics.pool, dynamics.tests)  # type: ignore[attr-defined]
         return loaded
 
     def _encoder(self, spec: str) -> Encoder:

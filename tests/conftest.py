@@ -17,6 +17,14 @@ from gptfluence.notebook import NOTEBOOKS
 from gptfluence.tasks import Task, mini
 
 
+def pytest_configure() -> None:
+    """Give each process of pytest-xdist a core of its own: what records takes all that it sees."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory) -> ModelSource:
     """A GPT-NeoX of one layer, trained for a moment."""

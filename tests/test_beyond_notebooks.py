@@ -81,20 +81,23 @@ def test_horizon_and_runs_needed(papermill):
 
 
 @pytest.mark.slow
-def test_parts_taken_away(papermill):
+def test_ablation(papermill):
     followed = "overrides: ['simulators.tangent.tangents={coordinates: 400, checkpoints: [2]}']"
-    arguments = ("kinds: [alike, sorted, unseen_tests]", "runs: 1")
-    frame = saved(papermill("ext07_parts", *arguments, followed), "ext07_parts")
+    name, arguments = "ext07_ablation", ("kinds: [alike, sorted, unseen_tests]", "runs: 1")
+    frame = saved(papermill(name, *arguments, followed), name)
     r2 = frame[frame["statistic"] == "r2_dev"].pivot(index="simulator", columns="curricula", values="value")
-    assert list(r2.columns) == ["alike", "sorted", "unseen_tests"]
-    assert len(r2) == 6  # the whole, and five parts
+    variants = ["quarter", "base", "uncorrected", "base_uncorrected", "unfollowed"]
+    assert set(r2.index) == {"tangent", *(f"tangent_{variant}" for variant in variants)}
     assert r2.notna().all(axis=None)
+    sources = r2.drop(index="tangent_unfollowed")
+    assert sources["alike"].nunique() == len(sources)  # each part makes a difference
     # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
-    assert (r2.loc["unseen tests not followed", ["alike", "sorted"]] == r2.loc["whole", ["alike", "sorted"]]).all()
-    alone = r2.loc["neither reference nor correction"]
+    known = ["alike", "sorted"]
+    assert (r2.loc["tangent_unfollowed", known] == r2.loc["tangent", known]).all()
+    alone = r2.loc["tangent_base_uncorrected"]
     assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
-    frame = saved(papermill("ext07_parts", "kinds: [alike]"), "ext07_parts")  # no reference run: nothing to take away
-    assert set(frame["simulator"]) == {"whole", "a quarter of the coordinates", "no correction by recorded runs"}
+    frame = saved(papermill(name, "kinds: [alike]"), name)  # this profile has no reference run to do without
+    assert set(frame["simulator"]) == {"tangent", "tangent_quarter", "tangent_uncorrected"}
 
 
 @pytest.mark.slow

@@ -197,6 +197,7 @@ def test_checks_all_run_and_the_worst_decides(run_all):
     called = run_all.record.read_text()
     for check in ("-m ruff check", "-m ruff format --check", "lint-imports", "-m pytest --numprocesses"):
         assert check in called
+    assert "--dist loadfile --cov=gptfluence" in " ".join(called.split())
     assert called.rstrip().endswith("-k curriculum")
     assert run_all("--test").returncode == 0
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from gptfluence.config import Recording
 from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
@@ -236,22 +237,31 @@ def test_saved_and_loaded_it_predicts_the_same_without_a_gpt(dynamics, fitted, t
         loaded.simulate(dynamics.curricula, start(dynamics)[:1, :, :3], tests=unseen)
 
 
-def test_saved_without_gradients_it_takes_them_again(dynamics, fitted, features, sst2, tmp_path):
+def test_saved_without_gradients_it_loads_them_from_where_they_are(dynamics, fitted, features, gpt, sst2, tmp_path):
     whole, light = (fitted.save_pretrained(tmp_path / name, gradients=name == "whole") for name in ("whole", "light"))
     sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in (whole, light)]
     assert sizes[1] < 0.5 * sizes[0]
     loaded = Simulator.from_pretrained(light)
     assert isinstance(loaded, TangentSimulator)
-    with pytest.raises(ConfigurationError, match="saved without gradients; set `tangents` and call take"):
+    with pytest.raises(ConfigurationError, match="saved without gradients; set `tangents` and call load_gradients"):
         loaded.simulate(dynamics.curricula, start(dynamics))
-    with pytest.raises(ConfigurationError, match="taking gradients again needs the GPT's gradients"):
-        loaded.take(sst2.pool, sst2.tests)
+    with pytest.raises(ConfigurationError, match=f"examples of {sst2.pool.name} are not those it was fitted on; give"):
+        loaded.load_gradients(sst2.pool, sst2.pool)
+    loaded.load_gradients(sst2.pool, sst2.tests)
+    with pytest.raises(ConfigurationError, match="loading gradients needs the GPT's gradients"):
+        loaded.simulate(dynamics.curricula, start(dynamics))
+    redrawn = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=1500)
+    moved = np.roll(features.coordinates.index, 1)
+    redrawn._coordinates = replace(features.coordinates, index=moved)
+    loaded.tangents = redrawn
+    with pytest.raises(ConfigurationError, match="drawn other coordinates than it was fitted with"):
+        loaded.simulate(dynamics.curricula, start(dynamics))
     loaded.tangents = features
-    with pytest.raises(ConfigurationError, match="not the examples that it was fitted on"):
-        loaded.take(sst2.pool, sst2.pool)
-    again = loaded.take(sst2.pool, sst2.tests).simulate(dynamics.curricula, start(dynamics))
+    again = loaded.simulate(dynamics.curricula, start(dynamics))
     np.testing.assert_array_equal(again, fitted.simulate(dynamics.curricula, start(dynamics)))
     assert loaded.forwards == fitted.forwards
+    copied = Simulator.from_pretrained(loaded.save_pretrained(tmp_path / "again"))  # whole once more
+    np.testing.assert_array_equal(copied.simulate(dynamics.curricula, start(dynamics)), again)
 
 
 def test_unseen_tests_and_a_renumbered_pool_are_simulated_like_the_known_ones(dynamics, uncorrected):
@@ -329,7 +339,7 @@ def test_unseen_tests_follow_the_reference_run(dynamics, nano, sst2, tmp_path, m
     # not fitted on the reference run: what all fitted tests share is all that is known
     without = TangentSimulator(tangents=features).fit(replace(train, runs=train.runs[1:]))
     plain = without.simulate(test.curricula, begin, tests=test.tests)
-    unfollowed = TangentSimulator(tangents=features, followed=False).fit(train)
+    unfollowed = TangentSimulator(tangents=features, follow_reference=False).fit(train)
     np.testing.assert_array_equal(unfollowed.simulate(test.curricula, begin, tests=test.tests), plain)
     truth = test.trajectories()
     assert np.square(followed - truth).mean() < 0.05 * np.square(plain - truth).mean()
@@ -392,7 +402,7 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
     assert "seen tests: tangents of tangents" in dropped.report.selected_by
     assert TangentSimulator(tangents=features).fit(lifted)._corrections["seen"].coefficients.any()
     # nor if they are not asked for, whatever they would help
-    plain = TangentSimulator(tangents=features, corrected=False).fit(lifted, lifted)
+    plain = TangentSimulator(tangents=features, use_corrections=False).fit(lifted, lifted)
     assert plain.report.selected_by == "no correction, as asked for"
     predicted = [each.simulate(train.curricula, start(train)) for each in (plain, dropped)]
     np.testing.assert_array_equal(*predicted)
@@ -491,6 +501,9 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     pool, tests = study.dynamics("fine_tuning", "sst2").pool, study.dynamics("fine_tuning", "sst2").tests
     taken = list(tmp_path.glob("tangents/*/*/tangents.safetensors"))
     assert len(taken) == 2 * (1 + len(pool) + len(tests))  # coordinates and examples, at two checkpoints
+    (stored,) = tmp_path.glob("simulators/tangent-*/model.safetensors")
+    with safe_open(stored, "numpy") as arrays:
+        assert not [key for key in arrays.keys() if key.startswith(("pool.", "tests."))]  # the cache has them  # noqa: SIM118
     again = study.simulator("tangent")
     test, predicted = study.simulate(methods=["tangent"])
     np.testing.assert_array_equal(again.simulate(test.curricula, start(test)), predicted["tangent"])

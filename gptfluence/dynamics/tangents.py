@@ -62,6 +62,11 @@ class Coordinates:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def digest(self) -> str:
+        """Which coordinates these are, and where the reference run went; equal settings need not draw the same everywhere."""
+        return _digest(self.index, self.displacement)
+
 
 @dataclass(frozen=True)
 class Tangents:
@@ -205,12 +210,15 @@ class TangentFeatures:
         which = self.recording.train_tokens if trained else self.recording.loss_tokens
         base = self._at(examples, which, 0)
         later = [self._at(examples, which, checkpoint, base) for checkpoint in self._later]
-        at = [one for checkpoint in (base, *later) for one in checkpoint]
         outputs, tokens = [len(one["token"]) for one in base], [int(one["token"][-1]) + 1 for one in base]
-        several = {}
+        ends, several = np.cumsum(outputs), {}
         for key in ("outputs", "gradients", "scale"):
-            joined = np.concatenate([one.pop(key) for one in at])  # taken out of `at`: there may be gigabytes
-            several[key] = joined.reshape(1 + len(later), sum(outputs), *joined.shape[1:])
+            known = base[0][key]
+            several[key] = np.empty((1 + len(later), ends[-1], *known.shape[1:]), known.dtype)
+            for checkpoint, taken in enumerate((base, *later)):
+                for end, one in zip(ends, taken, strict=True):
+                    part = one.pop(key)  # there may be gigabytes: not twice
+                    several[key][checkpoint, end - len(part) : end] = part
         before = np.repeat(np.cumsum([0, *tokens[:-1]]), outputs)
         return Tangents(
             **several,

@@ -69,7 +69,7 @@ class Side:
         owner = [self.token[part] - self.token[part[0]] + int(b) for part, b in zip(rows, before[:-1], strict=True)]
         return torch.cat(rows), torch.cat(owner)
 
-    def widen(self, checkpoint: int, examples: list[int], scratch: Tensor) -> Tensor:
+    def batch_gradients(self, checkpoint: int, examples: list[int], scratch: Tensor) -> Tensor:
         """float32 [rows, n]: gradients of a batch's outputs, still to be scaled. Written over `scratch`: copies cost most."""
         end = 0
         for rows in (self.rows[i] for i in examples):
@@ -137,7 +137,7 @@ class Linearised:
         for step, rate in enumerate(settings.learning_rates(len(batches))):
             rows, owner = pool.batch(curriculum[step])
             parts = [
-                (share, pool.widen(k, curriculum[step], scratch[k]), pool.scale[k][rows], k)
+                (share, pool.batch_gradients(k, curriculum[step], scratch[k]), pool.scale[k][rows], k)
                 for k, share in self._mixture(times[step])
             ]
             outputs = sum(
@@ -194,25 +194,26 @@ class TangentSimulator(Simulator):
     """Simulates any curriculum from the GPT's gradients; recorded runs correct it.
 
     tangents: what takes gradients of examples (`TangentFeatures`). It is needed to fit and for unseen examples; those of
-        the fitted pool and tests are stored with what is learned, so a loaded simulator simulates without it.
+        the fitted pool and tests are saved with what is learned, if not left out (`save_pretrained`), so that a loaded
+        simulator simulates without it.
 
     A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
     Unseen pool and test examples cost their gradients, and unseen tests, where the tangents have a reference run and the metric
     is the loss, one training of it.
 
-    corrected: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss still
-        have readout weights from recorded runs).
-    followed: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
+    use_corrections: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss
+        still have readout weights from recorded runs).
+    follow_reference: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
         linearisation is off at them is its mean over the fitted tests.
     """
 
     name = "tangent"
-    format = 6
+    format = 7
 
     tangents: TangentFeatures | str | None = None
-    corrected: bool = True
-    followed: bool = True
+    use_corrections: bool = True
+    follow_reference: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.tangents, (TangentFeatures, str, type(None))):
@@ -235,33 +236,47 @@ class TangentSimulator(Simulator):
                 f"tangent: it was fitted with the tangents {self._taken_by}, not {source.fingerprint}; give `tangents` of the "
                 "same model, pool, recording settings, sample and reference"
             )
+        if source.coordinates.digest != self._linearised.coordinates.digest:
+            raise ConfigurationError(
+                "tangent: `tangents` have drawn other coordinates than it was fitted with, as another device or version may, or "
+                "their reference run went otherwise; give those of the fit, with their cache, or fit again"
+            )
         return source
 
-    def take(self, pool: TaskPool, tests: TaskPool) -> Self:
-        """Take the fitted pool's and tests' gradients, for a simulator that was saved without them; return it.
+    def load_gradients(self, pool: TaskPool, tests: TaskPool) -> Self:
+        """Let `tangents` give the fitted pool's and tests' gradients, once they are needed, to a simulator saved without them.
 
-        `tangents` must be set, and reads what its cache holds. Raises ConfigurationError for other examples or tangents.
+        What their cache lacks is taken anew. Raises ConfigurationError for other examples.
         """
         fitted = self._require_fitted()
-        if (pool.fingerprint, tests.fingerprint) != (fitted.pool_fingerprint, fitted.tests_fingerprint):
-            raise ConfigurationError(
-                f"tangent: {pool.name} and {tests.name} are not the examples that it was fitted on"
-            )
-        source = self._same_source("taking gradients again")
-        self._taken = source.of(pool, trained=True), source.of(tests, trained=False)
-        self._widen()
+        for given, expected in ((pool, fitted.pool_fingerprint), (tests, fitted.tests_fingerprint)):
+            if given.fingerprint != expected:
+                raise ConfigurationError(
+                    f"tangent: the examples of {given.name} are not those it was fitted on; give the pool and the tests of "
+                    "the runs it was fitted on"
+                )
+        self._examples = pool, tests
         return self
 
-    def _widen(self) -> None:
-        pool, tests = self._require_taken()
-        self._sides = Side(pool), Side(tests, widened=True)
+    @property
+    def _gradients(self) -> tuple[Tangents, Tangents]:
+        """Tangents of the fitted pool and tests."""
+        if self._of_fitted is None:
+            if self._examples is None:
+                raise ConfigurationError(
+                    "tangent: it was saved without gradients; set `tangents` and call load_gradients(pool, tests) with the "
+                    "pool and the tests of the runs it was fitted on"
+                )
+            source, (pool, tests) = self._same_source("loading gradients"), self._examples
+            self._of_fitted = source.of(pool, trained=True), source.of(tests, trained=False)
+        return self._of_fitted
 
-    def _require_taken(self) -> tuple[Tangents, Tangents]:
-        if self._taken is None:
-            raise ConfigurationError(
-                "tangent: it was saved without gradients; set `tangents` and call take(pool, tests) with the fitted examples"
-            )
-        return self._taken
+    @property
+    def _sides(self) -> tuple[Side, Side]:
+        if self._as_sides is None:
+            pool, tests = self._gradients
+            self._as_sides = Side(pool), Side(tests, widened=True)
+        return self._as_sides
 
     # --- fitting ---
 
@@ -278,9 +293,9 @@ class TangentSimulator(Simulator):
                 f"{train.pool.name}; give TangentFeatures the pool that the runs were trained on"
             )
         self._taken_by = source.fingerprint
-        self._taken = source.of(train.pool, trained=True), source.of(train.tests, trained=False)
         self._linearised = Linearised(source.coordinates, optimizer, optimizer, train.batches.shape[1])
-        self._widen()
+        self._of_fitted, self._as_sides = None, None
+        self._examples = train.pool, train.tests
         self._batches = train.batches
         recorded = train.trajectories(metric)
         if metric == "loss":
@@ -306,7 +321,7 @@ class TangentSimulator(Simulator):
         self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
         # other tests, too, can be followed along the reference run; what is theirs alone is told from what all tests share
-        follows = self.followed and bool(followed) and metric == "loss"
+        follows = self.follow_reference and bool(followed) and metric == "loss"
         self._of_reference = followed[0].mean(axis=1, keepdims=True) if follows else None
         own = [] if self._of_reference is None else [followed[0] - self._of_reference]
         # coefficients of what is the reference run's own cannot be learned from that run
@@ -334,16 +349,16 @@ class TangentSimulator(Simulator):
         """
         kinds = dict(zip(KINDS, ([self._residual], [*own, self._shared]), strict=True))
         fitted: dict[str, Correction] = {}
-        if self.corrected and len(recorded) > 1:
+        if self.use_corrections and len(recorded) > 1:
             others = of_others(recorded - predicted)
             fitted["seen"] = Correction.fit(predicted, recorded, [others])
             if learns_unseen:
                 fitted["unseen"] = Correction.fit(predicted, recorded, [*own, others.mean(axis=2, keepdims=True)])
         rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
-        if not self.corrected:
+        if not self.use_corrections:
             rule = "no correction, as asked for"
         truth = simulated = None
-        if self.corrected and validation is not None:
+        if self.use_corrections and validation is not None:
             truth, simulated = validation.trajectories(metric), self._rolled(*self._sides, validation.batches)
             rule = "validation all-steps MSE"
         self._corrections, self._carried = {}, {}
@@ -433,11 +448,10 @@ class TangentSimulator(Simulator):
         reference run's training.
         """
         fitted, steps = self._require_fitted(), self._linearised.coordinates.steps
-        taken = sum(side.examples + side.outputs.shape[1] for side in self._require_taken())
+        taken = sum(side.examples + side.outputs.shape[1] for side in self._gradients)
         return len(steps) * taken + 3 * (fitted.pool_size + int(steps[-1]) * fitted.batch_size)
 
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
-        self._require_taken()
         of_pool, of_tests = self._sides
         if pool is not None:
             of_pool = Side(self._same_source(f"the unseen pool {pool.name}").of(pool, trained=True))
@@ -482,14 +496,12 @@ class TangentSimulator(Simulator):
     def save_pretrained(self, folder: str | Path, *, gradients: bool = True) -> Path:
         """Write `config.json` and `model.safetensors` into `folder`; return it.
 
-        gradients: also those of the fitted pool and tests, which are nearly all there is to store. Without them a loaded
-            simulator must `take` them again before it simulates.
+        gradients: also those of the fitted pool and tests, which are nearly all there is to store. A simulator that is loaded
+            without them must be told where they are (`load_gradients`).
         """
-        if gradients:
-            return super().save_pretrained(folder)
         light = copy(self)
-        light._taken = None
-        return light.save_pretrained(folder)
+        light._of_fitted = self._gradients if gradients else None
+        return super(TangentSimulator, light).save_pretrained(folder)
 
     def hyperparameters(self) -> dict[str, Any]:
         tangents = self.tangents
@@ -497,12 +509,12 @@ class TangentSimulator(Simulator):
         return super().hyperparameters() | {"tangents": given}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        optimizers = {"optimizer": self._linearised.recorded}
+        optimizers, stored = {"optimizer": self._linearised.recorded}, self._of_fitted
         if self._linearised.optimizer != self._linearised.recorded:
             optimizers["trained_with"] = self._linearised.optimizer
         return {
             **{key: np.frombuffer(one.model_dump_json().encode(), np.uint8) for key, one in optimizers.items()},
-            **({} if self._taken is None else to_arrays("pool", self._taken[0]) | to_arrays("tests", self._taken[1])),
+            **({} if stored is None else to_arrays("pool", stored[0]) | to_arrays("tests", stored[1])),
             **to_arrays("coordinates", self._linearised.coordinates),
             "batches": self._batches,
             "taken_by": np.frombuffer(self._taken_by.encode(), np.uint8),
@@ -516,13 +528,12 @@ class TangentSimulator(Simulator):
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
-        self._taken = None
+        self._examples, self._of_fitted, self._as_sides = None, None, None
         if "pool.outputs" in arrays:
             pool, tests = (from_arrays(name, Tangents, arrays) for name in ("pool", "tests"))
             if (pool.examples, tests.examples) != (self.fitted.pool_size, self.fitted.tests_size):
                 raise ValueError("tangents are not those of the pool and tests that config.json describes")
-            self._taken = pool, tests
-            self._widen()
+            self._of_fitted = pool, tests
         stored = arrays["optimizer"], arrays.get("trained_with", arrays["optimizer"])
         recorded, trained_with = (AdamW.model_validate_json(array.tobytes()) for array in stored)
         coordinates = from_arrays("coordinates", Coordinates, arrays)
