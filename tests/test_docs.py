@@ -21,6 +21,10 @@ TABLES = {  # csv file below figures/ -> rows, columns
     "laptop-slow/ext03_runs_needed": ("simulator", "runs"),
     "laptop-webnlg/ext01_explained_deviation": ("simulator", "curricula"),
     "laptop-webnlg/ext03_runs_needed": ("simulator", "runs"),
+    **{
+        f"{profile}/ext07_ablation": ("simulator", "curricula")
+        for profile in ("mini", "mini-webnlg", "laptop", "laptop-slow", "laptop-webnlg")
+    },
 }
 
 
@@ -41,8 +45,10 @@ def tables(name: str) -> list[str]:
         title = names.task(task)
         if profile != "mini":
             title += f", {model}" if profile == "mini-sizes" else f", `{profile}`"
+        if "ablation" in name:
+            title += ", ablation"
         lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-        if column == "curricula":
+        if column == "curricula" and "ablation" not in name:
             mine = whole[
                 (whole["task"] == task) & (whole["model"] == model) & (whole["statistic"] == "mse_mean_trajectory")
             ]
