@@ -178,7 +178,14 @@ use rule notebook as notebook_alone with:
         run="|".join(map(re.escape, ALONE)) or "-",
 
 
-ruleorder: notebook_alone > notebook
+# Others that train take longer than those that draw, and come before them for the same reason.
+use rule notebook as notebook_training with:
+    priority: 1
+    wildcard_constraints:
+        run="|".join(re.escape(run) for run in WANTED if WANTED[run].trains) or "-",
+
+
+ruleorder: notebook_alone > notebook_training > notebook
 
 
 rule report:
