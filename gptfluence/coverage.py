@@ -69,7 +69,6 @@ def covered(
         bands, fewer = bands_of(study, task, simulators, calibration=calibration, level=level)
         drawn_alike = study.dynamics(SETTING, task, metric="loss")
         sources.append(drawn_alike)
-        shifted.record_ahead(study, task, kinds, runs)
         for kind in kinds:
             recorded = shifted.record(study, task, kind, runs)
             if kind != "alike":

@@ -92,17 +92,6 @@ def record(study: Study, task: str, kind: str, runs: int, *, model: str | None =
     return other.record(curricula, SETTING, task, model=model)
 
 
-def record_ahead(study: Study, task: str, kinds: Sequence[str], runs: int, *, model: str | None = None) -> None:
-    """Record what `record` will be asked for, as far as kinds differ in their curricula alone, in one go.
-
-    To start recording takes as long as a run of a small model.
-    """
-    alone = [kind for kind in kinds if kind in KINDS and kind not in ("alike", "faster")]
-    curricula = [curriculum for kind in alone for curriculum in draw(study, task, kind, runs, model=model)]
-    if curricula:
-        losses_only(study).record(curricula, SETTING, task, model=model)
-
-
 def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None = None) -> GPTDynamics:
     """The study's held-out runs. Raises ConfigurationError if there are none."""
     test = study.dynamics(SETTING, task, model=model, metric=metric).split()[2]
@@ -216,7 +205,6 @@ def explained(
     for model, task in product(models or (None,), tasks):
         dynamics = study.dynamics(SETTING, task, model=model, metric="loss")
         sources.append(dynamics)
-        record_ahead(study, task, kinds, runs, model=model)
         for kind in kinds:
             if kind == "unseen_pool" and not study.keeps_unseen(task):
                 continue
