@@ -292,6 +292,7 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
     of_all = fits("fine_tuning", setting.models[:1], setting.tasks, ["loss"], fitted)
     other_metrics = fits("fine_tuning", setting.models[:1], tasks, setting.metrics, fitted)
     one = dict(list(every.items())[:1])
+    of_tangent = {runs: ["loss:tangent"] for runs in one}
     known = {
         "ext01_explained_deviation": of_all | other_metrics,
         "ext02_horizon": every,
@@ -299,8 +300,8 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
         "ext04_leave_out": every,
         "ext05_bands": every,
         "ext06_curriculum_search": one,
-        "ext07_ablation": {runs: ["loss:tangent"] for runs in one},
-        "explore_what_if": {runs: ["loss:tangent"] for runs in one},
+        "ext07_ablation": of_tangent,
+        "explore_what_if": of_tangent,
     }
     trains = known.keys() - {"ext02_horizon"}  # runs of their own, or fits on fewer runs, which take gradients
     return {name: Output(name, fits=needed, trains=name in trains) for name, needed in known.items()}

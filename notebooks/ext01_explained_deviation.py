@@ -25,7 +25,7 @@
 #
 # Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
 # `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded, profile `mini`
-# takes about ten minutes.
+# takes about a quarter of an hour on two cores.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 

@@ -58,9 +58,8 @@ nb.choose("variants", variants, list(known))
 nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
 nb.choose("runs", runs, range(1, 1001))
 chosen = nb.parameters["tasks"] or shifted.chosen_tasks(nb.study)[:1]
-labelled = all(
-    nb.study.is_labelled(task) for task in chosen
-)  # whose candidates are the label words, whatever their number
+# candidates of labelled tasks are the label words, whatever their number
+labelled = all(nb.study.is_labelled(task) for task in chosen)
 same = {
     "tangent_one_candidate": labelled or tangents["candidates"] == 1,
     **dict.fromkeys(("tangent_base", "tangent_base_uncorrected", "tangent_unfollowed"), not tangents["checkpoints"]),

@@ -89,8 +89,8 @@ def test_ablation(papermill):
     variants = ["quarter", "base", "uncorrected", "base_uncorrected", "unfollowed"]
     assert set(r2.index) == {"tangent", *(f"tangent_{variant}" for variant in variants)}
     assert r2.notna().all(axis=None)
-    sources = r2.drop(index="tangent_unfollowed")
-    assert sources["alike"].nunique() == len(sources)  # each part makes a difference
+    refitted = r2.drop(index="tangent_unfollowed")
+    assert refitted["alike"].nunique() == len(refitted)  # each part makes a difference
     # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
     known = ["alike", "sorted"]
     assert (r2.loc["tangent_unfollowed", known] == r2.loc["tangent", known]).all()

@@ -62,7 +62,7 @@ class Coordinates:
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Which coordinates these are, and where the reference run went; equal settings need not draw the same everywhere."""
         return _digest(self.index, self.displacement)

@@ -196,16 +196,15 @@ class TangentSimulator(Simulator):
     tangents: what takes gradients of examples (`TangentFeatures`). It is needed to fit and for unseen examples; those of
         the fitted pool and tests are saved with what is learned, if not left out (`save_pretrained`), so that a loaded
         simulator simulates without it.
+    use_corrections: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss
+        still have readout weights from recorded runs).
+    follow_reference: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
+        linearisation is off at them is its mean over the fitted tests.
 
     A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
     Unseen pool and test examples cost their gradients, and unseen tests, where the tangents have a reference run and the metric
     is the loss, one training of it.
-
-    use_corrections: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss
-        still have readout weights from recorded runs).
-    follow_reference: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
-        linearisation is off at them is its mean over the fitted tests.
     """
 
     name = "tangent"
