@@ -7,6 +7,7 @@
 #   ./run_all.sh                                   on the cores of this machine
 #   ./run_all.sh --profile pythia -- --executor slurm --jobs 100
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -36,6 +37,8 @@ SHARE = 1 if len(FITTING) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
 ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
 FITTED_ON_GPU = {runs for runs in ON_GPU if plan.needs_gpt(STUDY, FITTING[runs][1])}
+TRAINING = [run for run in WANTED if WANTED[run].trains]
+os.environ.setdefault("GPTFLUENCE_JOBS", str(max(1, CORES // max(1, len(TRAINING)))))  # of each notebook that records runs
 ALONE = [run for run in WANTED if not WANTED[run].fits] if SHARE == 1 and not TRAINED_ON_GPU else []
 
 
@@ -182,7 +185,7 @@ use rule notebook as notebook_alone with:
 use rule notebook as notebook_training with:
     priority: 1
     wildcard_constraints:
-        run="|".join(re.escape(run) for run in WANTED if WANTED[run].trains) or "-",
+        run="|".join(map(re.escape, TRAINING)) or "-",
 
 
 ruleorder: notebook_alone > notebook_training > notebook

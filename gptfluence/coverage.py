@@ -33,9 +33,9 @@ def bands_of(
     runs = [*train.select(left_out).runs, *validation.runs]
     calibrating = replace(train, runs=tuple(runs))
     found: dict[str, dict[str, conformal.Bands]] = {}
-    known, _ = shifted.simulate(fewer, task, train.select(fitted_on), simulators)
-    others, _ = shifted.simulate(fewer, task, calibrating, simulators)
-    truth = [part.trajectories("loss") for part in (train.select(fitted_on), calibrating)]
+    asked = [train.select(fitted_on), calibrating]
+    (known, _), (others, _) = shifted.simulate(fewer, task, asked, simulators)
+    truth = [part.trajectories("loss") for part in asked]
     for name in simulators:
         try:
             typical = conformal.Typical.of(known[name], truth[0])
@@ -68,15 +68,16 @@ def covered(
     for task in tasks:
         bands, fewer = bands_of(study, task, simulators, calibration=calibration, level=level)
         drawn_alike = study.dynamics(SETTING, task, metric="loss")
-        sources.append(drawn_alike)
-        for kind in kinds:
-            recorded = shifted.record(study, task, kind, runs)
-            if kind != "alike":
-                sources.append(recorded)
-            if recorded.curricula[0].steps > drawn_alike.curricula[0].steps:
-                continue
+        asked = {kind: shifted.record(study, task, kind, runs) for kind in kinds}
+        sources += [drawn_alike, *(recorded for kind, recorded in asked.items() if kind != "alike")]
+        asked = {
+            kind: recorded
+            for kind, recorded in asked.items()
+            if recorded.curricula[0].steps <= drawn_alike.curricula[0].steps
+        }
+        answers = shifted.simulate(fewer, task, list(asked.values()), list(bands))
+        for (kind, recorded), (predicted, _) in zip(asked.items(), answers, strict=True):
             truth = recorded.trajectories("loss")
-            predicted, _ = shifted.simulate(fewer, task, recorded, list(bands))
             for name, values in predicted.items():
                 for unit, band in bands[name].items():
                     common = (SETTING, recorded.model, task, "loss", kind, name, len(recorded))

@@ -143,10 +143,8 @@ def leave_out(
     by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
     order = [by_run[curriculum] for curriculum in curricula]  # equal curricula are recorded once
     truth = recorded.trajectories("loss")[order]
-    predicted = {
-        name: values[order, -1].astype(np.float64)
-        for name, values in shifted.simulate(study, task, recorded, simulators)[0].items()
-    }
+    [(simulated, _)] = shifted.simulate(study, task, [recorded], simulators)
+    predicted = {name: values[order, -1].astype(np.float64) for name, values in simulated.items()}
     predicted |= _scored(study, base, run, scores, curricula, truth[0, 0])
     size_of = np.array([len(one.dropped) for one in chosen])
     rows = []

@@ -14,7 +14,7 @@ from typing import Any
 from gptfluence import influence, names
 from gptfluence.config import PublishedModel
 from gptfluence.errors import ConfigurationError
-from gptfluence.simulators import needs_tangents
+from gptfluence.simulators import takes
 from gptfluence.study import Study
 
 INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
@@ -311,7 +311,7 @@ def needs_gpt(study: Study, simulators: Iterable[str]) -> bool:
     """Whether some of these "metric:simulator" need the GPT itself: they replay its training, or take its gradients."""
     along = influence.methods_of(study.profile.simulators)
     named = {entry.partition(":")[2] for entry in simulators}
-    return any(name.split()[0] in along or needs_tangents(study.options(name)[0]) for name in named)
+    return any(name.split()[0] in along or takes(study.options(name)[0], "tangents") for name in named)
 
 
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:

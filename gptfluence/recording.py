@@ -38,7 +38,7 @@ def record(
         model: a Hub name, a folder, or a GGUF file.
         optimizer: AdamW and its schedule; `recording`: everything else (its optimizer gives way to `optimizer`).
         artifacts: where runs are kept; what is there already is not recorded again.
-        jobs: runs recorded at once on the CPU (default: as many as there are cores).
+        jobs: runs recorded at once on the CPU (default: $GPTFLUENCE_JOBS, else as many as there are cores).
 
     Returns the runs in the order of `curricula`.
     """
@@ -64,7 +64,7 @@ def record(
         seed=seed,
         names=list(given),
         curricula=given,
-        jobs=jobs or cores(),
+        jobs=jobs or default_jobs(),
         jobs_per_device=1,
     )
 
@@ -128,6 +128,14 @@ def record_missing(
         title=f"recording {task.name} with {model.name}",
     )
     return store.load(folder, names)
+
+
+def default_jobs() -> int:
+    """How many runs are recorded at once on the CPU: $GPTFLUENCE_JOBS, else as many as there are cores."""
+    given = os.environ.get("GPTFLUENCE_JOBS") or str(cores())
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigurationError(f"GPTFLUENCE_JOBS: a whole number of at least 1 is wanted, not {given!r}")
+    return int(given)
 
 
 def cores() -> int:

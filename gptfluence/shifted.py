@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics
 from gptfluence.dynamics.text_metrics import TEXT_METRICS
 from gptfluence.errors import ConfigurationError, OutOfReachError, unknown
+from gptfluence.simulators import refuses_unseen
 from gptfluence.study import Study
 from gptfluence.tasks.base import fingerprint
 
@@ -102,41 +104,50 @@ def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None
     return test
 
 
+class Answers(NamedTuple):
+    """predicted: simulator -> float32 [runs, steps + 1, tests]; refused: simulator -> why it cannot say."""
+
+    predicted: dict[str, np.ndarray]
+    refused: dict[str, str]
+
+
 def simulate(
     study: Study,
     task: str,
-    recorded: GPTDynamics,
+    asked: Sequence[GPTDynamics],
     simulators: Sequence[str],
     *,
     metric: str = "loss",
     model: str | None = None,
     fitted_on: Sequence[int] | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What simulators fitted on the study's training runs predict for `recorded` from its first values.
+) -> list[Answers]:
+    """What simulators fitted on the study's training runs predict for each of `asked`, sets of runs, from their first values.
+
+    Each simulator is loaded once, and none while another is (some hold gigabytes). They refuse runs longer than the fitted
+    ones, or with examples that they were not fitted on, if these are out of their reach.
 
     fitted_on: positions of the test examples that simulators are fitted on, if not on all
-
-    Returns simulator -> float32 [runs, steps + 1, tests], and simulator -> why it cannot, for runs longer than the fitted ones
-    or with examples that it was not fitted on.
     """
-    predicted, refused = {}, {}
-    start = recorded.trajectories(metric)[:, :1]
-    optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
+    answers = [Answers({}, {}) for _ in asked]
     for name in simulators:
-        fitted = study.simulator(name, SETTING, task, metric=metric, model=model, tests=fitted_on).trained_with(
-            optimizer
-        )
-        try:
-            predicted[name] = fitted.simulate(recorded.curricula, start, pool=recorded.pool, tests=recorded.tests)
-        except OutOfReachError as error:
-            refused[name] = str(error)
-    return predicted, refused
+        fitted = study.simulator(name, SETTING, task, metric=metric, model=model, tests=fitted_on)
+        for recorded, answer in zip(asked, answers, strict=True):
+            optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
+            start = recorded.trajectories(metric)[:, :1]
+            try:
+                answer.predicted[name] = fitted.trained_with(optimizer).simulate(
+                    recorded.curricula, start, pool=recorded.pool, tests=recorded.tests
+                )
+            except OutOfReachError as error:
+                answer.refused[name] = str(error)
+        del fitted  # before the next is loaded
+    return answers
 
 
 def simulate_unseen(
     study: Study, task: str, recorded: GPTDynamics, simulators: Sequence[str], *, model: str | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """As `simulate`, but every test example by simulators that were fitted on every other one, without it.
+) -> Answers:
+    """As `simulate`, for one set of runs, but every test example by simulators that were fitted on every other one, without it.
 
     Raises ConfigurationError if there is one test example only.
     """
@@ -144,15 +155,17 @@ def simulate_unseen(
     if count < 2:
         raise ConfigurationError(f"{task}: one test example; unseen_tests needs two, to be fitted on one of them")
     predicted: dict[str, np.ndarray] = {}
-    refused: dict[str, str] = {}
+    reasons = {name: refuses_unseen(study.options(name)[0]) for name in simulators}
+    refused = {name: reason for name, reason in reasons.items() if reason}  # no need to fit those
+    fitting = [name for name in simulators if name not in refused]
     halves = range(0, count, 2), range(1, count, 2)
     for fitted_on, asked in (halves, halves[::-1]):
-        found, why = simulate(study, task, recorded.of_tests(asked), simulators, model=model, fitted_on=fitted_on)
-        refused |= why
-        for name, values in found.items():
+        [found] = simulate(study, task, [recorded.of_tests(asked)], fitting, model=model, fitted_on=fitted_on)
+        refused |= found.refused
+        for name, values in found.predicted.items():
             whole = predicted.setdefault(name, np.full((*values.shape[:2], count), np.nan, np.float32))
             whole[:, :, asked] = values
-    return {name: values for name, values in predicted.items() if name not in refused}, refused
+    return Answers({name: values for name, values in predicted.items() if name not in refused}, refused)
 
 
 def mean_trajectory(train: GPTDynamics, steps: int, metric: str = "loss") -> np.ndarray:
@@ -205,22 +218,26 @@ def explained(
     for model, task in product(models or (None,), tasks):
         dynamics = study.dynamics(SETTING, task, model=model, metric="loss")
         sources.append(dynamics)
-        for kind in kinds:
-            if kind == "unseen_pool" and not study.keeps_unseen(task):
-                continue
-            recorded = record(study, task, kind, runs, model=model)
-            if kind not in ("alike", "unseen_tests"):  # whose runs are of `dynamics`
-                sources.append(recorded)
+        asked = [kind for kind in kinds if kind != "unseen_pool" or study.keeps_unseen(task)]
+        runs_of = {kind: record(study, task, kind, runs, model=model) for kind in asked}
+        sources += [
+            runs_of[kind] for kind in asked if kind not in ("alike", "unseen_tests")
+        ]  # theirs are of `dynamics`
+        seen = [kind for kind in asked if kind != "unseen_tests"]
+        answers = dict(
+            zip(seen, simulate(study, task, [runs_of[kind] for kind in seen], simulators, model=model), strict=True)
+        )
+        for kind in asked:
+            recorded, methods = runs_of[kind], list(simulators)
             # of unseen tests, too, 0 is their own mean
             mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
-            methods = list(simulators)
             if kind == "unseen_tests":
                 predicted, refused = simulate_unseen(study, task, recorded, simulators, model=model)
                 first = dynamics.split()[0].trajectories("loss")[:1]
                 predicted[ONE_RUN] = np.broadcast_to(first, (len(recorded), *first.shape[1:]))
                 methods.append(ONE_RUN)
             else:
-                predicted, refused = simulate(study, task, recorded, simulators, model=model)
+                predicted, refused = answers[kind]
             for name in methods:
                 common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
                 if name in refused:
@@ -254,7 +271,7 @@ def other_metrics(
             test = held_out(study, task, metric=metric, model=model)
             sources.append(dynamics)
             mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps, metric)
-            predicted, _ = simulate(study, task, test, simulators, metric=metric, model=model)
+            [(predicted, _)] = simulate(study, task, [test], simulators, metric=metric, model=model)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, metric, "alike", name, len(test))
                 found = statistics(predicted[name], test, mean, metric=metric)
@@ -303,7 +320,7 @@ def runs_needed(
         mean = mean_trajectory(train, test.curricula[0].steps)
         for count in counts:
             fewer = study.with_overrides(f"settings.{SETTING}.runs.train={count}")
-            predicted, _ = simulate(fewer, task, test, simulators)
+            [(predicted, _)] = simulate(fewer, task, [test], simulators)
             for name in simulators:
                 common = (SETTING, dynamics.model, task, "loss", "alike", name, count)
                 rows += [(*common, key, *found) for key, found in statistics(predicted[name], test, mean).items()]
@@ -322,7 +339,8 @@ def by_step(study: Study, tasks: Sequence[str], simulators: Sequence[str]) -> tu
         sources.append(dynamics)
         test = held_out(study, task)
         mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps)
-        for name, values in simulate(study, task, test, simulators)[0].items():
+        [(predicted, _)] = simulate(study, task, [test], simulators)
+        for name, values in predicted.items():
             frame = deviations.by_horizon(values, test.trajectories("loss"), mean)
             frame["run"] = [test.names[run] for run in frame["run"]]
             columns = {"setting": SETTING, "model": dynamics.model, "task": task, "metric": "loss", "simulator": name}

@@ -25,7 +25,7 @@ from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics, join_tests
 from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.models import ModelSource
-from gptfluence.recording import cores, devices, named, record_missing
+from gptfluence.recording import default_jobs, devices, named, record_missing
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
 from gptfluence.tasks.instructions import mixture
@@ -54,7 +54,7 @@ class Study:
     source: str = ""  # what `load` was given: a profile's name or a path
     overrides: tuple[str, ...] = ()
     artifacts: Path = field(default_factory=config.artifacts_dir)
-    jobs: int = field(default_factory=lambda: cores())
+    jobs: int = field(default_factory=default_jobs)
 
     @classmethod
     def load(
@@ -315,7 +315,7 @@ class Study:
         return options.pop("kind", known), options
 
     def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
-        from gptfluence import influence, simulators
+        from gptfluence import encoders, influence, simulators
         from gptfluence.simulators.base import Simulator
 
         if name.split()[0] in influence.methods_of(self.profile.simulators):
@@ -326,10 +326,10 @@ class Study:
         kind, options = self.options(name)
         train, validation, _ = dynamics.split()
         encoder = None
-        if "encoder" in options:
-            encoder = options["encoder"] = self._encoder(options["encoder"])
+        if simulators.takes(kind, "encoder"):
+            encoder = options["encoder"] = self._encoder(options.get("encoder", encoders.DEFAULT))
         tangents = None
-        if simulators.needs_tangents(kind):
+        if simulators.takes(kind, "tangents"):
             tangents = options["tangents"] = self._tangents(dynamics, options.get("tangents", {}))
         simulator = simulators.create(kind, **options)
         key = fingerprint(
@@ -547,7 +547,7 @@ class Study:
         for name in self.profile.simulators:
             if name not in replayed:
                 kind, options = self.options(name)
-                if simulators.needs_tangents(kind):
+                if simulators.takes(kind, "tangents"):
                     _check_tangents(options.pop("tangents", {}))
                 simulators.create(kind, **options)
 

@@ -45,6 +45,11 @@ def create(name: str, **hyperparameters: Any) -> Simulator:
     return SIMULATORS[name](**hyperparameters)
 
 
-def needs_tangents(name: str) -> bool:
-    """Whether the simulator of this name asks for gradients of the GPT (`dynamics.tangents.TangentFeatures`)."""
-    return name in SIMULATORS and "tangents" in inspect.signature(SIMULATORS[name]).parameters
+def refuses_unseen(name: str) -> str:
+    """Why the simulator of this name has nothing to say of examples that it was not fitted on; empty if it has."""
+    return SIMULATORS[name].refuses_unseen if name in SIMULATORS else ""
+
+
+def takes(name: str, argument: str) -> bool:
+    """Whether the simulator of this name has such an argument: "encoder" of texts, "tangents" (gradients of the GPT)."""
+    return name in SIMULATORS and argument in inspect.signature(SIMULATORS[name]).parameters

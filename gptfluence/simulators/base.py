@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from gptfluence.config import AdamW
 from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.gptdynamics import GPTDynamics, stack_curricula
-from gptfluence.errors import ArtifactError, ConfigurationError, DataError, unknown
+from gptfluence.errors import ArtifactError, ConfigurationError, DataError, OutOfReachError, unknown
 from gptfluence.tasks.base import TaskPool
 
 CONFIG_NAME = "config.json"
@@ -91,6 +91,7 @@ class Simulator(ABC):
 
     name: ClassVar[str] = ""
     format: ClassVar[int] = 2  # of what is stored; another number where the same name stores something else
+    refuses_unseen: ClassVar[str] = ""  # why it has nothing to say of examples that it was not fitted on, if it has not
     _classes: ClassVar[dict[str, type[Simulator]]] = {}
 
     fitted: Fitted | None = None
@@ -306,6 +307,11 @@ class Simulator(ABC):
             pool = None
         if tests is not None and tests.fingerprint == fitted.tests_fingerprint:
             tests = None
+        for unseen, what in ((pool, "training"), (tests, "test")):
+            if unseen is not None and self.refuses_unseen:
+                raise OutOfReachError(
+                    f"{self.name}: {unseen.name} holds {what} examples that it was not fitted on; {self.refuses_unseen}"
+                )
         return self._prepare(pool, tests), sizes
 
 

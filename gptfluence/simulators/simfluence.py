@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError, OutOfReachError, unknown
+from gptfluence.errors import ConfigurationError, unknown
 from gptfluence.simulators.base import FitReport
 from gptfluence.simulators.fitting import TableModel, TableSimulator, Transitions, make_transitions
 from gptfluence.tasks.base import TaskPool
@@ -52,6 +52,7 @@ class Simfluence(TableSimulator):
     """
 
     name = "simfluence"
+    refuses_unseen = "it knows only the ids of its own runs. Use GPTfluence for unseen examples"
 
     method: str = "gradient_descent"
     ridge: float | None = None
@@ -68,12 +69,6 @@ class Simfluence(TableSimulator):
         return FreeTables(self.fitted.pool_size, self.fitted.tests_size, self.fitted.batch_size)
 
     def _raw_tables(self, pool: TaskPool | None, tests: TaskPool | None) -> Tensor:
-        for unseen, what in ((pool, "training"), (tests, "test")):
-            if unseen is not None:
-                raise OutOfReachError(
-                    f"simfluence: {unseen.name} holds {what} examples that it was not fitted on; it knows only the ids "
-                    "of its own runs. Use GPTfluence for unseen examples"
-                )
         return self._model.tables()
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:

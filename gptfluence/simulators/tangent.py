@@ -434,6 +434,8 @@ class TangentSimulator(Simulator):
             raise ConfigurationError(
                 "tangent: optimizer.learning_rate has one rate a task; choose one: optimizer.for_one"
             )
+        if optimizer == self._linearised.optimizer:
+            return self
         other = copy(self)
         other._linearised = replace(self._linearised, optimizer=optimizer)
         return other
