@@ -11,6 +11,7 @@ steps of all runs gives W; with much ridge the mean trajectory is left. It is wh
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -69,6 +70,30 @@ def exposures(batches: np.ndarray, rates: np.ndarray, keep: float, coordinates: 
     return out
 
 
+Solution = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def solutions(exposed: np.ndarray, values: np.ndarray, tests: np.ndarray) -> Iterator[tuple[float, Solution]]:
+    """For each ridge, infinite at last: weights [rank, rank], mean exposure [steps + 1, rank], mean trajectory [steps + 1, tests].
+
+    exposed: float64 [runs, steps + 1, rank]; values: float64 [runs, steps + 1, tests]; tests: float64 [tests, rank]
+
+    W minimises |X W T' - Y|^2 + ridge |X|^2 |T|^2 |W|^2 (spectral norms of X and T), solved in the eigenvectors of X'X and T'T.
+    """
+    middle, mean = exposed.mean(axis=0), values.mean(axis=0)
+    x = (exposed - middle).reshape(-1, exposed.shape[2])
+    y = (values - mean).reshape(-1, values.shape[2])
+    of_pool, pool_axes = np.linalg.eigh(x.T @ x)
+    of_tests, test_axes = np.linalg.eigh(tests.T @ tests)
+    both = np.outer(of_pool.clip(min=0), of_tests.clip(min=0))
+    rotated = pool_axes.T @ (x.T @ y @ tests) @ test_axes
+    for ridge in (*RIDGES, np.inf):
+        weights = np.zeros_like(rotated)
+        if np.isfinite(ridge) and both.max() > 0:
+            weights = pool_axes @ (rotated / (both + ridge * both.max())) @ test_axes.T
+        yield ridge, (weights, middle, mean)
+
+
 @dataclass(kw_only=True, eq=False)
 class LowRank(Simulator):
     """Mean trajectory plus low-rank deviations, from text features.
@@ -117,7 +142,9 @@ class LowRank(Simulator):
         choice, rule = self._choose(runs, metric, features)
         self._keep, self._own, ridge = choice
         self._directions = tuple(Directions.of(values, self.rank, self._own) for values in features)
-        found = dict(self._solutions(train, metric, self._keep, self._directions))
+        exposed = exposures(train.batches, self._rates, self._keep, self._directions[0](None))
+        values = train.trajectories(metric).astype(np.float64)
+        found = dict(solutions(exposed, values, self._directions[1](None)))
         self._weights, self._exposed, self._mean = found[ridge]
         self._carried = np.ones((2, len(self._mean) - 1))  # a loss is what it is, and what it is off is taken to stay
         if metric != "loss":
@@ -136,15 +163,14 @@ class LowRank(Simulator):
         if folds < 2:
             return nothing, "one run: its own trajectory"
         errors: dict[tuple[float, float, float], float] = {}
-        parts = [(runs.names[k::folds], [n for n in runs.names if n not in runs.names[k::folds]]) for k in range(folds)]
+        values = runs.trajectories(metric).astype(np.float64)
         for keep, own in product(KEEPS, OWN):
-            directions = tuple(Directions.of(values, self.rank, own) for values in features)
-            for held, rest in parts:
-                left_out = runs.select(held)
-                truth = left_out.trajectories(metric)
-                for ridge, found in self._solutions(runs.select(rest), metric, keep, directions):
-                    predicted = self._deviations(left_out.batches, keep, directions, *found) + found[2]
-                    error = float(np.square(predicted - truth)[:, 1:].mean()) * len(held) / len(runs)
+            of_pool, of_tests = (Directions.of(part, self.rank, own)(None) for part in features)
+            exposed = exposures(runs.batches, self._rates, keep, of_pool)
+            for held in (np.arange(len(runs)) % folds == k for k in range(folds)):
+                for ridge, (weights, middle, mean) in solutions(exposed[~held], values[~held], of_tests):
+                    predicted = (exposed[held] - middle) @ weights @ of_tests.T + mean
+                    error = float(np.square(predicted - values[held])[:, 1:].mean()) * held.sum() / len(runs)
                     errors[keep, own, ridge] = errors.get((keep, own, ridge), 0.0) + error
         best = min(errors, key=errors.__getitem__)
         rule = (
@@ -152,23 +178,6 @@ class LowRank(Simulator):
             f"trajectory (keep {best[0]}, own {best[1]}, ridge {best[2]})"
         )
         return best, rule
-
-    def _solutions(self, runs: GPTDynamics, metric: str, keep: float, directions: tuple):
-        """For each ridge: weights [rank, rank], mean exposure [steps + 1, rank], mean trajectory [steps + 1, tests]."""
-        values = runs.trajectories(metric).astype(np.float64)
-        exposed = exposures(runs.batches, self._rates, keep, directions[0](None))
-        middle, mean = exposed.mean(axis=0), values.mean(axis=0)
-        x = (exposed - middle).reshape(-1, exposed.shape[2])
-        y = (values - mean).reshape(-1, values.shape[2])
-        left, size, right = np.linalg.svd(x, full_matrices=False)
-        test_left, test_size, test_right = np.linalg.svd(directions[1](None), full_matrices=False)
-        rotated = left.T @ y @ test_left
-        both = np.outer(size, test_size)
-        for ridge in (*RIDGES, np.inf):
-            shrunk = np.zeros_like(both)
-            if np.isfinite(ridge) and both.max() > 0:
-                shrunk = both / (np.square(both) + ridge * both.max() ** 2)
-            yield ridge, (right.T @ (shrunk * rotated) @ test_right, middle, mean)
 
     def _deviations(self, batches, keep, directions, weights, middle, _mean, pool=None, tests=None) -> np.ndarray:
         exposed = exposures(batches, self._rates[: batches.shape[1]], keep, directions[0](pool))
