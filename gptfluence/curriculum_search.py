@@ -131,7 +131,7 @@ def compare(
     }
     best_ones = {name: candidate(len(dynamics.pool), numbers, seed, int(one.index[0])) for name, one in found.items()}
     wanted = [*best_ones.values(), *heuristics.values()]
-    recorded = shifted.losses_only(study).record(wanted, SETTING, task)
+    recorded = shifted.losses_only(study).record(wanted, SETTING, task, ends_only=True)
     final = {run.curriculum: float(run.trajectories["loss"][-1, chosen].mean()) for run in recorded.runs}
     rows = []
     for name, one in found.items():

@@ -99,7 +99,7 @@ def example_products(
             for name in names:
                 found[name][state] = products
 
-    recorder.record(run.name, run.curriculum, seed=seed, on_step=score)
+    recorder.record(run.name, run.curriculum, seed=seed, ends_only=True, on_step=score)
     return found
 
 
@@ -139,7 +139,7 @@ def leave_out(
     seed = [study.profile.seed, shifted.seed_of("leave-out", task)]
     chosen = counterfactuals(run.curriculum, sizes, draws, seed=seed)
     curricula = [one.curriculum for one in chosen]
-    recorded = shifted.losses_only(study).record(curricula, SETTING, task)
+    recorded = shifted.losses_only(study).record(curricula, SETTING, task, ends_only=True)
     by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
     order = [by_run[curriculum] for curriculum in curricula]  # equal curricula are recorded once
     truth = recorded.trajectories("loss")[order]

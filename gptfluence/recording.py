@@ -89,10 +89,14 @@ def record_missing(
     curricula: dict[str, Curriculum],
     metrics: Sequence[str] = ("loss",),
     generation: config.Generation | None = None,
+    ends_only: bool = False,
     jobs: int,
     jobs_per_device: int,
 ) -> GPTDynamics:
-    """Record those runs of `names` that are missing and load them all. `drawn`: how curricula not given are drawn."""
+    """Record those runs of `names` that are missing and load them all.
+
+    drawn: how curricula not given are drawn; ends_only: see `Recorder.record`
+    """
     spec = {
         "format": store.FORMAT,
         "setting": setting,
@@ -106,6 +110,8 @@ def record_missing(
     }
     if set(metrics) != {"loss"}:
         spec["metrics"] = sorted(metrics)
+    if ends_only:
+        spec["ends_only"] = True
     if set(metrics) & set(TEXT_METRICS):
         spec["generation"] = config.canonical(generation or config.Generation())
     if curricula:

@@ -239,10 +239,12 @@ class Study:
         task: str | Task | None = None,
         *,
         model: str | None = None,
+        ends_only: bool = False,
     ) -> GPTDynamics:
         """Really train on curricula of one's own, from the same initial weights, to check what was simulated.
 
-        The runs are named after their curricula (`run-<hash>`) and recorded once.
+        The runs are named after their curricula (`run-<hash>`) and recorded once. ends_only: measured before the first and
+        after the last step only, for a third of the time or less; other steps are nan.
         """
         name = model or self.setting(setting).model
         if isinstance(self.model(name).config, config.PublishedModel):
@@ -251,7 +253,7 @@ class Study:
                 "with a profile whose model has another `source`"
             )
         given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
-        return self._recorded(setting, task, model, list(given), given)
+        return self._recorded(setting, task, model, list(given), given, ends_only=ends_only)
 
     def _recorded(
         self,
@@ -261,6 +263,7 @@ class Study:
         names: list[str],
         curricula: dict[str, Curriculum],
         unseen: str | None = None,
+        ends_only: bool = False,
     ) -> GPTDynamics:
         chosen = self.setting(setting)
         model = model or chosen.model
@@ -279,6 +282,7 @@ class Study:
             seed=self.profile.seed,
             names=names,
             curricula=curricula,
+            ends_only=ends_only,
             jobs=self.jobs,
             jobs_per_device=self.profile.jobs_per_device,
         )

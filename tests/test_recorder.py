@@ -99,6 +99,20 @@ def test_there_is_a_measurement_before_the_first_and_after_each_update(gpt, sst2
     assert run.learning_rate.shape == run.batch_loss.shape == run.gradient_norm.shape == (3,)
 
 
+def test_a_run_measured_at_its_ends_only_is_the_same_training(gpt, sst2):
+    steps, recording = [], Recording(optimizer=FAST, record_pool=True)
+    with Recorder(gpt, sst2.pool, sst2.tests, recording, metrics=["loss", "accuracy"]) as recorder:
+        whole = recorder.record("train-000", CURRICULUM)
+        ends = recorder.record("train-000", CURRICULUM, ends_only=True, on_step=steps.append)
+    assert steps == [0, 1, 2, 3]
+    for found, expected in ((ends.trajectories, whole.trajectories), (ends.pool_trajectories, whole.pool_trajectories)):
+        assert found.keys() == expected.keys()
+        for metric in expected:
+            np.testing.assert_array_equal(found[metric][[0, -1]], expected[metric][[0, -1]])
+            assert np.isnan(found[metric][1:-1]).all()
+    np.testing.assert_array_equal(ends.batch_loss, whole.batch_loss)
+
+
 @pytest.mark.parametrize("budget", [16, 200, 100_000])
 def test_losses_do_not_depend_on_the_token_budget(gpt, webnlg, budget):
     np.testing.assert_allclose(losses(record(gpt, webnlg, token_budget=budget)), losses(record(gpt, webnlg)), atol=1e-5)

@@ -106,7 +106,11 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
                         curriculum = Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(task.pool))
                         seed = run_seed(spec["seed"], name)
                         run = recorder.record(
-                            name, curriculum, seed=seed, on_step=lambda step, name=name: report(name, step)
+                            name,
+                            curriculum,
+                            seed=seed,
+                            ends_only=spec.get("ends_only", False),
+                            on_step=lambda step, name=name: report(name, step),
                         )
                         store.write_run(job.folder, run, {"seed": seed, "device": job.device.split(":")[0]})
         finally:

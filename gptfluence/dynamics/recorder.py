@@ -97,13 +97,21 @@ class Recorder:
             self._texts.close()
 
     def record(
-        self, name: str, curriculum: Curriculum, *, seed: int = 0, on_step: Callable[[int], None] | None = None
+        self,
+        name: str,
+        curriculum: Curriculum,
+        *,
+        seed: int = 0,
+        ends_only: bool = False,
+        on_step: Callable[[int], None] | None = None,
     ) -> TrainingRun:
         """Train on `curriculum` and measure after every update. On a CPU, equal arguments give equal bytes.
 
         Args:
             name: the run's name, for errors and for the result.
             seed: of what is random in training besides the curriculum (dropout).
+            ends_only: measure before the first and after the last update only, which takes most of the time; what is not
+                measured is nan. The training is the same.
             on_step: called after each of the steps with its number, 0 (the first measurement) to `curriculum.steps`.
 
         Raises RecordingError that names run, step and example where a loss is not finite.
@@ -133,15 +141,18 @@ class Recorder:
                             f"run {name}, step {step}: the training loss is {loss} and its gradient's norm {norm} "
                             f"(examples {', '.join(map(repr, ids))}); lower the learning rate or look at these texts"
                         )
-                tests[step] = self._measure(self._test_batches, self.tests, name, step, self._accuracy)
-                if self._pool_batches:
+                measured = not ends_only or step in (0, curriculum.steps)
+                if measured:
+                    tests[step] = self._measure(self._test_batches, self.tests, name, step, self._accuracy)
+                if measured and self._pool_batches:
                     pool[step] = self._measure(self._pool_batches, self.pool, name, step)
-                if self._accuracy is not None:
+                if measured and self._accuracy is not None:
                     with self._autocast():
                         accuracy[step] = self._accuracy.measure()
                 if self._texts is not None:
                     with self._autocast():
-                        texts.append(self._texts.submit(seed, step, last=step == curriculum.steps))
+                        last = step == curriculum.steps
+                        texts.append(self._texts.submit(seed, step, last=last) if measured else None)
                 if on_step is not None:
                     on_step(step)
         trajectories = {"loss": tests}
@@ -149,6 +160,9 @@ class Recorder:
             trajectories["accuracy"] = accuracy
         if self._texts is not None:
             trajectories |= self._texts.trajectories(texts)
+        if ends_only:
+            for values in (*trajectories.values(), pool):
+                values[1:-1] = np.nan
         return TrainingRun(
             name=name,
             curriculum=curriculum,

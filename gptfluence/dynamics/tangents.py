@@ -29,10 +29,10 @@ from torch import Tensor
 from gptfluence import files
 from gptfluence.config import Recording, canonical
 from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.logits import ScoredLogits
+from gptfluence.dynamics.logits import ScoredLogits, example_losses
 from gptfluence.dynamics.output_gradients import OutputGradients
 from gptfluence.dynamics.recorder import build_optimizer
-from gptfluence.dynamics.tokens import Batch, collate, label_words, tokenize
+from gptfluence.dynamics.tokens import Batch, collate, label_words, length_buckets, tokenize
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.models import GPT, ModelSource
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
@@ -348,13 +348,16 @@ class TangentFeatures:
 
     def _measured(self, examples: TaskPool, reference: Curriculum) -> dict[str, np.ndarray]:
         """ "losses": what `along_reference` returns."""
-        batches = self._batches(examples, self.recording.loss_tokens)
-        rows = []
+        tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
+        buckets = length_buckets(tokens, self.recording.token_budget)
+        batches = [collate(tokens, rows, self.recording.loss_tokens, self._device) for rows in buckets]
+        losses = np.empty((reference.steps + 1, len(examples)), np.float32)
         with self._model():
-            for _, scored in self._reference_run(reference, reference.steps):
-                with torch.no_grad():
-                    rows.append([float(scored.token_losses(batch).mean()) for batch in batches])
-        return {"losses": np.array(rows, np.float32)}
+            for step, scored in self._reference_run(reference, reference.steps):
+                for rows, batch in zip(buckets, batches, strict=True):
+                    with torch.no_grad():
+                        losses[step, rows] = example_losses(scored.token_losses(batch), batch).cpu().numpy()
+        return {"losses": losses}
 
     @contextmanager
     def _brought_to(self, checkpoint: int) -> Iterator[ScoredLogits]:
