@@ -7,7 +7,6 @@
 #   ./run_all.sh                                   on the cores of this machine
 #   ./run_all.sh --profile pythia -- --executor slurm --jobs 100
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -38,7 +37,8 @@ TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.
 ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
 FITTED_ON_GPU = {runs for runs in ON_GPU if plan.needs_gpt(STUDY, FITTING[runs][1])}
 TRAINING = [run for run in WANTED if WANTED[run].trains]
-os.environ.setdefault("GPTFLUENCE_JOBS", str(max(1, CORES // max(1, len(TRAINING)))))  # of each notebook that records runs
+# Of a notebook that trains, which records runs side by side for part of its time.
+TRAINING_CORES = max(1, CORES // min(4, len(TRAINING) or 1))
 ALONE = [run for run in WANTED if not WANTED[run].fits] if SHARE == 1 and not TRAINED_ON_GPU else []
 
 
@@ -170,7 +170,7 @@ rule notebook:
         runtime=24 * 60,
         gpu=lambda wildcards: 1 if on_gpu(wildcards.run) else 0,
     shell:
-        "gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
+        "GPTFLUENCE_JOBS={threads} gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
         f"--failure {shlex.quote(BUILD)}/failures/{{wildcards.run}}.json > {{log}} 2>&1"
 
 
@@ -184,6 +184,7 @@ use rule notebook as notebook_alone with:
 # Others that train take longer than those that draw, and come before them for the same reason.
 use rule notebook as notebook_training with:
     priority: 1
+    threads: TRAINING_CORES
     wildcard_constraints:
         run="|".join(map(re.escape, TRAINING)) or "-",
 

@@ -24,7 +24,9 @@ TaskOption = Annotated[
 ]
 ModelOption = Annotated[str | None, typer.Option(help="a model of the setting (default: its first)")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value: change a field of the profile")]
-JobsOption = Annotated[int | None, typer.Option(help="runs recorded at once (default: one per core)")]
+JobsOption = Annotated[
+    int | None, typer.Option(help="runs recorded at once (default: $GPTFLUENCE_JOBS, else one per core)")
+]
 IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as JSON, to this file")]
 
 

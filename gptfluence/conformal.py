@@ -109,7 +109,12 @@ class Bands:
         return predicted - half, predicted + half
 
     def covered(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-        """bool [..., tests]: whether the whole recorded path after what was observed lies inside."""
+        """bool [..., tests]: whether the whole recorded path after what was observed lies inside.
+
+        Raises ConfigurationError if `recorded` was not measured at every step.
+        """
+        if np.isnan(recorded).any():
+            raise ConfigurationError("bands: recorded values are nan; give runs that were measured at every step")
         low, high = self.around(predicted)
         inside = (recorded >= low) & (recorded <= high)
         return inside[..., self.observed :, :].all(axis=-2)

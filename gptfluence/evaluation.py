@@ -51,7 +51,7 @@ def evaluate(
         diverged                    predicted trajectories that diverged (see `simulators.base.diverged`)
         all_steps_mse_not_diverged  mean over the other trajectories; nan if there are none; u^2
 
-    Raises ConfigurationError if shapes disagree or nothing is left to evaluate.
+    Raises ConfigurationError if shapes disagree, recorded values are nan or nothing is left to evaluate.
     """
     from gptfluence.simulators.base import diverged  # here, because it brings torch, and with it seconds
 
@@ -64,6 +64,11 @@ def evaluate(
         )
     if not 1 <= observed < truth.shape[1]:
         raise ConfigurationError(f"evaluate: observed must be 1 to {truth.shape[1] - 1} rows, not {observed}")
+    if (missing := np.isnan(truth).any(axis=(1, 2))).any():
+        raise ConfigurationError(
+            f"evaluate: run {recorded.names[int(np.argmax(missing))]} was not measured at every step, or some test has no "
+            f"{metric}; take the tests that have it (`for_metric`), and record without `ends_only`"
+        )
     mean, scale = _mean_trajectory(reference, metric, truth)
     with np.errstate(over="ignore", invalid="ignore"):
         error = predicted[:, observed:] - truth[:, observed:]

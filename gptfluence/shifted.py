@@ -129,7 +129,7 @@ def simulate(
     fitted_on: positions of the test examples that simulators are fitted on, if not on all
     """
     answers = [Answers({}, {}) for _ in asked]
-    for name in simulators:
+    for name in simulators if asked else ():
         fitted = study.simulator(name, SETTING, task, metric=metric, model=model, tests=fitted_on)
         for recorded, answer in zip(asked, answers, strict=True):
             optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
@@ -159,12 +159,12 @@ def simulate_unseen(
     refused = {name: reason for name, reason in reasons.items() if reason}  # no need to fit those
     fitting = [name for name in simulators if name not in refused]
     halves = range(0, count, 2), range(1, count, 2)
-    for fitted_on, asked in (halves, halves[::-1]):
-        [found] = simulate(study, task, [recorded.of_tests(asked)], fitting, model=model, fitted_on=fitted_on)
+    for fitted_on, others in (halves, halves[::-1]):
+        [found] = simulate(study, task, [recorded.of_tests(others)], fitting, model=model, fitted_on=fitted_on)
         refused |= found.refused
         for name, values in found.predicted.items():
             whole = predicted.setdefault(name, np.full((*values.shape[:2], count), np.nan, np.float32))
-            whole[:, :, asked] = values
+            whole[:, :, others] = values
     return Answers({name: values for name, values in predicted.items() if name not in refused}, refused)
 
 
@@ -198,6 +198,18 @@ def statistics(
     }
 
 
+def difference(
+    predicted: np.ndarray, other: np.ndarray, recorded: GPTDynamics, mean: np.ndarray
+) -> deviations.Interval:
+    """R2_dev of `predicted` less that of `other`; the same runs are drawn again for both, so that what they share cancels.
+
+    predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]
+    """
+    truth = recorded.trajectories("loss").astype(np.float64)
+    left, right, of_mean = (np.square(v - truth)[:, 1:].mean(axis=(1, 2)) for v in (predicted, other, mean))
+    return deviations.explained_deviation(of_mean + left - right, of_mean)
+
+
 def explained(
     study: Study,
     tasks: Sequence[str],
@@ -206,29 +218,33 @@ def explained(
     *,
     runs: int,
     models: Sequence[str | None] = (None,),
+    against: str | None = None,
 ) -> tuple[pd.DataFrame, list[GPTDynamics]]:
     """Every simulator on every kind of curriculum of every task and model; no `unseen_pool` of tasks that keep none apart.
 
     Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
     of this length, or unseen examples), and the recorded runs it is computed from. `runs`: of each kind but `alike` and the
-    unseen ones, whose runs are the profile's. models: the setting's first, if none is given. On unseen tests the rows "one_run"
+    unseen ones, whose runs are the profile's. models: the setting's first, if none is given. against: one of `simulators`, with
+    which all others are compared (statistic r2_dev_difference, see `difference`). On unseen tests the rows "one_run"
     say what the first training run is worth, to judge those by that train it again to measure these tests.
     """
     rows, sources = [], []
     for model, task in product(models or (None,), tasks):
         dynamics = study.dynamics(SETTING, task, model=model, metric="loss")
         sources.append(dynamics)
-        asked = [kind for kind in kinds if kind != "unseen_pool" or study.keeps_unseen(task)]
-        runs_of = {kind: record(study, task, kind, runs, model=model) for kind in asked}
-        sources += [
-            runs_of[kind] for kind in asked if kind not in ("alike", "unseen_tests")
-        ]  # theirs are of `dynamics`
-        seen = [kind for kind in asked if kind != "unseen_tests"]
+        runs_of = {
+            kind: record(study, task, kind, runs, model=model)
+            for kind in kinds
+            if kind != "unseen_pool" or study.keeps_unseen(task)
+        }
+        # runs of the others are of `dynamics`
+        sources += [recorded for kind, recorded in runs_of.items() if kind not in ("alike", "unseen_tests")]
+        seen = [kind for kind in runs_of if kind != "unseen_tests"]
         answers = dict(
             zip(seen, simulate(study, task, [runs_of[kind] for kind in seen], simulators, model=model), strict=True)
         )
-        for kind in asked:
-            recorded, methods = runs_of[kind], list(simulators)
+        for kind, recorded in runs_of.items():
+            methods = list(simulators)
             # of unseen tests, too, 0 is their own mean
             mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
             if kind == "unseen_tests":
@@ -243,7 +259,10 @@ def explained(
                 if name in refused:
                     rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
                     continue
-                rows += [(*common, key, *found) for key, found in statistics(predicted[name], recorded, mean).items()]
+                found = statistics(predicted[name], recorded, mean)
+                if against in predicted and name != against:
+                    found["r2_dev_difference"] = difference(predicted[name], predicted[against], recorded, mean)
+                rows += [(*common, key, *interval) for key, interval in found.items()]
     return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
 
 

@@ -244,7 +244,7 @@ class Study:
         """Really train on curricula of one's own, from the same initial weights, to check what was simulated.
 
         The runs are named after their curricula (`run-<hash>`) and recorded once. ends_only: measured before the first and
-        after the last step only, for a third of the time or less; other steps are nan.
+        after the last step only, which saves most of the time where there are many tests; other steps are nan.
         """
         name = model or self.setting(setting).model
         if isinstance(self.model(name).config, config.PublishedModel):

@@ -16,7 +16,7 @@
 #
 # It linearises a GPT about its weights before training, and about those of one recorded run; it samples coordinates; recorded
 # runs correct what it simulates; unseen tests are measured along the reference run. This is the ablation: it is fitted again
-# with less. *What a part adds is how far the points fall without it.*
+# with less. *What a part adds is how far the points fall without it*; the table of differences has their intervals.
 #
 # ![R²dev with less, profile mini](../figures/mini/ext07_ablation.png)
 #
@@ -74,10 +74,19 @@ study = nb.study.with_overrides(
 used
 
 # %%
-results, sources = shifted.explained(study, chosen, kinds, ["tangent", *used], runs=runs)
+results, sources = shifted.explained(study, chosen, kinds, ["tangent", *used], runs=runs, against="tangent")
 results = results[results["simulator"] != shifted.ONE_RUN]
 explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["task", "simulator"], columns="curricula", values="value", sort=False).round(2)
+
+# %% [markdown]
+# R²dev less that of the tangent simulator itself, and 90% bootstrap intervals over runs, the same for both.
+
+# %%
+differences = results[results["statistic"] == "r2_dev_difference"]
+differences.assign(
+    text=[f"{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in differences.itertuples()]
+).pivot(index=["task", "simulator"], columns="curricula", values="text")
 
 # %% [markdown]
 # How corrections of known tests were chosen, and, where validation runs chose, the error of each choice on these (`off as
@@ -97,24 +106,24 @@ picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", f
 picture
 
 # %%
-held, trained = len(sources[0].split()[2]), len(sources[0].split()[0])
+trained, validated, held = (len(part) for part in sources[0].split())
+apart = ", the reference run taking no part in corrections" if tangents["checkpoints"] else ""
 caption = (
     f"Ablation of the tangent simulator: explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind "
-    f"of curriculum. {nb.study.profile.title} ({sources[0].model}); fitted on {trained} training runs; {held} held-out runs drawn "
-    f"alike, also of unseen tests, whose own mean is the 0, and {runs} of every other kind. The tangent simulator itself has "
+    f"of curriculum. {nb.study.profile.title} ({sources[0].model}); fitted on {trained} training and "
+    f"{validated} validation runs{apart}; {held} held-out runs drawn alike, also of unseen tests, whose own mean is the 0, and "
+    f"{runs} of every other kind (of an unseen pool the profile's). The tangent simulator itself has "
     f"{tangents['coordinates']:,} coordinates, at most {tangents['candidates']} candidates a token of free text and tangents "
     f"of one training run after step {', '.join(map(str, tangents['checkpoints'])) or '0 alone'}; tangents of the base model alone "
     "have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
     "runs (of two or three runs hardly more than their range); below -1 they are cut off."
 )
 sentences = []
-for task, part in explained.groupby("task", sort=False):
-    table = part.pivot(index="simulator", columns="curricula", values="value").loc[["tangent", *used], kinds]
-    for name in used:
-        listed = "; ".join(
-            f"{label.replace('_', ' ')} {table.loc['tangent', label]:.2f} to {value:.2f}"
-            for label, value in table.loc[name].items()
-            if value != table.loc["tangent", label]
-        )
-        sentences.append(f"{gf.names.task(task)}, {gf.names.method(name)}: {listed or 'nothing changes'}.")
+for (task, name), part in differences.groupby(["task", "simulator"], sort=False):
+    changes = part[part["value"].round(2) != 0]
+    listed = "; ".join(
+        f"{row.curricula.replace('_', ' ')} {row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        for row in changes.itertuples()
+    )
+    sentences.append(f"{gf.names.task(task)}, {gf.names.method(name)}: {listed or 'nothing changes by 0.01'}.")
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading="\n".join(sentences))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from gptfluence.dynamics.gradients import Replayer
 from gptfluence.dynamics.recorder import single_thread
 from gptfluence.errors import ConfigurationError
 from gptfluence.leave_out import SCORES, counterfactuals, example_products, leave_out, scored_losses
+from gptfluence.simulators import MeanTrajectory
 from gptfluence.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.what_if import Changes, ask
@@ -81,7 +83,10 @@ def test_unseen_examples_are_those_that_simulators_were_not_fitted_on(study):
     assert len(sources) == 3
     r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "curricula", "simulator"])["value"]
     assert set(r2.index.droplevel("simulator")) == {("rte", kind) for kind in kinds} | {("sst2", "unseen_tests")}
-    assert r2.xs("simfluence max_epochs=3", level="simulator").isna().all()  # refused
+    assert (
+        r2.xs("simfluence max_epochs=3", level="simulator").isna().all()
+    )  # refused, and not fitted on halves for that
+    assert fits_of(study, "simfluence", "rte") == 1
     train, _, test = study.dynamics("fine_tuning", "rte").split()
     runs = np.concatenate([train.trajectories(), test.trajectories()]).astype(float)
     deviations = runs[[0, *range(len(train), len(runs))]] - runs[: len(train)].mean(axis=0)
@@ -104,6 +109,35 @@ def test_unseen_examples_are_those_that_simulators_were_not_fitted_on(study):
     assert not {e.id for e in other.pool} & {e.id for e in train.pool}
     assert other.tests.fingerprint == train.tests.fingerprint
     assert r2["rte", "unseen_pool", "mean_trajectory"] == pytest.approx(0, abs=1e-4)
+
+
+def fits_of(study: Study, simulator: str, task: str) -> int:
+    return len(list((study.artifacts / "simulators").glob(f"{simulator}-{task}-*")))
+
+
+def test_asked_about_unseen_tests_alone_nothing_is_fitted_on_all_tests(study):
+    names = ["simfluence max_epochs=2", "low_rank rank=3"]
+    before = [fits_of(study, name.split()[0], "rte") for name in names]
+    frame, _ = shifted.explained(study, ["rte"], ["unseen_tests"], names, runs=1)
+    assert [fits_of(study, name.split()[0], "rte") for name in names] == [before[0], before[1] + 2]
+    assert set(frame[frame["statistic"] == "r2_dev"]["simulator"]) == {*names, "one_run"}
+
+
+def test_a_simulator_is_loaded_once_for_all_that_it_is_asked_and_alone(study, monkeypatch):
+    loaded: list[weakref.ref] = []
+
+    def load(_study: Study, _name: str, *_: object, **__: object) -> MeanTrajectory:
+        assert all(reference() is None for reference in loaded)  # some hold gigabytes
+        simulator = MeanTrajectory()
+        loaded.append(weakref.ref(simulator))
+        return simulator
+
+    monkeypatch.setattr(Study, "simulator", load)
+    monkeypatch.setattr(MeanTrajectory, "simulate", lambda _self, curricula, _start, **_: np.zeros(len(curricula)))
+    runs = study.dynamics("fine_tuning", "rte")
+    answers = shifted.simulate(study, "rte", [runs, runs.select(runs.names[:1])], ["mean_trajectory", "tangent"])
+    assert len(loaded) == 2
+    assert [len(answer.predicted["tangent"]) for answer in answers] == [len(runs), 1]
 
 
 def test_shifted_runs_are_what_their_name_says(study):
@@ -174,6 +208,7 @@ def test_leave_out_scores_are_rank_correlations_with_retrained_losses(study):
     fitted = study.simulator("tangent", "fine_tuning", "sst2")
     found = fitted.simulate(recorded.curricula, base.trajectories()[:1, :1])[:, -1]
     truth = recorded.trajectories()[:, -1]
+    assert np.isnan(recorded.trajectories()[:, 1:-1]).all()  # nobody asks for them, and they are most of the work
     expected = np.mean([spearmanr(found[:, z], truth[:, z]).statistic for z in range(truth.shape[1])])
     assert table.loc["all", "tangent"] == pytest.approx(expected, abs=1e-6, nan_ok=True)
     assert table[list(SCORES)].notna().all(axis=None)

@@ -94,9 +94,11 @@ def test_ablation(papermill):
     # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
     known = ["alike", "sorted"]
     assert (r2.loc["tangent_unfollowed", known] == r2.loc["tangent", known]).all()
+    assert r2.loc["tangent_unfollowed", "unseen_tests"] != r2.loc["tangent", "unseen_tests"]
     alone = r2.loc["tangent_base_uncorrected"]
     assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
-    frame = saved(papermill(name, "kinds: [alike]"), name)  # this profile has no reference run to do without
+    # this profile has no reference run to do without, and keeps no pool of this task apart
+    frame = saved(papermill(name, "kinds: [alike, unseen_pool]"), name)
     assert set(frame["simulator"]) == {"tangent", "tangent_quarter", "tangent_uncorrected"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -61,6 +63,13 @@ def tables(name: str) -> list[str]:
         ]
         found.append("\n".join(lines).replace("-0.00", "0.00") + "\n")
     return found
+
+
+def test_the_page_has_no_table_that_no_output_has():
+    text = (ROOT / "docs" / "measured.md").read_text()
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    expected = [table for name in TABLES for table in tables(name)]
+    assert sorted(found) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", TABLES)

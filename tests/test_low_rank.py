@@ -13,7 +13,7 @@ from gptfluence.dynamics.curriculum import draw_curricula
 from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
 from gptfluence.errors import ConfigurationError
 from gptfluence.simulators.base import Simulator
-from gptfluence.simulators.low_rank import LowRank, exposures
+from gptfluence.simulators.low_rank import LowRank, exposures, solutions
 from gptfluence.tasks import Example, TaskPool
 
 POOL, TESTS, STEPS = 20, 30, 6
@@ -78,6 +78,28 @@ def test_exposures_are_the_sum_in_the_docstring(keep, seed):
                     share = keep ** (step - earlier) * rates[earlier - 1] / 3
                     expected[run, step] += share * coordinates[example]
     np.testing.assert_allclose(exposures(batches, rates, keep, coordinates), expected)
+
+
+@pytest.mark.parametrize(
+    ("runs", "rank"), [(4, 3), (1, 3), (2, 9)]
+)  # one run: nothing to learn; more unknowns than data
+def test_solutions_minimise_what_the_docstring_says(runs, rank):
+    rng = np.random.default_rng(runs + rank)
+    exposed, values, tests = rng.normal(size=(runs, 3, rank)), rng.normal(size=(runs, 3, 5)), rng.normal(size=(5, 4))
+    tests[:, 3] = tests[:, 2]  # of lower rank than it looks
+    x = (exposed - exposed.mean(axis=0)).reshape(-1, rank)
+    y = (values - values.mean(axis=0)).reshape(-1, 5)
+    equations = np.kron(x, tests)  # of vec(X W T'), row by row
+    penalty = np.linalg.norm(x, 2) ** 2 * np.linalg.norm(tests, 2) ** 2
+    for ridge, (weights, middle, mean) in solutions(exposed, values, tests):
+        expected = np.zeros(rank * 4)
+        if np.isfinite(ridge) and runs > 1:
+            expected = np.linalg.solve(
+                equations.T @ equations + ridge * penalty * np.eye(rank * 4), equations.T @ y.ravel()
+            )
+        np.testing.assert_allclose(weights.ravel(), expected, atol=1e-8)
+        np.testing.assert_array_equal(middle, exposed.mean(axis=0))
+        np.testing.assert_array_equal(mean, values.mean(axis=0))
 
 
 def test_recovers_what_was_planted_also_for_unseen_examples(dynamics, fitted):

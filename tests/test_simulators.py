@@ -460,6 +460,9 @@ def test_simfluence_refuses_examples_it_does_not_know(fitted: dict[str, Simulato
         simulator.simulate(train.curricula, start, pool=make_pool("other", POOL))
     with pytest.raises(ConfigurationError, match="other holds test examples"):
         simulator.simulate(train.curricula, start, tests=make_pool("other", TESTS))
+    np.testing.assert_array_equal(simulator.tables(pool=same_content), simulator.tables())
+    with pytest.raises(ConfigurationError, match="other holds test examples"):
+        simulator.tables(tests=make_pool("other", TESTS))
 
 
 def test_mean_trajectory(train: GPTDynamics, fitted: dict[str, Simulator]) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gptfluence import plan
+from gptfluence import conformal, plan
 from gptfluence.dynamics.gptdynamics import join_tests
 from gptfluence.errors import ConfigurationError
+from gptfluence.evaluation import evaluate
 from gptfluence.notebook import NOTEBOOKS, declared_parameters
 from gptfluence.study import Study
 from gptfluence.tasks import TaskPool
@@ -40,6 +41,38 @@ def test_a_mixture_trains_on_equally_many_examples_of_every_task_and_tests_on_so
     instructed = [example for example in dynamics.tests if example.task == "sst2"]
     assert all(any(prompt in example.prompt for prompt in prompts) for example in instructed)
     assert not any(example.prompt in prompts for example in instructed)
+
+
+def test_the_environment_may_say_how_many_runs_are_recorded_at_once(monkeypatch):
+    monkeypatch.setenv("GPTFLUENCE_JOBS", "3")
+    assert Study.load("smoke").jobs == 3
+    assert Study.load("smoke", jobs=2).jobs == 2
+    for wrong in ("0", "two", "-1"):
+        monkeypatch.setenv("GPTFLUENCE_JOBS", wrong)
+        with pytest.raises(ConfigurationError, match=rf"GPTFLUENCE_JOBS: a whole number of at least 1.*'{wrong}'"):
+            Study.load("smoke")
+
+
+def test_runs_measured_at_their_ends_only_are_kept_apart(study):
+    [curriculum] = study.dynamics("fine_tuning", "rte").curricula[:1]
+    whole, ends = (study.record(curriculum, "fine_tuning", "rte", ends_only=only) for only in (False, True))
+    assert whole.provenance["folder"] != ends.provenance["folder"]
+    for metric in whole.metrics:
+        expected, found = whole.trajectories(metric), ends.trajectories(metric)
+        np.testing.assert_array_equal(found[:, [0, -1]], expected[:, [0, -1]])
+        assert np.isnan(found[:, 1:-1]).all()
+        assert np.isfinite(expected).all()
+    with pytest.raises(ConfigurationError, match=r"evaluate: run .* was not measured at every step"):
+        evaluate(expected, ends, reference=study.dynamics("fine_tuning", "rte"))
+    with pytest.raises(ConfigurationError, match="give runs that were measured at every step"):
+        conformal.Bands(conformal.Typical.of(expected, expected + 1), 1.0, 0.9, "path", 1).covered(found, found)
+
+
+def test_features_of_texts_are_kept_for_a_simulator_whose_encoder_the_profile_does_not_name(study):
+    assert "encoder" not in study.profile.simulators["low_rank"]
+    fitted = study.simulator("low_rank", "fine_tuning", "rte")
+    assert fitted.encoder.cache == study.artifacts / "features"
+    assert list(fitted.encoder.cache.glob("minilm-cls-*.safetensors"))
 
 
 def test_a_model_may_have_its_own_epochs_and_learning_rate(study):

@@ -18,7 +18,7 @@ class TrainingRun:
     """One GPT trained on one curriculum.
 
     trajectories: metric name -> float32 [steps + 1, tests]; row 0 is measured before the first update; nan for tests
-        that do not have the metric (see `GPTDynamics.for_metric`)
+        that do not have the metric (see `GPTDynamics.for_metric`), and for steps that were not measured (`Recorder.record`)
     pool_trajectories: the same for the examples of the pool, float32 [steps + 1, pool]; empty if not recorded
     learning_rate, batch_loss, gradient_norm: float32 [steps]; of update t in row t-1 (nats per target token)
     """

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from gptfluence.dynamics.logits import ScoredLogits, example_losses
 from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tokens import Batch, collate, length_buckets, tokenize
+from gptfluence.dynamics.tokens import Batch, bucketed, collate, length_buckets, tokenize
 from gptfluence.errors import ConfigurationError, ModelError, unknown
 from gptfluence.tasks.base import TaskPool
 
@@ -324,8 +324,7 @@ class Replayer(Recorder):
         tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
         losses = torch.empty(len(examples), dtype=torch.float64)
         self._model.eval()
-        for rows in length_buckets(tokens, self.recording.token_budget):
-            batch = collate(tokens, rows, "target", self.device)
+        for batch in bucketed(tokens, self.recording.token_budget, "target", self.device):
             with self._autocast():
                 found = example_losses(self._scored.token_losses(batch), batch) * batch.counts
             losses[batch.rows.cpu()] = found.double().cpu()

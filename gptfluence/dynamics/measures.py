@@ -12,7 +12,7 @@ from gptfluence.config import Generation, Recording
 from gptfluence.dynamics.generation import Generator, fitting_prompt
 from gptfluence.dynamics.logits import ScoredLogits
 from gptfluence.dynamics.text_metrics import TextScorer
-from gptfluence.dynamics.tokens import Batch, collate, label_words, length_buckets, tokenize
+from gptfluence.dynamics.tokens import Batch, bucketed, label_words, tokenize
 from gptfluence.errors import ConfigurationError
 from gptfluence.models import GPT
 from gptfluence.tasks.base import TaskPool
@@ -41,9 +41,7 @@ class Accuracy:
         ]
         tokens = tokenize(TaskPool(tests.name, tuple(asked)), gpt, truncation=recording.truncation) if asked else []
         device = str(batches[0].input_ids.device)
-        self._batches = [
-            collate(tokens, rows, "target", device) for rows in length_buckets(tokens, recording.token_budget)
-        ]
+        self._batches = bucketed(tokens, recording.token_budget, "target", device)
         self._of = np.repeat(np.arange(len(self._rows)), [len(tests[row].choices) for row in self._rows])
         self._labels = [tests[row].label for row in self._rows]
         self._values = np.full(len(tests), np.nan, dtype=np.float32)

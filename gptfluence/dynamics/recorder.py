@@ -19,7 +19,7 @@ from gptfluence.dynamics.gptdynamics import TrainingRun
 from gptfluence.dynamics.logits import ScoredLogits, example_losses
 from gptfluence.dynamics.measures import Accuracy, GeneratedTexts
 from gptfluence.dynamics.text_metrics import TEXT_METRICS
-from gptfluence.dynamics.tokens import Batch, TokenizedExample, collate, length_buckets, tokenize
+from gptfluence.dynamics.tokens import Batch, TokenizedExample, bucketed, collate, tokenize
 from gptfluence.errors import ConfigurationError, RecordingError
 from gptfluence.models import GPT
 from gptfluence.tasks.base import TaskPool
@@ -110,8 +110,8 @@ class Recorder:
         Args:
             name: the run's name, for errors and for the result.
             seed: of what is random in training besides the curriculum (dropout).
-            ends_only: measure before the first and after the last update only, which takes most of the time; what is not
-                measured is nan. The training is the same.
+            ends_only: measure before the first and after the last update only; values between are nan. The training is
+                the same, and measuring takes most of the time where there are many tests.
             on_step: called after each of the steps with its number, 0 (the first measurement) to `curriculum.steps`.
 
         Raises RecordingError that names run, step and example where a loss is not finite.
@@ -174,8 +174,7 @@ class Recorder:
         )
 
     def _measuring_batches(self, tokens: list[TokenizedExample]) -> list[Batch]:
-        buckets = length_buckets(tokens, self.recording.token_budget)
-        return [collate(tokens, rows, self.recording.loss_tokens, self.device) for rows in buckets]
+        return bucketed(tokens, self.recording.token_budget, self.recording.loss_tokens, self.device)
 
     @torch.no_grad()
     def _reset(self) -> None:

@@ -32,12 +32,13 @@ from gptfluence.dynamics.curriculum import Curriculum
 from gptfluence.dynamics.logits import ScoredLogits, example_losses
 from gptfluence.dynamics.output_gradients import OutputGradients
 from gptfluence.dynamics.recorder import build_optimizer
-from gptfluence.dynamics.tokens import Batch, collate, label_words, length_buckets, tokenize
+from gptfluence.dynamics.tokens import Batch, bucketed, collate, label_words, tokenize
 from gptfluence.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.models import GPT, ModelSource
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
 
 FORMAT = 3
+SAME_WAY = 0.01  # reference runs this close, relative to how far they went, are the same but for rounding
 UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
 
 
@@ -61,6 +62,13 @@ class Coordinates:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def agrees(self, other: Coordinates) -> bool:
+        """Whether these are the same coordinates, and the reference run went the same way, to rounding."""
+        if not np.array_equal(self.index, other.index) or self.displacement.shape != other.displacement.shape:
+            return False
+        apart, size = (np.linalg.norm(d, axis=1) for d in (self.displacement - other.displacement, self.displacement))
+        return bool((apart <= SAME_WAY * size).all())
 
     @cached_property
     def digest(self) -> str:
@@ -238,7 +246,7 @@ class TangentFeatures:
             raise ConfigurationError(
                 "tangents: there is no reference run to follow; give `reference` and `checkpoints`"
             )
-        name = f"losses-{self.recording.loss_tokens}-{examples.fingerprint}"
+        name = f"losses-{self.recording.loss_tokens}-{self.recording.token_budget}-{examples.fingerprint}"
         return self._cached(f"{self._run}-losses", name, partial(self._measured, examples, reference))["losses"]
 
     def _at(
@@ -349,14 +357,14 @@ class TangentFeatures:
     def _measured(self, examples: TaskPool, reference: Curriculum) -> dict[str, np.ndarray]:
         """ "losses": what `along_reference` returns."""
         tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
-        buckets = length_buckets(tokens, self.recording.token_budget)
-        batches = [collate(tokens, rows, self.recording.loss_tokens, self._device) for rows in buckets]
+        batches = bucketed(tokens, self.recording.token_budget, self.recording.loss_tokens, self._device)
         losses = np.empty((reference.steps + 1, len(examples)), np.float32)
         with self._model():
             for step, scored in self._reference_run(reference, reference.steps):
-                for rows, batch in zip(buckets, batches, strict=True):
+                for batch in batches:
                     with torch.no_grad():
-                        losses[step, rows] = example_losses(scored.token_losses(batch), batch).cpu().numpy()
+                        values = example_losses(scored.token_losses(batch), batch)
+                    losses[step, batch.rows.cpu().numpy()] = values.cpu().numpy()
         return {"losses": losses}
 
     @contextmanager

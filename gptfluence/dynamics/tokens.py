@@ -112,6 +112,11 @@ def collate(examples: Sequence[TokenizedExample], rows: Sequence[int], which: st
     return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
+def bucketed(examples: Sequence[TokenizedExample], token_budget: int, which: str, device: str = "cpu") -> list[Batch]:
+    """All the examples, in batches of like lengths (see `length_buckets`, `collate`)."""
+    return [collate(examples, rows, which, device) for rows in length_buckets(examples, token_budget)]
+
+
 def length_buckets(examples: Sequence[TokenizedExample], token_budget: int) -> list[list[int]]:
     """Rows sorted by length and cut into batches of at most `token_budget` padded tokens (one example at least)."""
     order = sorted(range(len(examples)), key=lambda row: (len(examples[row].ids), row))

@@ -300,9 +300,14 @@ class Simulator(ABC):
         return self.fitted
 
     def _ready(self, pool: TaskPool | None, tests: TaskPool | None) -> tuple[Any, tuple[int, int]]:
-        """`_prepare`, with the fitted pool and tests recognised by content, and the sizes [pool, tests]."""
+        """`_prepare`, and the sizes [pool, tests]."""
         fitted = self._require_fitted()
         sizes = (fitted.pool_size if pool is None else len(pool), fitted.tests_size if tests is None else len(tests))
+        return self._prepare(*self._recognised(pool, tests)), sizes
+
+    def _recognised(self, pool: TaskPool | None, tests: TaskPool | None) -> tuple[TaskPool | None, TaskPool | None]:
+        """None for the fitted pool and the fitted tests, told by their content. Raises OutOfReachError for others, if it must."""
+        fitted = self._require_fitted()
         if pool is not None and pool.fingerprint == fitted.pool_fingerprint:
             pool = None
         if tests is not None and tests.fingerprint == fitted.tests_fingerprint:
@@ -312,7 +317,7 @@ class Simulator(ABC):
                 raise OutOfReachError(
                     f"{self.name}: {unseen.name} holds {what} examples that it was not fitted on; {self.refuses_unseen}"
                 )
-        return self._prepare(pool, tests), sizes
+        return pool, tests
 
 
 def _checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndarray, np.ndarray]:

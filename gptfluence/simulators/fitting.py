@@ -261,12 +261,7 @@ class TableSimulator(Simulator):
         metric); the last row holds B_i, its additive share in the metric's unit (negative lowers the metric). Equations
         5-9 of the paper. With `tests` the fitted pool, the diagonal of row 0 is an example's factor on itself.
         """
-        fitted = self._require_fitted()
-        if pool is not None and pool.fingerprint == fitted.pool_fingerprint:
-            pool = None
-        if tests is not None and tests.fingerprint == fitted.tests_fingerprint:
-            tests = None
-        return self._scaled_tables(pool, tests).cpu().numpy()
+        return self._scaled_tables(*self._recognised(pool, tests)).cpu().numpy()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

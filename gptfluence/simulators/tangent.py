@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +35,7 @@ from gptfluence.simulators.readout import RANGES, Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
 KINDS = ("seen", "unseen")  # of test examples: fitted on, or not
+POOL, TESTS = 0, 1  # of what was fitted
 LARGEST_LOGIT = 80.0  # exp of more does not fit float32
 
 Measure = Callable[["Side", Tensor], Tensor]  # tests, outputs float32 [rows, outputs] -> float32 [..., rows, tests]
@@ -80,6 +81,18 @@ class Side:
     def mean(self, values: Tensor) -> Tensor:
         """float32 [rows, examples]: the mean over each example's tokens of float32 [rows, tokens]."""
         return torch.zeros(len(values), len(self.rows)).index_add_(1, self.example, values) / self._counts
+
+
+@dataclass
+class Held:
+    """Gradients of the fitted `POOL` and `TESTS`: each loaded when it is needed, once for a simulator and its copies.
+
+    examples: pool and tests, where `tangents` are to be taken from a cache
+    """
+
+    tangents: dict[int, Tangents] = field(default_factory=dict)
+    sides: dict[int, Side] = field(default_factory=dict)
+    examples: tuple[TaskPool, TaskPool] | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +248,7 @@ class TangentSimulator(Simulator):
                 f"tangent: it was fitted with the tangents {self._taken_by}, not {source.fingerprint}; give `tangents` of the "
                 "same model, pool, recording settings, sample and reference"
             )
-        if source.coordinates.digest != self._linearised.coordinates.digest:
+        if not source.coordinates.agrees(self._linearised.coordinates):
             raise ConfigurationError(
                 "tangent: `tangents` have drawn other coordinates than it was fitted with, as another device or version may, or "
                 "their reference run went otherwise; give those of the fit, with their cache, or fit again"
@@ -254,28 +267,30 @@ class TangentSimulator(Simulator):
                     f"tangent: the examples of {given.name} are not those it was fitted on; give the pool and the tests of "
                     "the runs it was fitted on"
                 )
-        self._examples = pool, tests
+        self._held.examples = pool, tests
         return self
 
-    @property
-    def _gradients(self) -> tuple[Tangents, Tangents]:
-        """Tangents of the fitted pool and tests."""
-        if self._of_fitted is None:
-            if self._examples is None:
+    def _gradients(self, which: int) -> Tangents:
+        """Tangents of the fitted `POOL` or `TESTS`."""
+        held = self._held
+        if which not in held.tangents:
+            if held.examples is None:
                 raise ConfigurationError(
                     "tangent: it was saved without gradients; set `tangents` and call load_gradients(pool, tests) with the "
                     "pool and the tests of the runs it was fitted on"
                 )
-            source, (pool, tests) = self._same_source("loading gradients"), self._examples
-            self._of_fitted = source.of(pool, trained=True), source.of(tests, trained=False)
-        return self._of_fitted
+            source = self._same_source("loading gradients")
+            held.tangents[which] = source.of(held.examples[which], trained=which == POOL)
+        return held.tangents[which]
+
+    def _side(self, which: int) -> Side:
+        if which not in self._held.sides:
+            self._held.sides[which] = Side(self._gradients(which), widened=which == TESTS)
+        return self._held.sides[which]
 
     @property
     def _sides(self) -> tuple[Side, Side]:
-        if self._as_sides is None:
-            pool, tests = self._gradients
-            self._as_sides = Side(pool), Side(tests, widened=True)
-        return self._as_sides
+        return self._side(POOL), self._side(TESTS)
 
     # --- fitting ---
 
@@ -293,8 +308,7 @@ class TangentSimulator(Simulator):
             )
         self._taken_by = source.fingerprint
         self._linearised = Linearised(source.coordinates, optimizer, optimizer, train.batches.shape[1])
-        self._of_fitted, self._as_sides = None, None
-        self._examples = train.pool, train.tests
+        self._held = Held(examples=(train.pool, train.tests))
         self._batches = train.batches
         recorded = train.trajectories(metric)
         if metric == "loss":
@@ -449,19 +463,20 @@ class TangentSimulator(Simulator):
         reference run's training.
         """
         fitted, steps = self._require_fitted(), self._linearised.coordinates.steps
-        taken = sum(side.examples + side.outputs.shape[1] for side in self._gradients)
+        sides = [self._gradients(which) for which in (POOL, TESTS)]
+        taken = sum(side.examples + side.outputs.shape[1] for side in sides)
         return len(steps) * taken + 3 * (fitted.pool_size + int(steps[-1]) * fitted.batch_size)
 
     def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Any:
-        of_pool, of_tests = self._sides
-        if pool is not None:
+        if pool is None:
+            of_pool = self._side(POOL)
+        else:
             of_pool = Side(self._same_source(f"the unseen pool {pool.name}").of(pool, trained=True))
-        off, mean, label = [self._residual], self._mean, "seen"
-        if tests is not None:
-            label, source = "unseen", self._same_source(f"the unseen tests {tests.name}")
-            of_tests = Side(source.of(tests, trained=False), widened=True)
-            off, mean = self._off_unseen(tests, of_tests, source)
-        return of_pool, of_tests, off, mean, label
+        if tests is None:
+            return of_pool, self._side(TESTS), [self._residual], self._mean, "seen"
+        source = self._same_source(f"the unseen tests {tests.name}")
+        of_tests = Side(source.of(tests, trained=False), widened=True)
+        return of_pool, of_tests, *self._off_unseen(tests, of_tests, source), "unseen"
 
     def _off_unseen(
         self, tests: TaskPool, of_tests: Side, source: TangentFeatures
@@ -471,7 +486,7 @@ class TangentSimulator(Simulator):
         if not correction.any():
             nothing = np.zeros((len(self._mean), 1), np.float32)
             return [nothing] * (len(correction) - 1), nothing
-        linearised, pool = replace(self._linearised, optimizer=self._linearised.recorded), self._sides[0]
+        linearised, pool = replace(self._linearised, optimizer=self._linearised.recorded), self._side(POOL)
         mean = self._rolled(pool, of_tests, self._batches, linearised).mean(axis=0)
         if self._of_reference is None:
             return [self._shared], mean
@@ -500,8 +515,9 @@ class TangentSimulator(Simulator):
         gradients: also those of the fitted pool and tests, which are nearly all there is to store. A simulator that is loaded
             without them must be told where they are (`load_gradients`).
         """
+        self._require_fitted()
         light = copy(self)
-        light._of_fitted = self._gradients if gradients else None
+        light._held = Held({which: self._gradients(which) for which in (POOL, TESTS)} if gradients else {})
         return super(TangentSimulator, light).save_pretrained(folder)
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -510,12 +526,12 @@ class TangentSimulator(Simulator):
         return super().hyperparameters() | {"tangents": given}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        optimizers, stored = {"optimizer": self._linearised.recorded}, self._of_fitted
+        optimizers, stored = {"optimizer": self._linearised.recorded}, self._held.tangents
         if self._linearised.optimizer != self._linearised.recorded:
             optimizers["trained_with"] = self._linearised.optimizer
         return {
             **{key: np.frombuffer(one.model_dump_json().encode(), np.uint8) for key, one in optimizers.items()},
-            **({} if stored is None else to_arrays("pool", stored[0]) | to_arrays("tests", stored[1])),
+            **(to_arrays("pool", stored[POOL]) | to_arrays("tests", stored[TESTS]) if stored else {}),
             **to_arrays("coordinates", self._linearised.coordinates),
             "batches": self._batches,
             "taken_by": np.frombuffer(self._taken_by.encode(), np.uint8),
@@ -529,12 +545,12 @@ class TangentSimulator(Simulator):
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
-        self._examples, self._of_fitted, self._as_sides = None, None, None
+        self._held = Held()
         if "pool.outputs" in arrays:
             pool, tests = (from_arrays(name, Tangents, arrays) for name in ("pool", "tests"))
             if (pool.examples, tests.examples) != (self.fitted.pool_size, self.fitted.tests_size):
                 raise ValueError("tangents are not those of the pool and tests that config.json describes")
-            self._of_fitted = pool, tests
+            self._held = Held({POOL: pool, TESTS: tests})
         stored = arrays["optimizer"], arrays.get("trained_with", arrays["optimizer"])
         recorded, trained_with = (AdamW.model_validate_json(array.tobytes()) for array in stored)
         coordinates = from_arrays("coordinates", Coordinates, arrays)
