@@ -24,8 +24,8 @@
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
-# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded, profile `mini`
-# takes about a quarter of an hour on two cores.
+# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded and simulators
+# fitted on them, profile `mini` takes 12 minutes of one core; on more, runs are recorded side by side.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 
