@@ -26,7 +26,7 @@ profile: str = "mini"
 task: str = "sst2"
 runs: int = 8  # recorded to fit on; two more are kept apart
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import numpy as np

@@ -36,7 +36,7 @@ rewrite: list[str] = []  # "POSITION=new target", such as "17= negative"
 level: float = 0.9  # of the bands
 examples: int = 5  # drawn, besides the mean
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import numpy as np

@@ -49,7 +49,7 @@ kinds: list[str] = [
 metrics: list[str] = ["accuracy", "bleu", "rouge_l"]  # besides the loss: SST-2 and WebNLG drawn alike, where recorded
 runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

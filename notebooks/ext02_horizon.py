@@ -29,7 +29,7 @@ profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import numpy as np

@@ -30,7 +30,7 @@ tasks: list[str] = []  # SST-2 and WebNLG
 simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
 counts: list[int] = [1, 2, 5, 10, 25]  # training runs; counts above what the profile has are left out
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

@@ -35,7 +35,7 @@ scores: list[str] = ["tracin_cp_10", "grad_dot"]  # by gradients along the run i
 sizes: list[int] = []  # examples left out; of none given 1, 1/32, 1/8 and 1/4 of the subset
 draws: int = 8  # sets of each size, each of which costs a training
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

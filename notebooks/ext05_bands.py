@@ -38,7 +38,7 @@ calibration: int = 8  # training runs left out of the fit
 level: float = 0.9  # promised coverage
 unit: str = "path"  # what is taken for exchangeable: "path", or "run" (wider; see gptfluence/conformal.py)
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -33,7 +33,7 @@ candidates: int = 2000
 best: int = 10
 tests: list[int] = []  # positions of the test examples whose final loss is to be low; all
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

@@ -31,7 +31,7 @@ kinds: list[str] = ["alike", "few", "sorted", "biased", "unseen_tests"]
 variants: list[str] = []  # of those below; all that differ from the profile's own
 runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import inspect

@@ -33,7 +33,7 @@ model: str = ""  # the profile's first
 method: str = "gptfluence"  # or another simulator that is fitted in epochs
 examples: int = 2  # test examples that are followed
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -32,7 +32,7 @@ model: str = ""  # the profile's first
 methods: list[str] = []  # all of the setting's but further variants of TracIn-CP and Grad-Dot
 examples: int = 1  # panels for each metric and task
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -34,7 +34,7 @@ tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # GPTfluence and Simfluence
 coarsening: str = "hold"  # as in the paper; or interpolate
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -31,7 +31,7 @@ model: str = ""  # the GPT that is simulated: the profile's first
 encoders: list[str] = []  # all of the profile's
 tasks: list[str] = []  # all that the profile tests
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

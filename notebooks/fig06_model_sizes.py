@@ -31,7 +31,7 @@ models: list[str] = []  # all of the profile's
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # GPTfluence, Simfluence and the baselines
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

@@ -40,7 +40,7 @@ flipped_fraction: float = 0.2  # the paper's is 0.4
 runs: int = 8  # recorded on the flipped pool for GPTfluence to be fitted on
 learning_rate_factor: float = 6.0  # times the profile's rate, at which so short a training hardly learns labels
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

@@ -33,7 +33,7 @@ methods: list[str] = ["persistence", "mean_trajectory", "gptfluence"]  # those t
 unseen: str = "training"  # which examples are unseen: training, test or both
 examples: int = 2  # panels for each metric and task
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -31,7 +31,7 @@ model: str = ""  # the profile's first
 tasks: list[str] = []  # all of the profile's
 methods: list[str] = []  # all that the profile compares and that are fitted
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -40,7 +40,7 @@ tasks: list[str] = []  # all of the profile's that have the metric
 methods: list[str] = []  # all of the setting's but TracIn-CP and Grad-Dot
 examples: int = 2  # panels for each task
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

@@ -39,7 +39,7 @@ model: str = ""  # the profile's first
 methods: list[str] = ["persistence", "mean_trajectory", "gptfluence"]  # those that can simulate what they have not seen
 examples: int = 4  # panels
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

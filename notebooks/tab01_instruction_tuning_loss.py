@@ -33,7 +33,7 @@ models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # all of the profile's
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

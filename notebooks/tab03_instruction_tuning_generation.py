@@ -33,7 +33,7 @@ tasks: list[str] = []  # all whose targets are text
 methods: list[str] = []  # all of the profile's that know the metric
 metrics: list[str] = []  # BLEU and ROUGE-L
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import gptfluence as gf

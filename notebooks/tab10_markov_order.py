@@ -33,7 +33,7 @@ orders: list[int] = []  # 1, 2, 3, 5 and 10, as far as runs are long enough
 tasks: list[str] = []  # RTE and WebNLG
 metrics: list[str] = []  # all of the profile's but accuracy
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

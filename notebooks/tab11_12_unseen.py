@@ -36,7 +36,7 @@ model: str = ""  # the setting's first
 tasks: list[str] = []  # RTE and WebNLG
 methods: list[str] = []  # GPTfluence and the baselines
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

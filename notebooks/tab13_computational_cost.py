@@ -33,7 +33,7 @@ task: str = ""  # the profile's first
 batch_sizes: list[int] = [4, 8, 16]  # the paper's is 8
 repeats: int = 5  # of each measurement, of which the median is taken
 overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
 import pandas as pd

@@ -140,6 +140,19 @@ def test_a_simulator_is_loaded_once_for_all_that_it_is_asked_and_alone(study, mo
     assert [len(answer.predicted["tangent"]) for answer in answers] == [len(runs), 1]
 
 
+def test_what_two_simulators_share_is_not_in_the_interval_of_their_difference(study):
+    runs = study.dynamics("fine_tuning", "sst2")
+    truth, rng = runs.trajectories().astype(float), np.random.default_rng(0)
+    mean = truth.mean(axis=0)
+    luck = rng.normal(size=(len(runs), 1, 1))  # of a run, the same for both
+    better, worse = truth + 0.1 * luck * (truth - mean), truth + 0.2 * luck * (truth - mean)
+    found = shifted.difference(better, worse, runs, mean)
+    values = [shifted.statistics(predicted, runs, mean)["r2_dev"] for predicted in (better, worse)]
+    assert found.value == pytest.approx(values[0].value - values[1].value)
+    assert 0 < found.low <= found.value <= found.high
+    assert shifted.difference(better, better, runs, mean)[:3] == pytest.approx((0, 0, 0))
+
+
 def test_shifted_runs_are_what_their_name_says(study):
     alike, faster, longer = (shifted.record(study, "sst2", kind, 1) for kind in ("alike", "faster", "longer"))
     assert alike.names == ["test-000", "test-001"]

@@ -95,6 +95,9 @@ def test_ablation(papermill):
     known = ["alike", "sorted"]
     assert (r2.loc["tangent_unfollowed", known] == r2.loc["tangent", known]).all()
     assert r2.loc["tangent_unfollowed", "unseen_tests"] != r2.loc["tangent", "unseen_tests"]
+    less = frame[frame["statistic"] == "r2_dev_difference"]
+    less = less.pivot(index="simulator", columns="curricula", values="value").loc[r2.index.drop("tangent")]
+    np.testing.assert_allclose(less, r2.loc[less.index] - r2.loc["tangent"], atol=1e-6)
     alone = r2.loc["tangent_base_uncorrected"]
     assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
     # this profile has no reference run to do without, and keeps no pool of this task apart
