@@ -170,7 +170,8 @@ rule notebook:
         runtime=24 * 60,
         gpu=lambda wildcards: 1 if on_gpu(wildcards.run) else 0,
     shell:
-        "GPTFLUENCE_JOBS={threads} gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
+        # Snakemake would give torch as many threads, and sums in another order other numbers
+        "GPTFLUENCE_JOBS={threads} OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
         f"--failure {shlex.quote(BUILD)}/failures/{{wildcards.run}}.json > {{log}} 2>&1"
 
 
