@@ -129,11 +129,12 @@ def simulate(
     fitted_on: positions of the test examples that simulators are fitted on, if not on all
     """
     answers = [Answers({}, {}) for _ in asked]
+    recordings = [Recording.model_validate(recorded.provenance["spec"]["recording"]) for recorded in asked]
+    optimizers = [recording.optimizer.for_one(task) for recording in recordings]
+    starts = [recorded.trajectories(metric)[:, :1] for recorded in asked]
     for name in simulators if asked else ():
         fitted = study.simulator(name, SETTING, task, metric=metric, model=model, tests=fitted_on)
-        for recorded, answer in zip(asked, answers, strict=True):
-            optimizer = Recording.model_validate(recorded.provenance["spec"]["recording"]).optimizer.for_one(task)
-            start = recorded.trajectories(metric)[:, :1]
+        for recorded, optimizer, start, answer in zip(asked, optimizers, starts, answers, strict=True):
             try:
                 answer.predicted[name] = fitted.trained_with(optimizer).simulate(
                     recorded.curricula, start, pool=recorded.pool, tests=recorded.tests

@@ -37,6 +37,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import inspect
 import json
 
+import numpy as np
+
 import gptfluence as gf
 from gptfluence import intervals, shifted
 from gptfluence.dynamics.tangents import TangentFeatures
@@ -84,9 +86,13 @@ explained.pivot_table(index=["task", "simulator"], columns="curricula", values="
 
 # %%
 differences = results[results["statistic"] == "r2_dev_difference"]
-differences.assign(
-    text=[f"{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in differences.itertuples()]
-).pivot(index=["task", "simulator"], columns="curricula", values="text")
+differences = differences.assign(
+    text=[
+        f"{row.value:+.2f}" if np.isnan(row.low) else f"{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        for row in differences.itertuples()
+    ]
+)
+differences.pivot(index=["task", "simulator"], columns="curricula", values="text")
 
 # %% [markdown]
 # How corrections of known tests were chosen, and, where validation runs chose, the error of each choice on these (`off as
@@ -121,9 +127,6 @@ caption = (
 sentences = []
 for (task, name), part in differences.groupby(["task", "simulator"], sort=False):
     changes = part[part["value"].round(2) != 0]
-    listed = "; ".join(
-        f"{row.curricula.replace('_', ' ')} {row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        for row in changes.itertuples()
-    )
+    listed = "; ".join(f"{row.curricula.replace('_', ' ')} {row.text}" for row in changes.itertuples())
     sentences.append(f"{gf.names.task(task)}, {gf.names.method(name)}: {listed or 'nothing changes by 0.01'}.")
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading="\n".join(sentences))
