@@ -1,6 +1,6 @@
 # The graph: record the runs of each GPT, fit the simulators on them, run each notebook, put everything on one page.
 #
-# It holds no logic of its own: `gptfluence.plan` says what the notebooks need, and jobs call the `gptfluence` command,
+# It holds no logic of its own: `gptfluence.workflow.catalogue` says what the notebooks need, and jobs call the `gptfluence` command,
 # which keeps what it makes in content-addressed artifacts, so that a notebook run by hand finds the same. Files below
 # build/ only tell Snakemake what is done.
 #
@@ -11,22 +11,22 @@ import re
 import shlex
 from pathlib import Path
 
-from gptfluence import config as profiles
-from gptfluence import plan
-from gptfluence.errors import GPTfluenceError
-from gptfluence.study import Study
+from gptfluence.profile.load import PROFILES
+from gptfluence.workflow import catalogue
+from gptfluence.common.errors import GPTfluenceError
+from gptfluence.study.study import Study
 
 PROFILE = str(config.get("profile", "mini"))
 ONLY = str(config.get("only") or "*")
 OVERRIDES = [str(override) for override in config.get("overrides", [])]
 try:
     STUDY = Study.load(PROFILE, OVERRIDES)
-    WANTED = plan.chosen(STUDY, ONLY)
+    WANTED = catalogue.chosen(STUDY, ONLY)
 except GPTfluenceError as error:
     raise WorkflowError(str(error)) from None
-FITTING = plan.merged(WANTED)
+FITTING = catalogue.merged(WANTED)
 BUILD = f"build/{STUDY.label}"
-PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(profiles.PROFILES / f"{PROFILE}.yaml")
+PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
 REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build {shlex.quote(BUILD)}"
 COMPLETE = f"{BUILD}/report/complete"
@@ -35,7 +35,7 @@ CORES = workflow.cores or 1
 SHARE = 1 if len(FITTING) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
 ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
-FITTED_ON_GPU = {runs for runs in ON_GPU if plan.needs_gpt(STUDY, FITTING[runs][1])}
+FITTED_ON_GPU = {runs for runs in ON_GPU if catalogue.needs_gpt(STUDY, FITTING[runs][1])}
 TRAINING = [run for run in WANTED if WANTED[run].trains]
 # Of a notebook that trains, which records runs side by side for part of its time.
 TRAINING_CORES = max(1, CORES // min(4, len(TRAINING) or 1))
@@ -67,9 +67,8 @@ def package(*modules):
     return sorted(str(path) for module in modules for path in Path(workflow.basedir, "gptfluence").glob(module))
 
 
-RECORDED_BY = package("tasks/**/*.py", "dynamics/recorder.py", "dynamics/measures.py", "dynamics/generation.py", "models.py")
-NOT_DRAWN_BY = {"cli.py", "citation.py", "errors.py", "hub.py", "outcomes.py", "plan.py", "recording.py", "report.py"}
-DRAWN_BY = [path for path in package("*.py") if Path(path).name not in NOT_DRAWN_BY]
+RECORDED_BY = package("tasks/**/*.py", "models/gpt.py", "recording/*.py")
+DRAWN_BY = package("drawing/*.py", "experiments/*.py", "paper/*", "scoring/*.py", "study/*.py", "workflow/notebook.py")
 
 
 rule all:
@@ -129,7 +128,7 @@ rule unseen:
 rule fit:
     input:
         f"{BUILD}/collect/{{runs}}.json",
-        package("simulators/*.py", "encoders.py", "dynamics/tangents.py"),
+        package("simulators/*.py", "gradients/*.py", "models/encoders.py"),
     output:
         f"{BUILD}/fit/{{runs}}.json",
     log:
@@ -196,7 +195,7 @@ ruleorder: notebook_alone > notebook_training > notebook
 rule report:
     input:
         expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=WANTED),
-        package("report.py", "outcomes.py", "templates/*"),
+        package("workflow/page.py", "workflow/outcomes.py", "workflow/templates/*"),
     output:
         f"{BUILD}/report/index.html",
         touch(COMPLETE),

@@ -33,9 +33,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gptfluence.config import PublishedModel
-from gptfluence.dynamics import published, store
-from gptfluence.dynamics.published_text import FLAN_TESTS, TEXTS
+from gptfluence.models.settings import PublishedModel
+from gptfluence.published import importing
+from gptfluence.published.text import FLAN_TESTS, TEXTS
+from gptfluence.recording import store
 
 BATCH = 8
 GENERATED = ("webnlg", "wmt16_de_en")  # tasks with BLEU and ROUGE-L
@@ -189,7 +190,7 @@ def _call(results: multiprocessing.Queue, function: Callable, arguments: tuple) 
 
 
 def do_import(path: Path, artifacts: Path, runs: int) -> None:
-    report = published.import_published(path, artifacts)
+    report = importing.import_published(path, artifacts)
     if report.count("imported") + report.count("there already") != runs:
         raise SystemExit(f"not every run was imported: {[run.note for run in report.runs if run.note][:3]}")
 
@@ -201,7 +202,7 @@ def read_and_drop(tar: Path, runs: int) -> None:
 def check_equal(tar: Path, artifacts: Path, runs: int) -> None:
     for (seed, task, metric), values in read_obviously(tar, runs).items():
         model = PublishedModel(source="published", gpt="pythia-410m")
-        folder = published.find(artifacts / "dynamics", model, setting="instruction_tuning", task=task)
+        folder = importing.find(artifacts / "dynamics", model, setting="instruction_tuning", task=task)
         if not np.array_equal(store.read_run(folder, f"seed-{seed:03d}").trajectories[metric], values):
             raise SystemExit(f"seed {seed}, {task}, {metric}: what was stored is not what was published")
 

@@ -13,7 +13,7 @@ losses agree. The rows:
   checkpoint is loaded and measured, as in the pipeline that was published with the paper. Weights only: with the
   optimizer's state, as the HF Trainer saves it, it would be slower.
 - obvious loop, one thread: the first row in one thread.
-- recorder, one process: `gptfluence.dynamics.recorder.Recorder` in one thread, its preparation counted.
+- recorder, one process: `gptfluence.recording.recorder.Recorder` in one thread, its preparation counted.
 - recorder, a process per core: `Study.record` into an artifacts folder that has the model alone, everything counted:
   start of the processes, imports, loading, files. What a step costs once the processes run is given apart; it follows
   from runs of two lengths.
@@ -41,11 +41,11 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import gptfluence as gf
-from gptfluence.config import AdamW
-from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
-from gptfluence.dynamics.recorder import Recorder, build_optimizer, single_thread
-from gptfluence.models import GPT
-from gptfluence.study import Study
+from gptfluence.models.gpt import GPT
+from gptfluence.recording.curriculum import Curriculum, draw_curricula
+from gptfluence.recording.recorder import Recorder, build_optimizer, single_thread
+from gptfluence.recording.settings import AdamW
+from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, Task
 
 PROFILE, MODEL, TASKS = "mini", "nano-410m", ("sst2", "webnlg")

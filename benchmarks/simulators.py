@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptfluence.dynamics.curriculum import draw_curricula
-from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.curriculum import draw_curricula
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.simulators.fitting import make_transitions
 from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.tasks.base import Example, TaskPool

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gptfluence.dynamics.output_gradients import BUDGET, OutputGradients
-from gptfluence.dynamics.recorder import single_thread
+from gptfluence.gradients.outputs import BUDGET, OutputGradients
+from gptfluence.recording.recorder import single_thread
 
 TOLERANCE = 1e-4  # of the largest gradient
 CANDIDATES, POSITIONS = 8, 48

@@ -31,11 +31,11 @@ import torch
 from torch import nn
 
 import gptfluence as gf
-from gptfluence.dynamics.curriculum import draw_curricula
-from gptfluence.dynamics.gradients import Direction, ExampleGradients, Replayer
-from gptfluence.dynamics.recorder import single_thread
-from gptfluence.dynamics.tokens import TokenizedExample, tokenize
-from gptfluence.study import Study
+from gptfluence.gradients.products import Direction, ExampleGradients, Replayer
+from gptfluence.recording.curriculum import draw_curricula
+from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.tokens import TokenizedExample, tokenize
+from gptfluence.study.study import Study
 
 PROFILE, MODEL = "mini", "nano-410m"
 TOLERANCE = 1e-4  # of the largest influence

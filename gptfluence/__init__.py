@@ -12,36 +12,45 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Study": "study",
-    "record": "recording",
-    "Notebook": "notebook",
-    "AdamW": "config",
-    "Recording": "config",
-    "Curriculum": "dynamics.curriculum",
-    "draw_curricula": "dynamics.curriculum",
-    "GPTDynamics": "dynamics.gptdynamics",
-    "load_dynamics": "dynamics.store:load",
+    "Study": "study.study",
+    "record": "recording.record",
+    "Notebook": "workflow.notebook",
+    "AdamW": "recording.settings",
+    "Recording": "recording.settings",
+    "Curriculum": "recording.curriculum",
+    "draw_curricula": "recording.curriculum",
+    "GPTDynamics": "recording.dynamics",
+    "load_dynamics": "recording.store:load",
     "Simulator": "simulators.base",
     "GPTfluence": "simulators.gptfluence",
     "Simfluence": "simulators.simfluence",
     "TangentSimulator": "simulators.tangent",
     "LowRank": "simulators.low_rank",
-    "TangentFeatures": "dynamics.tangents",
+    "TangentFeatures": "gradients.tangents",
     "Persistence": "simulators.reference",
     "MeanTrajectory": "simulators.reference",
-    "evaluate": "evaluation",
-    "summarize": "evaluation",
+    "evaluate": "scoring.evaluation",
+    "summarize": "scoring.evaluation",
 }
-_MODULES = (
-    *("tasks", "encoders", "figures", "charts", "tables", "comparisons", "hyperparameters", "paper", "names", "plan"),
-)
+_MODULES = {
+    "tasks": "tasks",
+    "encoders": "models.encoders",
+    "figures": "drawing.figures",
+    "charts": "drawing.charts",
+    "tables": "drawing.tables",
+    "comparisons": "drawing.comparisons",
+    "hyperparameters": "drawing.hyperparameters",
+    "names": "drawing.names",
+    "paper": "paper",
+    "plan": "workflow.catalogue",
+}
 
 __all__ = [*_WHERE, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"gptfluence.{name}")
+        return import_module(f"gptfluence.{_MODULES[name]}")
     if name in _WHERE:
         module, _, attribute = _WHERE[name].partition(":")
         value = getattr(import_module(f"gptfluence.{module}"), attribute or name)

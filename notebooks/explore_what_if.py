@@ -42,8 +42,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import numpy as np
 
 import gptfluence as gf
-from gptfluence import intervals
-from gptfluence.what_if import Changes, ask
+from gptfluence.drawing import intervals
+from gptfluence.experiments.what_if import Changes, ask
 
 nb = gf.Notebook("explore_what_if", globals())
 nb.choose("examples", examples, range(1, 12))

@@ -55,7 +55,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence import intervals, shifted
+from gptfluence.drawing import intervals
+from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext01_explained_deviation", globals())
 known = {**shifted.KINDS, **shifted.UNSEEN}

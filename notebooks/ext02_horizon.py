@@ -35,8 +35,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import numpy as np
 
 import gptfluence as gf
-from gptfluence import shifted
-from gptfluence.curves import plot_curves
+from gptfluence.drawing.curves import plot_curves
+from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext02_horizon", globals())
 chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])

@@ -36,7 +36,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence import intervals, shifted
+from gptfluence.drawing import intervals
+from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext03_runs_needed", globals())
 available = nb.study.setting().runs.train

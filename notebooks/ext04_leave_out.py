@@ -41,8 +41,9 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence import intervals, shifted
-from gptfluence.leave_out import leave_out
+from gptfluence.drawing import intervals
+from gptfluence.experiments import shifted
+from gptfluence.experiments.leave_out import leave_out
 
 nb = gf.Notebook("ext04_leave_out", globals())
 subset = nb.study.setting().curriculum.subset_size

@@ -42,14 +42,16 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence import conformal, coverage, intervals, shifted
+from gptfluence.drawing import intervals
+from gptfluence.experiments import band_coverage, shifted
+from gptfluence.scoring import conformal
 
 nb = gf.Notebook("ext05_bands", globals())
 nb.choose("kinds", kinds, list(shifted.KINDS))
 nb.choose("unit", unit, conformal.UNITS)
 chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
 options = {"calibration": calibration, "level": level, "runs": runs}
-results, paths, sources = coverage.covered(nb.study, chosen, kinds, nb.study.methods(simulators), **options)
+results, paths, sources = band_coverage.covered(nb.study, chosen, kinds, nb.study.methods(simulators), **options)
 
 # %% [markdown]
 # Coverage (of whole paths) and mean width in nats per target token. `unit` "run" promises the same whatever paths of one

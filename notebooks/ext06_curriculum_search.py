@@ -39,8 +39,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence import intervals
-from gptfluence.curriculum_search import compare
+from gptfluence.drawing import intervals
+from gptfluence.experiments.search import compare
 
 nb = gf.Notebook("ext06_curriculum_search", globals())
 nb.choose("candidates", candidates, range(1, 10_000_001))

@@ -40,8 +40,9 @@ import json
 import numpy as np
 
 import gptfluence as gf
-from gptfluence import intervals, shifted
-from gptfluence.dynamics.tangents import TangentFeatures
+from gptfluence.drawing import intervals
+from gptfluence.experiments import shifted
+from gptfluence.gradients.tangents import TangentFeatures
 
 nb = gf.Notebook("ext07_ablation", globals())
 kind, options = nb.study.options("tangent")

@@ -37,7 +37,7 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence import overview
+from gptfluence.drawing import overview
 
 nb = gf.Notebook("fig01_overview", globals())
 nb.choose("examples", examples, [1, 2, 3])

@@ -36,12 +36,13 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence import gallery, plan
+from gptfluence.drawing import gallery
+from gptfluence.workflow import catalogue
 
 nb = gf.Notebook("fig02_example_trajectories", globals(), "instruction_tuning")
 nb.choose("examples", examples, range(1, 9))
 setting = "instruction_tuning"
-panels = plan.panels_of(nb.study, setting, plan.EXAMPLE_PANELS)
+panels = catalogue.panels_of(nb.study, setting, catalogue.EXAMPLE_PANELS)
 gallery.panel_names(panels)
 
 # %% [markdown]

@@ -46,8 +46,8 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.curves import mean_and_range, plot_curves
-from gptfluence.mislabelled import Experiment
+from gptfluence.drawing.curves import mean_and_range, plot_curves
+from gptfluence.experiments.mislabelled import Experiment
 
 nb = gf.Notebook("fig07_mislabelled_data", globals())
 experiments = [

@@ -37,12 +37,13 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence import gallery, plan
+from gptfluence.drawing import gallery
+from gptfluence.workflow import catalogue
 
 nb = gf.Notebook("fig08_unseen_examples", globals())
 nb.choose("unseen", unseen, list(gallery.UNSEEN))
 nb.choose("examples", examples, range(1, 9))
-panels = plan.panels_of(nb.study, "fine_tuning", plan.UNSEEN_PANELS, unseen=True)
+panels = catalogue.panels_of(nb.study, "fine_tuning", catalogue.UNSEEN_PANELS, unseen=True)
 gallery.panel_names(panels)
 
 # %%

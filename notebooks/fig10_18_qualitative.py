@@ -44,14 +44,15 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence import gallery, plan
+from gptfluence.drawing import gallery
+from gptfluence.workflow import catalogue
 
-nb = gf.Notebook("fig10_18_qualitative", globals(), plan.gallery_setting(figure))
+nb = gf.Notebook("fig10_18_qualitative", globals(), catalogue.gallery_setting(figure))
 nb.choose("figure", figure, list(range(10, 19)))
 nb.choose("examples", examples, range(1, 9))
-setting, metric, _ = plan.gallery(figure)
+setting, metric, _ = catalogue.gallery(figure)
 nb.choose("tasks", tasks, nb.study.tested(setting, metric))
-nb.model = model or plan.gallery_model(nb.study, figure)
+nb.model = model or catalogue.gallery_model(nb.study, figure)
 chosen = [task for task in nb.study.tested(setting, metric) if task in nb.tasks]
 
 # %% [markdown]
@@ -94,4 +95,4 @@ caption = (
     "task: examples at equal ranks of GPTfluence's error, from the best to the worst predicted."
 )
 reading = gallery.reading(frame, results, {metric: gallery.reported(setting, metric, nb.model)})
-nb.save_figure(picture, frame, plan.gallery_name(figure), caption=caption, sources=recorded, reading=reading)
+nb.save_figure(picture, frame, catalogue.gallery_name(figure), caption=caption, sources=recorded, reading=reading)

@@ -43,13 +43,14 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence import gallery, plan
+from gptfluence.drawing import gallery
+from gptfluence.workflow import catalogue
 
 nb = gf.Notebook("fig19_30_unseen_qualitative", globals())
 nb.choose("figure", figure, list(range(19, 31)))
 nb.choose("examples", examples, range(1, 17))
-task, metric, unseen = plan.unseen_gallery(figure)
-plan.panels_of(nb.study, "fine_tuning", [(metric, task)], unseen=True)
+task, metric, unseen = catalogue.unseen_gallery(figure)
+catalogue.panels_of(nb.study, "fine_tuning", [(metric, task)], unseen=True)
 
 # %%
 methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
@@ -81,4 +82,4 @@ caption = (
 )
 reading = gallery.reading(frame, results, {})
 reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded.model)}".rstrip()
-nb.save_figure(picture, frame, plan.gallery_name(figure), caption=caption, sources=[recorded], reading=reading)
+nb.save_figure(picture, frame, catalogue.gallery_name(figure), caption=caption, sources=[recorded], reading=reading)

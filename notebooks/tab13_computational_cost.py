@@ -39,9 +39,9 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.cost import cost
-from gptfluence.dynamics.gradients import Replayer
-from gptfluence.typeset import Table
+from gptfluence.drawing.typeset import Table
+from gptfluence.experiments.cost import cost
+from gptfluence.gradients.products import Replayer
 
 nb = gf.Notebook("tab13_computational_cost", globals())
 texts, recording = nb.study.task(nb.task), nb.study.setting("fine_tuning").recording

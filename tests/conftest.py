@@ -11,10 +11,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: models this small gain nothing from threads
 
-from gptfluence.config import NanoModel
-from gptfluence.models import GPT, ModelSource
-from gptfluence.notebook import NOTEBOOKS
+from gptfluence.models.gpt import GPT, ModelSource
+from gptfluence.models.settings import NanoModel
 from gptfluence.tasks import Task, mini
+from gptfluence.workflow.notebook import NOTEBOOKS
 
 
 def pytest_configure() -> None:

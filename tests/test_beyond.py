@@ -10,19 +10,20 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from gptfluence import coverage, plan, shifted
-from gptfluence.config import Recording
-from gptfluence.curriculum_search import candidate, check_tests, compare, search
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.dynamics.gradients import Replayer
-from gptfluence.dynamics.recorder import single_thread
-from gptfluence.errors import ConfigurationError
-from gptfluence.leave_out import SCORES, counterfactuals, example_products, leave_out, scored_losses
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.experiments import band_coverage, shifted
+from gptfluence.experiments.leave_out import SCORES, counterfactuals, example_products, leave_out, scored_losses
+from gptfluence.experiments.search import candidate, check_tests, compare, search
+from gptfluence.experiments.what_if import Changes, ask
+from gptfluence.gradients.products import Replayer
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.settings import Recording
 from gptfluence.simulators import MeanTrajectory
-from gptfluence.study import Study
+from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
-from gptfluence.what_if import Changes, ask
+from gptfluence.workflow import catalogue
 
 FEW = (
     "settings.fine_tuning.runs={train: 4, validation: 1, test: 2}",
@@ -35,7 +36,7 @@ SIMULATORS = ["persistence", "mean_trajectory", "simfluence max_epochs=3", "low_
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
+        patch.setattr("gptfluence.recording.record.devices", lambda: ["cpu"])
         yield Study.load("smoke", FEW, artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
 
 
@@ -255,7 +256,9 @@ def test_gradient_scores_are_sums_over_the_curriculum_of_products_of_gradients(s
 
 def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
     options = {"calibration": 2, "level": 0.7, "runs": 2}
-    frame, paths, _ = coverage.covered(study, ["sst2"], ["alike", "sorted", "longer"], ["mean_trajectory"], **options)
+    frame, paths, _ = band_coverage.covered(
+        study, ["sst2"], ["alike", "sorted", "longer"], ["mean_trajectory"], **options
+    )
     assert set(frame["curricula"]) == {"alike", "sorted"}  # no bands for longer runs
     assert (frame["calibration_runs"] == 3).all()
     dynamics = study.dynamics("fine_tuning", "sst2")
@@ -284,7 +287,7 @@ def test_the_best_candidates_are_the_best_however_they_are_streamed(study, monke
     values = fitted.simulate(every, start[None, None])[:, -1, [0, 2]].mean(axis=1)
     np.testing.assert_allclose(found.all_values, values, rtol=1e-6)
     assert found.index.tolist() == np.argsort(values, kind="stable")[:4].tolist()
-    monkeypatch.setattr("gptfluence.curriculum_search.CHUNK", 5)
+    monkeypatch.setattr("gptfluence.experiments.search.CHUNK", 5)
     again = search(fitted, len(dynamics.pool), numbers, start, [0, 2], **options)
     np.testing.assert_allclose(again.all_values, found.all_values, rtol=1e-6)
     with pytest.raises(ConfigurationError, match="the best 4 of 3"):
@@ -413,7 +416,7 @@ def test_other_metrics_have_their_rows_and_text_a_ceiling(tmp_path):
 
 
 def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
-    everything, paper = plan.chosen(study), plan.chosen(study, "paper")
+    everything, paper = catalogue.chosen(study), catalogue.chosen(study, "paper")
     beyond = set(everything) - set(paper)
     assert {name.split("_")[0] for name in beyond} == {
         "ext01",
@@ -427,20 +430,20 @@ def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
     }
     assert "explore_quickstart" in paper
     assert all(name.startswith(("tab", "fig", "explore_quickstart")) for name in paper)
-    assert set(plan.chosen(study, "ext*")) == {name for name in beyond if name.startswith("ext")}
+    assert set(catalogue.chosen(study, "ext*")) == {name for name in beyond if name.startswith("ext")}
     of_tasks = {name: {runs.task for runs in everything[name].fits} for name in everything if name.startswith("ext0")}
     assert of_tasks["ext01_explained_deviation"] == {"rte", "sst2", "webnlg"}
     assert of_tasks["ext03_runs_needed"] == {"sst2", "webnlg"}
-    fits = plan.merged(plan.chosen(study, "ext01*"))
+    fits = catalogue.merged(catalogue.chosen(study, "ext01*"))
     assert all("loss:tangent" in simulators and "loss:persistence" not in simulators for _, simulators in fits.values())
 
 
 def test_what_needs_the_gpt_is_known(study):
-    beyond = {name: output for name, output in plan.chosen(study).items() if name.startswith(("ext", "explore"))}
+    beyond = {name: output for name, output in catalogue.chosen(study).items() if name.startswith(("ext", "explore"))}
     assert [name for name, output in beyond.items() if not output.trains] == ["ext02_horizon"]
-    assert plan.needs_gpt(study, ["loss:gptfluence", "loss:tangent"])
-    assert plan.needs_gpt(study, ["loss:tracin_cp_all"])
-    assert not plan.needs_gpt(study, ["loss:gptfluence markov_order=2", "bleu:simfluence"])
+    assert catalogue.needs_gpt(study, ["loss:gptfluence", "loss:tangent"])
+    assert catalogue.needs_gpt(study, ["loss:tracin_cp_all"])
+    assert not catalogue.needs_gpt(study, ["loss:gptfluence markov_order=2", "bleu:simfluence"])
 
 
 @pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper"])
@@ -449,4 +452,4 @@ def test_profiles_have_the_simulators_and_keep_them_out_of_the_papers_tables(pro
     assert set(shifted.SIMULATORS) <= set(study.profile.simulators)
     for setting in study.profile.settings:
         assert not {"tangent", "low_rank"} & set(study.methods(setting=setting))
-    assert plan.BEYOND == shifted.SIMULATORS
+    assert catalogue.BEYOND == shifted.SIMULATORS

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from gptfluence import charts, figures, names
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import charts, figures, names
 from gptfluence.simulators.base import FitReport
 
 STATISTICS = ("all_steps_mse", "all_steps_mae", "final_step_spearman", "mse_mean_trajectory")

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence import comparisons, names, paper, tables
-from gptfluence.errors import ConfigurationError
-from gptfluence.typeset import PAGE_ROWS, Table
+from gptfluence import paper
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import comparisons, names, tables
+from gptfluence.drawing.typeset import PAGE_ROWS, Table
 
 METHODS = ("persistence", "mean_trajectory", "simfluence", "gptfluence")
 

@@ -7,10 +7,10 @@ import re
 import pytest
 import yaml
 
-from gptfluence import config
-from gptfluence.config import AdamW, load_profile
-from gptfluence.errors import ConfigurationError
-from gptfluence.study import Study
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.profile.load import load_profile, profile_names
+from gptfluence.recording.settings import AdamW
+from gptfluence.study.study import Study
 
 MINIMAL = {
     "name": "mine",
@@ -40,7 +40,7 @@ def complaint(profile, *overrides):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", config.profile_names())
+@pytest.mark.parametrize("name", profile_names())
 def test_profiles_that_ship_are_valid_and_named_after_their_files(name):
     profile = load_profile(name)
     assert profile.name == name

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.conformal import Typical, calibrate, calibration_names, coverage, mean_width, scores
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.scoring.conformal import Typical, calibrate, calibration_names, coverage, mean_width, scores
 
 STEPS, TESTS = 6, 5
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gptfluence import encoders
-from gptfluence.config import AdamW, Recording
-from gptfluence.cost import cost, count_flops, measure_seconds
-from gptfluence.dynamics.gradients import Replayer
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.experiments.cost import cost, count_flops, measure_seconds
+from gptfluence.gradients.products import Replayer
+from gptfluence.models import encoders
+from gptfluence.recording.settings import AdamW, Recording
 
 
 @pytest.fixture(scope="module")

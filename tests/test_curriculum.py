@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.recording.curriculum import Curriculum, draw_curricula
 
 
 @st.composite

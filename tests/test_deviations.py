@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gptfluence import deviations
-from gptfluence.errors import ConfigurationError
-from gptfluence.evaluation import spearman
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.scoring import deviations
+from gptfluence.scoring.evaluation import spearman
 
 RUNS, STEPS, TESTS = 5, 7, 6
 

@@ -7,8 +7,8 @@ import re
 import pandas as pd
 import pytest
 
-from gptfluence import names
-from gptfluence.config import ROOT
+from gptfluence.common.settings import ROOT
+from gptfluence.drawing import names
 
 FIGURES = ROOT / "figures"
 TABLES = {  # csv file below figures/ -> rows, columns

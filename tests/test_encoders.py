@@ -10,8 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gptfluence import encoders
-from gptfluence.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
+from gptfluence.common.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
+from gptfluence.models import encoders
 from gptfluence.tasks.base import Example, TaskPool
 
 SHARED = Path(os.environ.get("GPTFLUENCE_SHARED", Path(__file__).parents[2] / "shared"))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
-from gptfluence.errors import ConfigurationError
-from gptfluence.evaluation import evaluate, explained_deviation, spearman, summarize
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.scoring.evaluation import evaluate, explained_deviation, spearman, summarize
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.tasks.base import Example, TaskPool
 

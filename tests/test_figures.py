@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gptfluence import figures, names, paper, provenance, tables
-from gptfluence.errors import ConfigurationError
-from gptfluence.typeset import Table
+from gptfluence import paper
+from gptfluence.common import provenance
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import figures, names, tables
+from gptfluence.drawing.typeset import Table
 
 ROOT = Path(__file__).parents[1]
 

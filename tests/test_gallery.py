@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from gptfluence import figures, gallery, overview, paper
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
-from gptfluence.errors import ConfigurationError
+from gptfluence import paper
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import figures, gallery, overview
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.simulators.base import FitReport
 from gptfluence.tasks.base import Example, TaskPool
 

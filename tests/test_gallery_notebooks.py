@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gptfluence import plan
-from gptfluence.errors import ConfigurationError
-from gptfluence.notebook import NOTEBOOKS
-from gptfluence.study import Study
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.notebook import NOTEBOOKS
 
 pytestmark = pytest.mark.slow
 TRIVIAL = {"persistence", "mean_trajectory"}
@@ -130,8 +130,8 @@ def test_figures_10_to_18(notebook, parameters, name, panels, series):
 @pytest.mark.parametrize("figure", [19, 27, 30])
 def test_figures_19_to_30(notebook, figure):
     frame, facts = notebook("fig19_30_unseen_qualitative", figure=figure, examples=2)
-    task, _, unseen = plan.unseen_gallery(figure)
-    assert facts["name"] == plan.gallery_name(figure)
+    task, _, unseen = catalogue.unseen_gallery(figure)
+    assert facts["name"] == catalogue.gallery_name(figure)
     check_trajectories(frame, facts, panels=2, series=TRIVIAL | {"gptfluence"})
     assert set(frame["task"]) == {task}
     known = {example.id for example in Study.load("smoke").task(task).tests}

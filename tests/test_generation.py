@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
-from gptfluence.config import AdamW, Generation, Recording
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.generation import Generator, choose
-from gptfluence.dynamics.logits import ScoredLogits
-from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.text_metrics import TextScorer, score
-from gptfluence.dynamics.tokens import label_words, tokenize
-from gptfluence.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.generation import Generator, choose
+from gptfluence.recording.logits import ScoredLogits
+from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.settings import AdamW, Generation, Recording
+from gptfluence.recording.text_metrics import TextScorer, score
+from gptfluence.recording.tokens import label_words, tokenize
 from gptfluence.tasks import Task, TaskPool
 from gptfluence.tasks.base import fingerprint
 
@@ -162,7 +162,7 @@ def test_scoring_in_other_processes_changes_no_number(gpt, webnlg):
 
 def test_a_text_is_scored_once_for_an_example(webnlg, monkeypatch):
     scored = []
-    monkeypatch.setattr("gptfluence.dynamics.text_metrics._score_all", lambda *given: scored.append(given) or [1.0])
+    monkeypatch.setattr("gptfluence.recording.text_metrics._score_all", lambda *given: scored.append(given) or [1.0])
     scorer = TextScorer(webnlg.tests, ["bleu"])
     texts = [f"text {number}" for number in range(len(webnlg.tests))]
     for _ in range(3):
@@ -216,7 +216,7 @@ def test_accuracy_of_every_step_does_not_depend_on_which_tokens_the_loss_is_of(g
 
 
 def test_tests_without_the_metric_are_nan_and_left_out_on_request(gpt, sst2, webnlg):
-    from gptfluence.dynamics.gptdynamics import GPTDynamics
+    from gptfluence.recording.dynamics import GPTDynamics
 
     tests = TaskPool("both/tests", (*sst2.tests, *webnlg.tests))
     task = Task("both", sst2.pool, tests)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gptfluence import hyperparameters, paper
-from gptfluence.config import load_profile, profile_names
+from gptfluence import paper
+from gptfluence.drawing import hyperparameters
+from gptfluence.profile.load import load_profile, profile_names
 
 
 def rows_of(profile, table):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gptfluence.errors import ConfigurationError
-from gptfluence.intervals import best_by, plot_bands, plot_intervals
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing.intervals import best_by, plot_bands, plot_intervals
 
 NAN = float("nan")
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.dynamics.curriculum import draw_curricula
-from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.recording.curriculum import draw_curricula
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.low_rank import LowRank, exposures, solutions
 from gptfluence.tasks import Example, TaskPool

@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gptfluence as gf
-from gptfluence.config import AdamW, Recording
-from gptfluence.curves import mean_and_range, plot_curves
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gradients import Replayer, chosen_parameters
-from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tokens import tokenize
-from gptfluence.errors import ConfigurationError
-from gptfluence.mislabelled import (
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing.curves import mean_and_range, plot_curves
+from gptfluence.experiments.mislabelled import (
     Experiment,
     corrected,
     flip_labels,
@@ -27,6 +22,11 @@ from gptfluence.mislabelled import (
     self_factors,
     self_influence,
 )
+from gptfluence.gradients.products import Replayer, chosen_parameters
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.settings import AdamW, Recording
+from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import Example, TaskPool
 
 CURRICULUM = Curriculum(np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 5, 9, 2]]))
@@ -182,7 +182,7 @@ def test_an_experiment_is_what_it_says(experiment, study, monkeypatch):
         raise AssertionError("trained twice")
 
     monkeypatch.setattr(Experiment, "_retrained", fail)
-    monkeypatch.setattr("gptfluence.mislabelled.self_influence", fail)
+    monkeypatch.setattr("gptfluence.experiments.mislabelled.self_influence", fail)
     again = Experiment(study, "sst2", seed=1, runs=1, checkpoints=2, learning_rate_factor=2)
     pd.testing.assert_frame_equal(again.accuracy([0, 0.5, 1]), experiment.accuracy([0, 0.5, 1]))
 

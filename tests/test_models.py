@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptfluence import files
-from gptfluence.config import GGUFModel, HubModel, LocalModel, NanoModel
-from gptfluence.errors import ConfigurationError, HubUnreachableError, ModelError
-from gptfluence.hub import hub_reachable
-from gptfluence.models import ModelSource
-from gptfluence.study import Study
+from gptfluence.common import files
+from gptfluence.common.errors import ConfigurationError, HubUnreachableError, ModelError
+from gptfluence.common.hub import hub_reachable
+from gptfluence.models.gpt import ModelSource
+from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, NanoModel
+from gptfluence.study.study import Study
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_nano_model_made_twice_is_the_same_to_the_byte(nano, gpt, tmp_path):
 
 
 def test_a_nano_model_is_made_once(nano, gpt, monkeypatch):
-    monkeypatch.setattr("gptfluence.models._pretrain", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("gptfluence.models.gpt._pretrain", lambda *_: pytest.fail("made again"))
     assert same_weights(nano.load().model, gpt.model)
 
 

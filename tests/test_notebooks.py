@@ -15,11 +15,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-from gptfluence import plan
-from gptfluence.config import ROOT
-from gptfluence.errors import ConfigurationError
-from gptfluence.notebook import NOTEBOOKS, Notebook, check_parameters, declared_parameters
-from gptfluence.study import Study
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.settings import ROOT
+from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.notebook import NOTEBOOKS, Notebook, check_parameters, declared_parameters
 
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 
@@ -159,7 +159,7 @@ def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
 
 @pytest.mark.slow
 def test_the_whole_smoke_profile_by_the_graph(tmp_path: Path, smoke_store: Path):
-    planned = set(plan.chosen(Study.load("smoke"), "paper"))  # what goes beyond it has tests of its own
+    planned = set(catalogue.chosen(Study.load("smoke"), "paper"))  # what goes beyond it has tests of its own
     figures = ROOT / "figures" / "smoke-test"
     try:
         done = graph(tmp_path, smoke_store, "--show-failed-logs", overrides=("name=smoke-test",), only="paper")

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gptfluence import plan, tables
-from gptfluence.errors import ConfigurationError
-from gptfluence.notebook import NOTEBOOKS, declared_parameters
-from gptfluence.study import Study
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import tables
+from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.notebook import NOTEBOOKS, declared_parameters
 
 pytestmark = pytest.mark.slow
 TRIVIAL = {"persistence", "mean_trajectory"}
@@ -82,7 +83,7 @@ def test_table_1_has_every_model_task_and_method(execute):
 
 def test_tables_3_and_4_have_the_tasks_with_text_and_both_metrics(execute):
     three = read(execute("tab03_instruction_tuning_generation"), "tab03_instruction_tuning_generation")
-    assert set(three["model"]) == set(plan.paper_models(Study.load("smoke")))
+    assert set(three["model"]) == set(catalogue.paper_models(Study.load("smoke")))
     four = read(execute("tab04_fine_tuning_generation"), "tab04_fine_tuning_generation")
     for frame in (three, four):
         assert set(frame["task"]) == {"webnlg"}
@@ -203,12 +204,12 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(execute, name, paramete
 def test_the_defaults_of_the_notebooks_are_those_of_the_plan():
     study = Study.load("smoke")
     intervals = declared_parameters(NOTEBOOKS / "fig03_checkpoint_interval.py")["intervals"][1]
-    assert tuple(intervals) == plan.INTERVALS
-    outputs = plan.outputs(study)
+    assert tuple(intervals) == catalogue.INTERVALS
+    outputs = catalogue.outputs(study)
     for name in ("tab01_instruction_tuning_loss", "tab03_instruction_tuning_generation", "fig06_model_sizes"):
         assert outputs[name].fits
     needed = outputs["tab10_markov_order"].fits
     orders = {entry.partition("markov_order=")[2] for entries in needed.values() for entry in entries}
-    assert orders == {str(order) for order in plan.orders(study)}
+    assert orders == {str(order) for order in catalogue.orders(study)}
     steps = study.dynamics("fine_tuning", "rte").curricula[0].steps
-    assert plan.orders(study) == [order for order in plan.ORDERS if order < steps]
+    assert catalogue.orders(study) == [order for order in catalogue.ORDERS if order < steps]

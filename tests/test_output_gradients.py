@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import gptfluence.dynamics.output_gradients as module
-from gptfluence.dynamics.output_gradients import OutputGradients
+import gptfluence.gradients.outputs as module
+from gptfluence.gradients.outputs import OutputGradients
 
 VOCABULARY = 50
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptfluence import paper
-from gptfluence.citation import cite
-from gptfluence.errors import ArtifactError, ConfigurationError
+from gptfluence.common.errors import ArtifactError, ConfigurationError
+from gptfluence.workflow.citation import cite
 
 ROWS = [row for number in (1, 2, 3, 4, 10, 11, 12, 13) for row in paper.table(number).to_dict("records")]
 

@@ -22,12 +22,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from gptfluence import cli, files, paper
-from gptfluence.config import ROOT, PublishedModel, Runs, load_profile
-from gptfluence.dynamics import published, published_download, store
-from gptfluence.dynamics.published import import_published
-from gptfluence.errors import ArtifactError, ConfigurationError, DataError, HubUnreachableError, ModelError
-from gptfluence.study import Study
+from gptfluence import paper
+from gptfluence.common import files
+from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError, HubUnreachableError, ModelError
+from gptfluence.common.settings import ROOT
+from gptfluence.models.settings import PublishedModel
+from gptfluence.profile.load import load_profile
+from gptfluence.published import download, importing
+from gptfluence.published.importing import import_published
+from gptfluence.recording import store
+from gptfluence.recording.settings import Runs
+from gptfluence.study.study import Study
+from gptfluence.workflow import cli
 
 EXAMPLE = ROOT.parent / "shared" / "parity" / "published_format"
 STEPS, BATCH, TESTS = 5, 3, 4
@@ -181,7 +187,7 @@ def stored(root):
 def load(root, kind="rte", task=None, pool="seen"):
     setting = {"flan": "instruction_tuning", "mislabelled": "mislabelled"}.get(kind, "fine_tuning")
     model = PublishedModel(source="published", gpt="pythia-410m", pool=pool)
-    return store.load(published.find(root / "dynamics", model, setting=setting, task=task or kind))
+    return store.load(importing.find(root / "dynamics", model, setting=setting, task=task or kind))
 
 
 def reasons(report):
@@ -648,7 +654,7 @@ def test_by_default_the_highest_seeds_are_held_out_and_no_run_is_in_two_parts(pr
     train = data.draw(st.integers(1, len(present)))
     validation = data.draw(st.integers(0, len(present) - train))
     test = data.draw(st.integers(0, len(present) - train - validation))
-    parts = published._default_seeds(Path("x"), present, Runs(train=train, validation=validation, test=test))
+    parts = importing._default_seeds(Path("x"), present, Runs(train=train, validation=validation, test=test))
     assert [len(parts[part]) for part in ("train", "validation", "test")] == [train, validation, test]
     listed = [seed for part in parts.values() for seed in part]
     assert listed == sorted(set(listed))
@@ -656,7 +662,7 @@ def test_by_default_the_highest_seeds_are_held_out_and_no_run_is_in_two_parts(pr
 
 
 def test_with_32_seeds_the_default_split_is_the_papers():
-    parts = published._default_seeds(Path("x"), list(range(1, 33)), Runs())
+    parts = importing._default_seeds(Path("x"), list(range(1, 33)), Runs())
     assert sorted([*parts["train"], *parts["validation"]]) == list(range(1, 28))
     assert list(parts["test"]) == [28, 29, 30, 31, 32]
 
@@ -805,7 +811,7 @@ def test_the_command_fails_if_nothing_could_be_imported(tmp_path, monkeypatch):
 def test_without_a_hub_a_download_says_so_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubUnreachableError, match=r"GPTDynamics.* no hub is reachable.*import-published FOLDER"):
-        published_download.download(tmp_path / "data")
+        download.download(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -818,13 +824,13 @@ def test_a_download_fetches_one_commit_and_records_it(tmp_path, monkeypatch):
                 raise ValueError("revision not found")
             return type("Info", (), {"sha": "c0ffee" * 6 + "1234"})
 
-    monkeypatch.setattr(published_download, "hub_reachable", lambda: True)
+    monkeypatch.setattr(download, "hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **options: asked.append((given, options)))
-    found = published_download.download(tmp_path / "data")
+    found = download.download(tmp_path / "data")
     ((dataset,), options) = asked[0]
     assert (dataset, options["repo_type"]) == ("ernie-research/GPTDynamics", "dataset")
     assert options["revision"] == found["commit"] == "c0ffee" * 6 + "1234"
     assert json.loads((tmp_path / "data" / "download.json").read_text()) == found
     with pytest.raises(DataError, match="revision 'nowhere': revision not found"):
-        published_download.download(tmp_path / "data", "nowhere")
+        download.download(tmp_path / "data", "nowhere")

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from gptfluence.config import AdamW, LoRA, Recording
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tokens import tokenize
-from gptfluence.errors import ConfigurationError, DataError, ModelError, RecordingError
-from gptfluence.models import ModelSource
+from gptfluence.common.errors import ConfigurationError, DataError, ModelError, RecordingError
+from gptfluence.models.gpt import ModelSource
+from gptfluence.models.settings import LoRA
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.settings import AdamW, Recording
+from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import Example, TaskPool
 
 CURRICULUM = Curriculum(np.array([[0, 1, 2, 3], [4, 5, 6, 7], [3, 8, 9, 0]]))

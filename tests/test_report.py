@@ -13,13 +13,15 @@ import papermill
 import pytest
 from typer.testing import CliRunner
 
-from gptfluence import figures, plan, provenance
-from gptfluence.cli import app
-from gptfluence.figures import plot_trajectories
-from gptfluence.outcomes import Outcome, outcomes, summary, write_failure
-from gptfluence.report import label_of, table_html, title_of, write
-from gptfluence.study import Study
-from gptfluence.typeset import Table
+from gptfluence.common import provenance
+from gptfluence.drawing import figures
+from gptfluence.drawing.figures import plot_trajectories
+from gptfluence.drawing.typeset import Table
+from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.cli import app
+from gptfluence.workflow.outcomes import Outcome, outcomes, summary, write_failure
+from gptfluence.workflow.page import label_of, table_html, title_of, write
 
 
 class Page(HTMLParser):
@@ -168,7 +170,7 @@ def test_what_failed_is_said_with_notebook_cell_and_cause(study, drawn):
     line = "fig17_fine_tuning_bleu failed: notebook fig10_18_qualitative, cell 3: ValueError: no <way>"
     assert line in said
     assert line in page.text
-    assert f"study smoke: 2 of {len(plan.outputs(study))} outputs made" in said
+    assert f"study smoke: 2 of {len(catalogue.outputs(study))} outputs made" in said
 
 
 def test_what_is_not_there_is_listed_with_the_reason(study, drawn):
@@ -251,11 +253,13 @@ def test_the_default_study_is_reachable_without_its_name(tmp_path):
 
 # --- outcomes --------------------------------------------------------------------------------------------------------
 
-RUNS = plan.Runs("fine_tuning", "nano", "sst2")
+RUNS = catalogue.Runs("fine_tuning", "nano", "sst2")
 
 
 def outcome_of(build: Path, *, unseen: bool = False) -> Outcome:
-    return outcomes({"tab02": plan.Output("notebook_2", fits={RUNS: ["loss:gptfluence"]}, unseen=unseen)}, build)[0]
+    return outcomes({"tab02": catalogue.Output("notebook_2", fits={RUNS: ["loss:gptfluence"]}, unseen=unseen)}, build)[
+        0
+    ]
 
 
 @pytest.mark.parametrize("step", ["collect", "unseen", "fit"])

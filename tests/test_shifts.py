@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.dynamics.curriculum import Curriculum, draw_curriculum
-from gptfluence.dynamics.shifts import KINDS, draw_kind, replaced
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.recording.curriculum import Curriculum, draw_curriculum
+from gptfluence.recording.kinds import KINDS, draw_kind, replaced
 from gptfluence.tasks.base import Example, TaskPool
 
 SIZE = 60

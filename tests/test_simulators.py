@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
-from gptfluence.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.simulators import SIMULATORS, create, fitting
 from gptfluence.simulators.base import Simulator, diverged
 from gptfluence.simulators.gptfluence import GPTfluence

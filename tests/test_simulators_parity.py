@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics, TrainingRun
-from gptfluence.evaluation import evaluate, summarize
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.scoring.evaluation import evaluate, summarize
 from gptfluence.simulators import fitting
 from gptfluence.simulators.gptfluence import FeatureModel
 from gptfluence.simulators.simfluence import FreeTables

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptfluence import files
-from gptfluence.dynamics import store
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import TrainingRun
-from gptfluence.errors import ArtifactError, RecordingError
-from gptfluence.study import Study
+from gptfluence.common import files
+from gptfluence.common.errors import ArtifactError, RecordingError
+from gptfluence.recording import store
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import TrainingRun
+from gptfluence.study.study import Study
 
 RUNS = "settings.fine_tuning.runs.train=8"
 NAMES = [*(f"train-{k:03d}" for k in range(8)), "validation-000", "test-000", "test-001"]
@@ -46,7 +46,7 @@ Study.load("smoke", sys.argv[3], artifacts=sys.argv[1], jobs=int(sys.argv[2])).d
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
+    monkeypatch.setattr("gptfluence.recording.record.devices", lambda: ["cpu"])
 
 
 def study(root, jobs=1, *overrides):
@@ -82,7 +82,7 @@ def recorded(tmp_path_factory):
     """A store recorded by one process in one go."""
     root = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
+        patch.setattr("gptfluence.recording.record.devices", lambda: ["cpu"])
         study(root).dynamics(task="webnlg")
     return root
 
@@ -278,7 +278,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("function", ["gptfluence.files._sync", "os.rename", "pathlib.Path.write_bytes"])
+@pytest.mark.parametrize("function", ["gptfluence.common.files._sync", "os.rename", "pathlib.Path.write_bytes"])
 def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path, monkeypatch, function):
     monkeypatch.setattr(function, full)
     with pytest.raises(ArtifactError, match=r"saving run train-000: cannot write .*the disk is full"):

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gptfluence import conformal, plan
-from gptfluence.dynamics.gptdynamics import join_tests
-from gptfluence.errors import ConfigurationError
-from gptfluence.evaluation import evaluate
-from gptfluence.notebook import NOTEBOOKS, declared_parameters
-from gptfluence.study import Study
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.recording.dynamics import join_tests
+from gptfluence.scoring import conformal
+from gptfluence.scoring.evaluation import evaluate
+from gptfluence.study.study import Study
 from gptfluence.tasks import TaskPool
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.notebook import NOTEBOOKS, declared_parameters
 
 FEW = (
     "settings.fine_tuning.runs={train: 2, validation: 1, test: 1}",
@@ -24,7 +25,7 @@ FEW = (
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptfluence.recording.devices", lambda: ["cpu"])
+        patch.setattr("gptfluence.recording.record.devices", lambda: ["cpu"])
         yield Study.load("smoke", FEW, artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
 
 
@@ -175,13 +176,13 @@ def test_a_method_that_knows_only_its_own_examples_says_so(study):
 
 @pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper", "released"])
 def test_every_notebook_that_is_planned_is_there(profile):
-    for output in plan.outputs(Study.load(profile)).values():
+    for output in catalogue.outputs(Study.load(profile)).values():
         assert (NOTEBOOKS / f"{output.notebook}.ipynb").is_file()
         assert set(output.parameters) <= set(declared_parameters(NOTEBOOKS / f"{output.notebook}.py"))
 
 
 def test_the_default_profile_has_every_item_of_the_paper():
-    names = set(plan.outputs(Study.load("mini")))
+    names = set(catalogue.outputs(Study.load("mini")))
     figures = {int(name[3:5]) for name in names if name.startswith("fig")} | {4}  # figure 4 comes with table 10
     tables = {int(name[3:5]) for name in names if name.startswith("tab")} | {6, 7, 8, 9}  # tables 5 to 9 are one
     assert figures == set(range(1, 31))
@@ -189,14 +190,14 @@ def test_the_default_profile_has_every_item_of_the_paper():
 
 
 def test_a_profile_without_a_setting_has_the_outputs_that_need_none():
-    names = set(plan.outputs(Study.load("laptop")))
+    names = set(catalogue.outputs(Study.load("laptop")))
     assert {"tab02_fine_tuning_loss", "tab05_hyperparameters"} <= names
     assert not any("instruction" in name or "unseen" in name or "bleu" in name for name in names)
 
 
 def test_what_outputs_need_together_holds_what_each_needs_once():
-    outputs = plan.outputs(Study.load("mini"))
-    fitting = plan.merged(outputs)
+    outputs = catalogue.outputs(Study.load("mini"))
+    fitting = catalogue.merged(outputs)
     for output in outputs.values():
         for runs, simulators in output.fits.items():
             assert set(simulators) <= set(fitting[runs.name][1])
@@ -207,7 +208,7 @@ def test_what_outputs_need_together_holds_what_each_needs_once():
 
 def test_a_pattern_chooses_by_output_or_notebook_and_one_that_fits_nothing_is_an_error():
     study = Study.load("mini")
-    assert set(plan.chosen(study, "tab02*")) == {"tab02_fine_tuning_loss"}
-    assert len(plan.chosen(study, "fig10_18*")) > 1
+    assert set(catalogue.chosen(study, "tab02*")) == {"tab02_fine_tuning_loss"}
+    assert len(catalogue.chosen(study, "fig10_18*")) > 1
     with pytest.raises(ConfigurationError, match=r"only='tab99' matches no notebook and no output; known: explore"):
-        plan.chosen(study, "tab99")
+        catalogue.chosen(study, "tab99")

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from gptfluence.config import Recording
-from gptfluence.dynamics.curriculum import Curriculum, draw_curricula
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tangents import TangentFeatures, Tangents
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.gradients.tangents import TangentFeatures, Tangents
+from gptfluence.recording.curriculum import Curriculum, draw_curricula
+from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.settings import Recording
 from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.correction import Correction, of_others
 from gptfluence.simulators.readout import features as features_of
 from gptfluence.simulators.tangent import Side, TangentSimulator
-from gptfluence.study import Study
+from gptfluence.study.study import Study
 from gptfluence.tasks import Example, TaskPool
 
 RECORDING = Recording.model_validate({"optimizer": {"learning_rate": 2e-3, "weight_decay": 0.1}})

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.config import LoRA, Recording
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tangents import TangentFeatures, kernel
-from gptfluence.dynamics.tokens import tokenize
-from gptfluence.errors import ConfigurationError
-from gptfluence.models import ModelSource
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.gradients.tangents import TangentFeatures, kernel
+from gptfluence.models.gpt import ModelSource
+from gptfluence.models.settings import LoRA
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.settings import Recording
+from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import TaskPool
 
 ALL = 10**9  # more coordinates than any model here has

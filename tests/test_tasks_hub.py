@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptfluence.errors import DataError, HubUnreachableError
+from gptfluence.common.errors import DataError, HubUnreachableError
 from gptfluence.tasks import TASKS, hub, mini
 
 

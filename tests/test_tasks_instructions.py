@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
 from gptfluence.tasks import TASKS, Example, TaskPool, instructions, mini
 
 texts = st.text(max_size=30)

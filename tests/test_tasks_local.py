@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError
 from gptfluence.tasks import Task, read_jsonl
 from gptfluence.tasks.rows import RowMapping, draw, examples_from_rows
 

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
 from gptfluence.tasks import TASKS, Task, TaskPool, mini
 from gptfluence.tasks.base import fingerprint
 

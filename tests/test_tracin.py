@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gptfluence as gf
-from gptfluence.config import AdamW, LoRA, Recording
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gradients import Replayer, chosen_parameters
-from gptfluence.dynamics.recorder import Recorder
-from gptfluence.dynamics.tokens import tokenize
-from gptfluence.errors import ConfigurationError, ModelError, RecordingError
-from gptfluence.models import GPT, ModelSource
+from gptfluence.common.errors import ConfigurationError, ModelError, RecordingError
+from gptfluence.gradients.products import Replayer, chosen_parameters
+from gptfluence.models.gpt import GPT, ModelSource
+from gptfluence.models.settings import LoRA
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.settings import AdamW, Recording
+from gptfluence.recording.tokens import tokenize
 from gptfluence.simulators import tracin
 from gptfluence.simulators.tracin import TracIn
 
@@ -395,7 +396,7 @@ def test_what_these_methods_cannot_do_is_said(study):
 
 def test_metrics_other_than_the_loss_are_left_to_others(study):
     methods = gf.Study.influences(study, study.dynamics(task="sst2")).methods
-    from gptfluence.influence import applicable
+    from gptfluence.simulators.influence import applicable
 
     assert applicable(["tracin_cp_all", "gptfluence"], methods, "bleu") == ["gptfluence"]
     assert applicable(["tracin_cp_all", "gptfluence"], methods, "loss") == ["tracin_cp_all", "gptfluence"]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.common.errors import ConfigurationError, unknown
 
 KEYS = ("table", "setting", "task", "model", "metric", "method", "statistic")
 

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.simulators.low_rank import LowRank

@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from gptfluence.config import AdamW
-from gptfluence.dynamics.curriculum import Curriculum
-from gptfluence.dynamics.gptdynamics import GPTDynamics, stack_curricula
-from gptfluence.errors import ArtifactError, ConfigurationError, DataError, OutOfReachError, unknown
+from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError, OutOfReachError, unknown
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, stack_curricula
+from gptfluence.recording.settings import AdamW
 from gptfluence.tasks.base import TaskPool
 
 CONFIG_NAME = "config.json"

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.fitting import TableModel, TableSimulator
 from gptfluence.simulators.heads import HEADS
 from gptfluence.tasks.base import TaskPool
@@ -24,7 +24,7 @@ from gptfluence.tasks.base import TaskPool
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What GPTfluence asks of an encoder; `gptfluence.encoders` has some."""
+    """What GPTfluence asks of an encoder; `gptfluence.models.encoders` has some."""
 
     name: str
 
@@ -53,7 +53,7 @@ class GPTfluence(TableSimulator):
 
     markov_order: number n of previous values. Rollouts that observe fewer rows take the earlier ones as zero
     heads: "mlp" (published code), "linear" (the paper's equations) or "concat" (published code); see `heads.py`
-    encoder: a name that `gptfluence.encoders.load` knows, or an object with `name` and `encode(pool)`
+    encoder: a name that `gptfluence.models.encoders.load` knows, or an object with `name` and `encode(pool)`
 
     The other hyperparameters are those of `TableSimulator`. The paper's: learning_rate 1e-4, batch_size 128,
     weight_decay 1e-5, warmup_steps 200 (tables 6 and 8); `benchmarks/README.md` compares them with the defaults here.
@@ -83,7 +83,7 @@ class GPTfluence(TableSimulator):
 
     def _loaded_encoder(self) -> TextEncoder:
         if isinstance(self.encoder, str):
-            from gptfluence import encoders  # loads transformers: only when it is needed
+            from gptfluence.models import encoders  # loads transformers: only when it is needed
 
             self.encoder = encoders.load(self.encoder)
         return self.encoder

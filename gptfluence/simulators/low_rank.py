@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError, OutOfReachError
+from gptfluence.common.errors import ConfigurationError, OutOfReachError
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator, carried
 from gptfluence.simulators.gptfluence import TextEncoder
 from gptfluence.tasks.base import TaskPool
@@ -99,7 +99,7 @@ class LowRank(Simulator):
     """Mean trajectory plus low-rank deviations, from text features.
 
     rank: directions of text similarity that are kept, of pool and of tests
-    encoder: a name that `gptfluence.encoders.load` knows, or an object with `name` and `encode(pool)`
+    encoder: a name that `gptfluence.models.encoders.load` knows, or an object with `name` and `encode(pool)`
 
     How long an exposure is remembered, how much an example is like itself only, and the ridge are chosen on runs left out,
     training and validation runs in turn: two validation runs alone choose too badly.
@@ -121,7 +121,7 @@ class LowRank(Simulator):
 
     def _features(self, examples: TaskPool) -> np.ndarray:
         if isinstance(self.encoder, str):
-            from gptfluence import encoders  # loads transformers: only when it is needed
+            from gptfluence.models import encoders  # loads transformers: only when it is needed
 
             self.encoder = encoders.load(self.encoder)
         features = np.asarray(self.encoder.encode(examples), np.float64)

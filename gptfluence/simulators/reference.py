@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import OutOfReachError
+from gptfluence.common.errors import OutOfReachError
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator
 from gptfluence.tasks.base import TaskPool
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport
 from gptfluence.simulators.fitting import TableModel, TableSimulator, Transitions, make_transitions
 from gptfluence.tasks.base import TaskPool

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptfluence.config import AdamW
-from gptfluence.dynamics.gptdynamics import GPTDynamics
-from gptfluence.dynamics.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.gradients.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
+from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.settings import AdamW
 from gptfluence.simulators.base import FitReport, Simulator, carried
 from gptfluence.simulators.correction import Correction, of_others
 from gptfluence.simulators.readout import RANGES, Readout, features, losses

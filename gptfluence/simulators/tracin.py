@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptfluence.dynamics.gptdynamics import TrainingRun
-from gptfluence.dynamics.gradients import PARAMETERS, Direction, ExampleGradients, Replayer
-from gptfluence.errors import ConfigurationError, RecordingError, unknown
+from gptfluence.common.errors import ConfigurationError, RecordingError, unknown
+from gptfluence.gradients.products import PARAMETERS, Direction, ExampleGradients, Replayer
+from gptfluence.recording.dynamics import TrainingRun
 
 DIRECTIONS = ("gradient", "update")
 SCALES = ("none", "validation", "oracle")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import overload
 
-from gptfluence.errors import DataError
+from gptfluence.common.errors import DataError
 
 TASKS = ("rte", "sst2", "boolq", "webnlg", "wmt16_de_en", "cnn_dm")  # the paper's, in its order
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptfluence.errors import DataError, HubUnreachableError
-from gptfluence.hub import hub_reachable
+from gptfluence.common.errors import DataError, HubUnreachableError
+from gptfluence.common.hub import hub_reachable
 from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.layouts import LAYOUTS
 from gptfluence.tasks.rows import RowMapping, check_size, draw, examples_from_rows

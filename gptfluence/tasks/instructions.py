@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import overload
 
-from gptfluence.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
 
 WORDINGS: dict[str, tuple[str, ...]] = {

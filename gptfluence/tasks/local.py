@@ -8,7 +8,7 @@ from itertools import islice
 from os import PathLike
 from pathlib import Path
 
-from gptfluence.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError
 from gptfluence.tasks.base import Task, TaskPool
 from gptfluence.tasks.rows import Row, RowMapping, check_size, draw, examples_from_rows
 

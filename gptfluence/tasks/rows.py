@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
-from gptfluence.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError
 from gptfluence.tasks.base import Example, fingerprint
 
 Row = Mapping[str, Any]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptfluence.config import LocalTask, MiniTask, PublishedTask, TaskConfig
-from gptfluence.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError
 from gptfluence.tasks import hub, local, mini
 from gptfluence.tasks.base import Task, TaskPool
+from gptfluence.tasks.settings import LocalTask, MiniTask, PublishedTask, TaskConfig
 
 
 def load_parts(name: str, config: TaskConfig, *, seed: int = 0, data_dir: Path = Path()) -> tuple[Task, Task | None]:

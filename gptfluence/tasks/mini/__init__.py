@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from gptfluence.errors import ConfigurationError, unknown
+from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.tasks.base import TASKS, Example, Task, TaskPool
 from gptfluence.tasks.layouts import LAYOUTS
 from gptfluence.tasks.mini import boolq, cnn_dm, rte, sst2, webnlg, wmt16_de_en

@@ -1,0 +1,1 @@
+"""Figures and tables, and the sentences that read them."""

@@ -1,0 +1,1 @@
+"""Experiments that train beyond the profile's own runs."""

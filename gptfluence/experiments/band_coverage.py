@@ -1,0 +1,107 @@
+"""Do bands hold what they promise? Coverage on held-out runs, and on runs unlike those they were calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import names
+from gptfluence.experiments import shifted
+from gptfluence.experiments.shifted import SETTING
+from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.scoring import conformal
+from gptfluence.scoring.deviations import mean_over_runs
+from gptfluence.study.study import Study
+
+COLUMNS = [*shifted.COLUMNS, "unit", "calibration_runs"]
+
+
+def bands_of(
+    study: Study, task: str, simulators: Sequence[str], *, calibration: int, level: float
+) -> tuple[dict[str, dict[str, conformal.Bands]], Study]:
+    """Bands of simulators fitted without the last `calibration` training runs, which calibrate with the validation runs.
+
+    Returns simulator -> unit -> bands, and the study whose simulators they belong to. Simulators without finite errors on
+    the runs they were fitted on have no bands and are left out. Validation runs chose among a simulator's epochs, so they
+    are not quite exchangeable with new ones; as few as they are, that matters little.
+    """
+    train, validation, _ = study.dynamics(SETTING, task, metric="loss").split()
+    fitted_on, left_out = conformal.calibration_names(train.names, calibration)
+    fewer = study.with_overrides(f"settings.{SETTING}.runs.train={len(fitted_on)}")
+    runs = [*train.select(left_out).runs, *validation.runs]
+    calibrating = replace(train, runs=tuple(runs))
+    found: dict[str, dict[str, conformal.Bands]] = {}
+    asked = [train.select(fitted_on), calibrating]
+    (known, _), (others, _) = shifted.simulate(fewer, task, asked, simulators)
+    truth = [part.trajectories("loss") for part in asked]
+    for name in simulators:
+        try:
+            typical = conformal.Typical.of(known[name], truth[0])
+        except ConfigurationError:
+            continue
+        found[name] = {
+            unit: conformal.calibrate(others[name], truth[1], typical, level=level, unit=unit)
+            for unit in conformal.UNITS
+        }
+    return found, fewer
+
+
+def covered(
+    study: Study,
+    tasks: Sequence[str],
+    kinds: Sequence[str],
+    simulators: Sequence[str],
+    *,
+    calibration: int,
+    level: float,
+    runs: int,
+) -> tuple[pd.DataFrame, pd.DataFrame, list[GPTDynamics]]:
+    """Coverage and width of bands for every simulator, kind of curriculum and task.
+
+    Returns a frame with `COLUMNS` (statistic: coverage, with its interval over runs; mean_width, nats per target token), a
+    frame of example paths with their bands as `intervals.plot_bands` draws them, and the runs. Kinds whose runs are longer
+    than the calibration runs have no bands: they are left out, and an error if they are asked for alone.
+    """
+    rows, paths, sources = [], [], []
+    for task in tasks:
+        bands, fewer = bands_of(study, task, simulators, calibration=calibration, level=level)
+        drawn_alike = study.dynamics(SETTING, task, metric="loss")
+        asked = {kind: shifted.record(study, task, kind, runs) for kind in kinds}
+        sources += [drawn_alike, *(recorded for kind, recorded in asked.items() if kind != "alike")]
+        asked = {
+            kind: recorded
+            for kind, recorded in asked.items()
+            if recorded.curricula[0].steps <= drawn_alike.curricula[0].steps
+        }
+        answers = shifted.simulate(fewer, task, list(asked.values()), list(bands))
+        for (kind, recorded), (predicted, _) in zip(asked.items(), answers, strict=True):
+            truth = recorded.trajectories("loss")
+            for name, values in predicted.items():
+                for unit, band in bands[name].items():
+                    common = (SETTING, recorded.model, task, "loss", kind, name, len(recorded))
+                    share = mean_over_runs(conformal.coverage(band, values, truth))
+                    width = mean_over_runs(conformal.mean_width(band, values))
+                    rows.append((*common, "coverage", *share[:3], unit, band.runs))
+                    rows.append((*common, "mean_width", *width[:3], unit, band.runs))
+                paths.append(_paths(f"{names.task(task)}: {kind}", name, values[0], truth[0], bands[name]["path"]))
+    if not rows:
+        raise ConfigurationError(
+            f"bands: none can be made for {', '.join(kinds)}; choose a kind of the recorded length"
+        )
+    return pd.DataFrame(rows, columns=COLUMNS), pd.concat(paths, ignore_index=True), sources
+
+
+def _paths(panel: str, name: str, values: np.ndarray, truth: np.ndarray, band: conformal.Bands) -> pd.DataFrame:
+    """The path of median error of one run, with its band, and what was recorded."""
+    error = np.square(np.nan_to_num(values - truth, nan=np.inf)).mean(axis=0)
+    example = int(np.argsort(error, kind="stable")[len(error) // 2])
+    low, high = (edge[:, example] for edge in band.around(values))
+    step, nothing = np.arange(len(truth)), np.full(len(truth), np.nan)
+    recorded = {"series": "recorded", "value": truth[:, example].astype(np.float64), "low": nothing, "high": nothing}
+    simulated = {"series": name, "value": values[:, example].astype(np.float64), "low": low, "high": high}
+    frames = [pd.DataFrame({"panel": panel, "step": step, "of": name, **part}) for part in (recorded, simulated)]
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,192 @@
+"""What a prediction costs (paper, table 13): FLOPs counted by torch, and measured latency, per step and test example.
+
+What is counted:
+
+- FLOPs are those of matrix products and attention, two for a multiplication and its addition, as
+  `torch.utils.flop_counter.FlopCounterMode` counts them while the method runs. It does not see element-wise work (sums,
+  activations, norms, the optimizer). The paper's figures are multiply-adds, half as many: 16 for Simfluence, 5.3e6 for
+  GPTfluence with a batch of 8 and d = 384.
+- One step for one test example: everything that this needs if nothing was computed before. What steps or tests can share
+  is given in rows of its own, `reuse` "tables" or "tests": a simulator's tables are made once for all steps, and the
+  batch gradient of TracIn-CP once for all tests. Those rows give the share of one (step, test example).
+- Without the encoder GPTfluence's features are given. With it the texts of the batch and of the test are encoded.
+- TracIn-CP is counted at one checkpoint: the gradient of the batch and the product with that of the test. Training the GPT
+  to get there and measuring the tests, which the simulators do not need, is left out; the row "recorded" says what it is.
+- Latency is the median over repeats, in one thread on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.gradients.products import ExampleGradients, Replayer
+from gptfluence.models.encoders import Encoder
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.tokens import collate, tokenize
+from gptfluence.simulators.heads import HEADS
+from gptfluence.tasks.base import TaskPool
+
+RECORDED_STEPS = 32  # and one measurement more, of the initial weights, which is a thirtieth too much
+COLUMNS = ["method", "encoder", "reuse", "flops", "seconds"]
+
+
+def cost(
+    recorder: Replayer,
+    *,
+    batch_size: int = 8,
+    encoder: Encoder | None = None,
+    heads: str = "mlp",
+    dimension: int = 384,
+    parameters: tuple[str, ...] = ("last_layer", "all"),
+    steps: int = 96,
+    repeats: int = 5,
+) -> pd.DataFrame:
+    """Cost of one step of `batch_size` examples for one test example, for TracIn-CP, Simfluence and GPTfluence.
+
+    recorder: of the GPT, pool and tests that TracIn-CP is measured on; the first examples of each are taken
+    encoder: whose cost is added in the rows with `encoder` "included" (none: those rows are left out); `dimension` is then
+        that of its features
+    steps: how many share a simulator's tables in the rows that reuse them
+
+    Returns a tidy frame: method, encoder ("included", "excluded", "" where there is none), reuse ("nothing", "tests" or
+    "tables"), flops, seconds.
+    Raises ConfigurationError if pool or tests are too small or a number is below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("steps", steps), ("repeats", repeats), ("dimension", dimension)):
+        if value < 1:
+            raise ConfigurationError(f"cost: {name} must be 1 or more, not {value}")
+    if batch_size > len(recorder.pool):
+        raise ConfigurationError(
+            f"cost: a batch of {batch_size} cannot be taken from a pool of {len(recorder.pool)}; lower batch_size"
+        )
+    if getattr(encoder, "cache", None) is not None:
+        raise ConfigurationError(
+            f"cost: encoder {encoder.name!r} would find its features in a cache; load it with cache=None"
+        )
+    with single_thread():
+        rows = [
+            *_tracin(recorder, batch_size, parameters, repeats),
+            *_simfluence(batch_size, repeats),
+            *_gptfluence(recorder, batch_size, encoder, heads, dimension, steps, repeats),
+        ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """FLOPs of one call: two for each multiplication and its addition, matrix products and attention only."""
+    counter = FlopCounterMode(display=False)
+    with counter, _plain_attention():
+        work()
+    return counter.get_total_flops()
+
+
+def measure_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median wall time of a call, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """The counter does not know the CPU's fused attention; the same products one by one it does."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _row(method: str, encoder: str, reuse: str, work: Callable[[], object], repeats: int, share: float = 1.0) -> tuple:
+    return method, encoder, reuse, count_flops(work) / share, measure_seconds(work, repeats) / share
+
+
+def _tracin(recorder: Replayer, batch_size: int, parameters: tuple[str, ...], repeats: int) -> Iterator[tuple]:
+    batch = recorder.pool_batch(list(range(batch_size)))
+    tokens = tokenize(recorder.tests, recorder.gpt, truncation=recorder.recording.truncation)
+    one = collate(tokens, [0], recorder.recording.loss_tokens, recorder.device)
+    tests = recorder.test_batches
+    for which in parameters:
+        gradients = recorder.gradients(which)
+
+        def single(gradients: ExampleGradients = gradients) -> object:
+            return list(gradients.products(one, [gradients.gradient(batch)]))
+
+        def whole(gradients: ExampleGradients = gradients) -> object:
+            direction = gradients.gradient(batch)
+            return [list(gradients.products(part, [direction])) for part in tests]
+
+        yield _row(f"tracin_cp {which}", "", "nothing", single, repeats)
+        yield _row(f"tracin_cp {which}", "", "tests", whole, repeats, share=len(recorder.tests))
+
+    curriculum = Curriculum(np.tile(np.arange(batch_size), (RECORDED_STEPS, 1)))
+
+    def train() -> object:
+        return recorder.record("cost", curriculum)
+
+    yield _row("recorded", "", "tests", train, 1, share=RECORDED_STEPS * len(recorder.tests))
+
+
+def _simfluence(batch_size: int, repeats: int) -> Iterator[tuple]:
+    table, ones = torch.zeros(batch_size, 2), torch.ones(1, batch_size)
+    previous = torch.ones(1)
+
+    def step() -> object:
+        alpha, beta = (ones @ table)[0]  # sums as a product, so that they are counted
+        return alpha * previous + beta
+
+    yield _row("simfluence", "", "nothing", step, repeats)
+
+
+def _gptfluence(
+    recorder: Replayer,
+    batch_size: int,
+    encoder: Encoder | None,
+    heads: str,
+    dimension: int,
+    steps: int,
+    repeats: int,
+) -> Iterator[tuple]:
+    texts = TaskPool("cost/texts", (*recorder.pool[:batch_size], recorder.tests[0]))
+    if encoder is not None:
+        dimension = encoder.encode(texts).shape[1]
+    generator = torch.Generator().manual_seed(0)
+    network = HEADS[heads](dimension, 1).requires_grad_(False)
+    features = torch.randn(batch_size + 1, dimension, generator=generator)
+    of_pool = torch.randn(len(recorder.pool), dimension, generator=generator)
+    of_tests = torch.randn(len(recorder.tests), dimension, generator=generator)
+    ids, previous = torch.arange(batch_size)[None], torch.ones(1)
+
+    def step(features: torch.Tensor = features) -> object:
+        tables = network(features[:-1], features[-1:])  # [2, batch, 1]
+        alpha, beta = tables.sum(1)
+        return alpha * previous + beta
+
+    def rollout() -> object:
+        rows = network(of_pool, of_tests).transpose(0, 1).flatten(1)
+        value = torch.ones(1, len(of_tests))
+        for _ in range(steps):
+            alpha, beta = torch.nn.functional.embedding_bag(ids, rows, mode="sum").chunk(2, dim=1)
+            value = torch.addcmul(beta, alpha, value)
+        return value
+
+    yield _row("gptfluence", "excluded", "nothing", step, repeats)
+    yield _row("gptfluence", "excluded", "tables", rollout, repeats, share=steps * len(of_tests))
+    if encoder is not None:
+        yield _row("gptfluence", "included", "nothing", lambda: step(_encoded(encoder, texts)), repeats)
+
+
+def _encoded(encoder: Encoder, texts: TaskPool) -> torch.Tensor:
+    return torch.from_numpy(encoder.encode(texts))

@@ -1,0 +1,181 @@
+"""Counterfactuals checked by retraining: k training examples left out, predicted and really trained without.
+
+The curriculum is that of a held-out run. The places of the examples left out are taken by others of the same curriculum
+(`dynamics.shifts.replaced`), so that all counterfactuals are equally long and differ in nothing else. Every one is trained
+from the same initial weights; the linear datamodelling score (Park et al., 2023) asks whether a method ranks them rightly.
+
+TracIn-CP and Grad-Dot score training examples along the held-out run itself, whose checkpoints they need:
+
+    G_k(i, z') = <grad L(z_i), grad L(z')> at checkpoint k,    y_T(c) = y_0 - sum_t lr_t sum_{i in c_t} G_k(t)(i, z')
+
+with nothing fitted: a rank correlation does not see the scale. Simulators see the curriculum and the first losses alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.experiments import shifted
+from gptfluence.experiments.shifted import SETTING
+from gptfluence.gradients.products import GRADIENT_ELEMENTS, Replayer
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.kinds import replaced
+from gptfluence.recording.record import devices
+from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.settings import Recording
+from gptfluence.recording.workers import run_seed
+from gptfluence.scoring import deviations
+from gptfluence.simulators.tracin import TracIn
+from gptfluence.study.study import Study
+
+ALL = "all"  # the row over counterfactuals of every size
+SCORES = {"tracin_cp_10": TracIn(checkpoints=10), "grad_dot": TracIn(checkpoints="final")}
+COLUMNS = ["setting", "model", "task", "metric", "left_out", "method", "curricula", "value", "low", "high", "undefined"]
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """One curriculum without `dropped` (positions in the pool)."""
+
+    dropped: tuple[int, ...]
+    curriculum: Curriculum
+
+
+def counterfactuals(
+    curriculum: Curriculum, sizes: Sequence[int], draws: int, *, seed: Sequence[int]
+) -> list[Counterfactual]:
+    """`draws` random sets of each size, left out of `curriculum`; each depends on seed, size and number alone.
+
+    Raises ConfigurationError for a size that would leave nothing, or fewer than 3 draws, of which no rank correlation
+    means anything.
+    """
+    examples = np.unique(curriculum.batches)
+    if draws < 3:
+        raise ConfigurationError(f"leave-out: draws must be 3 or more, not {draws}")
+    for size in sizes:
+        if not 1 <= size < len(examples):
+            raise ConfigurationError(f"leave-out: {size} of {len(examples)} examples cannot be left out; choose fewer")
+    found = []
+    for size in sizes:
+        for draw in range(draws):
+            rng = np.random.default_rng([*seed, size, draw])
+            dropped = np.sort(rng.choice(examples, size, replace=False))
+            found.append(Counterfactual(tuple(dropped.tolist()), replaced(curriculum, dropped.tolist(), rng)))
+    return found
+
+
+def example_products(
+    recorder: Replayer, run: TrainingRun, methods: dict[str, TracIn], examples: Sequence[int], *, seed: int
+) -> dict[str, dict[int, np.ndarray]]:
+    """Gradient products at the checkpoints that each method needs: method -> state -> float32 [examples, tests].
+
+    recorder: of the run's pool, tests and recording; examples: positions in the pool; seed: as the run was recorded with.
+    Products are in (nats per token)^2 per unit of weight; a positive one means that training on the example lowers the loss.
+    """
+    wanted = {name: sorted(set(method.states(run.curriculum.steps).tolist())) for name, method in methods.items()}
+    found: dict[str, dict[int, np.ndarray]] = {name: {} for name in methods}
+    gradients = {which: recorder.gradients(which) for which in {method.parameters for method in methods.values()}}
+
+    def score(state: int) -> None:
+        for which, of in gradients.items():
+            names = [name for name in methods if methods[name].parameters == which and state in wanted[name]]
+            if not names:
+                continue
+            room = max(1, GRADIENT_ELEMENTS // sum(p.numel() for p in of.parameters.values()))
+            products = np.empty((len(examples), len(recorder.tests)), np.float32)
+            for start in range(0, len(examples), room):
+                rows = list(examples[start : start + room])
+                each = of.per_example(recorder.pool_batch(rows))
+                directions = [{name: values[k] for name, values in each.items()} for k in range(len(rows))]
+                for batch in recorder.test_batches:
+                    columns = batch.rows.cpu().numpy()
+                    for k, values in enumerate(of.products(batch, directions)):
+                        products[start + k, columns] = values.cpu().numpy()
+            for name in names:
+                found[name][state] = products
+
+    recorder.record(run.name, run.curriculum, seed=seed, ends_only=True, on_step=score)
+    return found
+
+
+def scored_losses(
+    products: dict[int, np.ndarray],
+    method: TracIn,
+    rates: Sequence[float],
+    examples: Sequence[int],
+    curricula: Sequence[Curriculum],
+    start: np.ndarray,
+) -> np.ndarray:
+    """float64 [curricula, tests]: final losses by gradient scores, from `start`, float [tests]. Scale without meaning."""
+    row = {example: k for k, example in enumerate(examples)}
+    out = []
+    for curriculum in curricula:
+        value = np.asarray(start, np.float64).copy()
+        for step, state in enumerate(method.states(curriculum.steps).tolist()):
+            rows = [row[example] for example in curriculum.batches[step].tolist()]
+            value -= rates[step] * products[state][rows].sum(axis=0, dtype=np.float64)
+        out.append(value)
+    return np.stack(out)
+
+
+def leave_out(
+    study: Study, task: str, simulators: Sequence[str], scores: Sequence[str], *, sizes: Sequence[int], draws: int
+) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    """Linear datamodelling scores of final losses, over the counterfactuals of each size, and over all of them.
+
+    simulators: of the profile; scores: of `SCORES`. Returns a frame with `COLUMNS` (left_out: a size or "all"; curricula:
+    how many) and the runs it is computed from. Raises ConfigurationError as `counterfactuals`.
+    """
+    for name in scores:
+        if name not in SCORES:
+            raise ConfigurationError(unknown("score", name, SCORES, where="leave-out: "))
+    base = shifted.held_out(study, task)
+    run = base.runs[0]
+    seed = [study.profile.seed, shifted.seed_of("leave-out", task)]
+    chosen = counterfactuals(run.curriculum, sizes, draws, seed=seed)
+    curricula = [one.curriculum for one in chosen]
+    recorded = shifted.losses_only(study).record(curricula, SETTING, task, ends_only=True)
+    by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
+    order = [by_run[curriculum] for curriculum in curricula]  # equal curricula are recorded once
+    truth = recorded.trajectories("loss")[order]
+    [(simulated, _)] = shifted.simulate(study, task, [recorded], simulators)
+    predicted = {name: values[order, -1].astype(np.float64) for name, values in simulated.items()}
+    predicted |= _scored(study, base, run, scores, curricula, truth[0, 0])
+    size_of = np.array([len(one.dropped) for one in chosen])
+    rows = []
+    for size in (*sizes, ALL):
+        mask = np.ones(len(size_of), bool) if size == ALL else size_of == size
+        for name, values in predicted.items():
+            found = deviations.linear_datamodelling_score(values[mask], truth[mask, -1])
+            rows.append((SETTING, base.model, task, "loss", str(size), name, int(mask.sum()), *found))
+    return pd.DataFrame(rows, columns=COLUMNS), [base, recorded]
+
+
+def _scored(
+    study: Study,
+    base: GPTDynamics,
+    run: TrainingRun,
+    scores: Sequence[str],
+    curricula: Sequence[Curriculum],
+    start: np.ndarray,
+) -> dict[str, np.ndarray]:
+    if not scores:
+        return {}
+    spec = base.provenance["spec"]
+    recording = Recording.model_validate(spec["recording"]).model_copy(update={"record_pool": False})
+    examples = np.unique(run.curriculum.batches).tolist()
+    methods = {name: SCORES[name] for name in scores}
+    gpt = study.model(base.model).load()
+    with single_thread(), Replayer(gpt, base.pool, base.tests, recording, device=devices()[0]) as recorder:
+        products = example_products(recorder, run, methods, examples, seed=run_seed(spec["seed"], run.name))
+    rates = recording.optimizer.learning_rates(run.curriculum.steps)
+    return {
+        name: scored_losses(products[name], method, rates, examples, curricula, start)
+        for name, method in methods.items()
+    }

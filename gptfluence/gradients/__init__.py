@@ -1,0 +1,1 @@
+"""Gradients of a GPT: products along a run, and tangents."""

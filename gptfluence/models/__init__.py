@@ -1,0 +1,1 @@
+"""The GPT to train, and the encoders of text."""

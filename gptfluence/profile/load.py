@@ -1,0 +1,156 @@
+"""Read a profile, a YAML file (see `profiles/`), and replace some of its fields.
+
+Errors name the profile and the dotted path of the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.common.settings import ROOT
+from gptfluence.models.settings import BUILTIN_MODELS
+from gptfluence.profile.schema import Profile
+
+PROFILES = next(  # of the repository; an installed package carries them beside its modules
+    (folder for folder in (ROOT / "profiles", ROOT / "gptfluence" / "profiles") if folder.is_dir()),
+    ROOT / "profiles",
+)
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Profile:
+    """Read a profile by name (`profiles/NAME.yaml`) or path, with some fields replaced.
+
+    overrides: {"settings.fine_tuning.runs.train": 3}, or the same as ["settings.fine_tuning.runs.train=3"] with values
+        in YAML.
+
+    Raises ConfigurationError that names the profile, the field and what is allowed there.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent == PROFILES:
+            raise ConfigurationError(
+                unknown("profile", name, profile_names()) + "; a path to a YAML file of your own works, too"
+            )
+        raise ConfigurationError(f"profile file {path} does not exist")
+    values = _read_yaml(path)
+    where = f"profile {values.get('name', path.stem)!r}"
+    for field, value in parse_overrides(overrides).items():
+        _replace(values, field, value, where)
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, where)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigurationError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:  # characters that no YAML file may hold
+        raise ConfigurationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path}: a profile is a mapping of fields, not {type(values).__name__}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers (1e-5 is a number) and no duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# in YAML 1.1 a label written as no or on would be a truth value
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    parsed: dict[str, Any] = {}
+    for text in overrides:
+        field, equals, value = str(text).partition("=")
+        if not equals or not field.strip():
+            raise ConfigurationError(f"override {text!r}: expected field=value, e.g. settings.fine_tuning.runs.train=3")
+        try:
+            parsed[field.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError:
+            raise ConfigurationError(f"override {text!r}: {value!r} is not a YAML value") from None
+    return parsed
+
+
+def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None:
+    *parents, last = field.split(".")
+    place: Any = values
+    for index, part in enumerate(parents):
+        if part == "models" and index == 0:
+            place = place.setdefault("models", {})
+        elif isinstance(place, dict) and index and parents[0] == "models" and part in BUILTIN_MODELS:
+            place = place.setdefault(part, dict(BUILTIN_MODELS[part]))
+        elif isinstance(place, dict) and isinstance(place.get(part, {}), dict):
+            place = place.setdefault(part, {})
+        else:
+            raise ConfigurationError(f"{where}: override {field!r}: {'.'.join(parents[: index + 1])} has no fields")
+    place[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors():
+        # pydantic puts the discriminator's value into the path of a union; the user's YAML has no such level
+        parts = [str(part) for part in problem["loc"]]
+        if (
+            len(parts) > 2
+            and parts[0] in ("tasks", "models")
+            and parts[2] in ("mini", "local", "hub", "nano", "gguf", "published")
+        ):
+            del parts[2]
+        message = {
+            "extra_forbidden": "is not a field here; check its spelling and place",
+            "missing": "is missing",
+        }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        given = problem.get("input")
+        shown = "" if isinstance(given, dict) or problem["type"] in ("missing", "value_error") else f" (got {given!r})"
+        lines.append(f"{'.'.join(parts)}: {message}{shown}" if parts else message)
+    return f"{where}: " + "; ".join(lines)

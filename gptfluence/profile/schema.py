@@ -1,0 +1,102 @@
+"""A study's profile: what is trained on what, recorded how, and simulated by which methods.
+
+The settings of tasks, models and recordings stand in their rooms (`tasks/settings.py`, ...), with their defaults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gptfluence.common.errors import unknown
+from gptfluence.common.settings import Settings
+from gptfluence.models.settings import BUILTIN_MODELS, ModelConfig
+from gptfluence.recording.settings import CurriculumConfig, Generation, Metric, Recording, Runs
+from gptfluence.tasks.settings import TaskConfig, unknown_task
+
+
+class Setting(Settings):
+    """A way to train: which GPTs on which tasks, from which curricula, with what recorded.
+
+    In fine-tuning each task has GPTs of its own; in instruction tuning a GPT is trained on all tasks at once, with
+    instructions, and tested on `test_tasks`.
+    """
+
+    models: list[str] = Field(min_length=1)  # the first is the one that is meant where none is named
+    tasks: list[str] = Field(min_length=1)
+    test_tasks: list[str] = []  # instruction tuning only; none named: all
+    pool_size: int | None = Field(None, ge=1)  # of each task only the first so many examples; None: all
+    test_size: int | None = Field(None, ge=1)
+    runs: Runs = Runs()
+    unseen_runs: int = Field(3, ge=1)  # runs on examples that no simulator was fitted on, where they are asked for
+    curriculum: CurriculumConfig = CurriculumConfig()
+    recording: Recording = Recording()
+    # loss: of every test example; bleu (0-100), rouge_l (0-1): of those with free text; accuracy (0-1): of those with
+    # labels to choose from
+    metrics: list[Metric] = Field(["loss"], min_length=1)
+    generation: Generation = Generation()
+    methods: list[str] = []  # of the profile's simulators those that are compared in this setting; none named: all
+
+    @field_validator("metrics")
+    @classmethod
+    def _loss_is_always_recorded(cls, metrics: list[Metric]) -> list[Metric]:
+        return ["loss", *(metric for metric in metrics if metric != "loss")]
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
+
+
+class Profile(Settings):
+    """A whole study."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str  # one line for captions: which models, which data
+    seed: int = Field(0, ge=0)
+    data_dir: Path = Path("data")  # relative to the working directory
+    tasks: dict[str, TaskConfig]
+    models: dict[str, ModelConfig]
+    settings: dict[Literal["fine_tuning", "instruction_tuning"], Setting]
+    simulators: dict[str, dict[str, Any]]
+    encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
+    jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
+
+    @model_validator(mode="before")
+    @classmethod
+    def _builtin_models(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("models", {}), dict):
+            values = {**values, "models": {**BUILTIN_MODELS, **values.get("models", {})}}
+        return values
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Profile:
+        for name, setting in self.settings.items():
+            where = f"settings.{name}"
+            for model in setting.models:
+                if model not in self.models:
+                    raise ValueError(f"{where}.models: {unknown('model', model, self.models)}")
+            for task in setting.tasks:
+                if task not in self.tasks:
+                    raise ValueError(f"{where}.tasks: {unknown_task(task, self.tasks)}")
+            if setting.test_tasks and name != "instruction_tuning":
+                raise ValueError(f"{where}.test_tasks: in fine-tuning each task is tested on itself; leave it out")
+            for task in setting.test_tasks:
+                if task not in setting.tasks:
+                    raise ValueError(f"{where}.test_tasks: {unknown('task', task, setting.tasks)}")
+            for method in setting.methods:
+                if method not in self.simulators:
+                    raise ValueError(f"{where}.methods: {unknown('method', method, self.simulators)}")
+            rates, epochs = setting.recording.optimizer.learning_rate, setting.curriculum.epochs
+            kind, keys = ("model", setting.models) if name == "instruction_tuning" else ("task", setting.tasks)
+            for field, values, of, wanted in (
+                ("recording.optimizer.learning_rate", rates, kind, keys),
+                ("curriculum.epochs", epochs, "model", setting.models),
+            ):
+                for key in wanted if isinstance(values, dict) else ():
+                    if key not in values:
+                        raise ValueError(
+                            f"{where}.{field}: no value for {of} {key!r}; give one number or one for each {of}"
+                        )
+        return self

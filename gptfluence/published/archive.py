@@ -1,0 +1,152 @@
+"""The files of a published archive, by name: a folder, a tar, or a folder with tars in it. Nothing is unpacked.
+
+A tar's members are read where they lie, so no member can write anywhere. All the same, a tar with a member that could
+leave its folder (absolute, `..`) or is no plain file (link, device) is refused whole: it is not what was published.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from gptfluence.common.errors import DataError
+from gptfluence.common.files import write_errors
+
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TEXT_FOLDERS = ("sft_tasks", "it_tasks")  # lie beside the tar of runs
+MAX_FILE_BYTES = 2**30  # the largest that the format gives is about 10 MB
+BLOCK = 512
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+
+
+class Archive:
+    """Files by name (posix, relative). A member of a tar in a folder is `<tar's name>/<member's name>`."""
+
+    def __init__(self, place: Path, read: dict[str, Callable[[], bytes]]):
+        self.place, self._read = place, read
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._read)
+
+    def read(self, name: str) -> bytes:
+        """The whole content. Raises DataError that names archive and file if it cannot be read."""
+        try:
+            return self._read[name]()
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise DataError(f"{self.place}: {name} cannot be read: {error}") from error
+
+
+@contextmanager
+def open_archive(path: Path, scratch: Path) -> Iterator[Archive]:
+    """The files of a folder (tars in it are looked into) or of a tar (with the texts that lie beside it).
+
+    scratch: folder for the plain form of a compressed tar, which exists while the archive is open.
+    Raises DataError that names the path, or tar and member.
+    """
+    with ExitStack() as opened:
+        read: dict[str, Callable[[], bytes]] = {}
+        if path.is_dir():
+            _add_folder(read, path, "")
+            for name in [name for name in sorted(read) if name.lower().endswith(TAR)]:
+                del read[name]
+                _add_tar(read, path / name, f"{name}/", scratch, opened)
+        elif path.is_file():
+            _add_tar(read, path, "", scratch, opened)
+            for folder in TEXT_FOLDERS:
+                _add_folder(read, path.parent / folder, f"{folder}/")
+        else:
+            raise DataError(f"{path} does not exist; give the folder or the tar of the published GPTDynamics data")
+        yield Archive(path, read)
+
+
+def _add_folder(read: dict[str, Callable[[], bytes]], folder: Path, prefix: str) -> None:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # a download keeps its own records there
+        for name in names:
+            file = Path(parent) / name
+            _add(read, prefix + file.relative_to(folder).as_posix(), file.read_bytes, folder)
+
+
+def _add(read: dict[str, Callable[[], bytes]], name: str, content: Callable[[], bytes], place: Path) -> None:
+    if name in read:
+        raise DataError(f"{place}: {name!r} is there twice; keep one of the two")
+    read[name] = content
+
+
+def _add_tar(read: dict[str, Callable[[], bytes]], path: Path, prefix: str, scratch: Path, opened: ExitStack) -> None:
+    file = opened.enter_context(path.open("rb"))
+    magic = file.read(6)
+    file.seek(0)
+    for start, opener in _COMPRESSED.items():
+        if magic.startswith(start):
+            file = opened.enter_context(_plain(path, opener, scratch))
+    try:
+        tar = opened.enter_context(tarfile.TarFile(fileobj=file))
+        for member in tar:
+            name = _checked_name(member, path)
+            if member.isreg():
+                _add(read, prefix + name, lambda member=member: tar.extractfile(member).read(), path)  # type: ignore[union-attr]
+        # tarfile stops without a word at a header it cannot read; a whole archive stops at a block of zeros
+        file.seek(tar.offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise DataError(f"{path}: damaged or cut short at byte {tar.offset}; get the archive again")
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is not a whole tar archive: {error}; get it again") from error
+
+
+def _checked_name(member: tarfile.TarInfo, path: Path) -> str:
+    """The member's name without empty parts and dots. Raises DataError that names a member not to be trusted."""
+    kinds = {
+        "a symbolic link": member.issym(),
+        "a hard link": member.islnk(),
+        "a device or a pipe": member.isdev(),
+        "a sparse file": member.issparse(),
+    }
+    kind = next((kind for kind, is_it in kinds.items() if is_it), None)
+    if kind is None and not (member.isreg() or member.isdir()):
+        kind = f"of an unknown type ({member.type!r})"
+    parts = member.name.split("/")
+    if member.name.startswith("/") or "\\" in member.name or (len(parts[0]) == 2 and parts[0][1] == ":"):
+        kind = "an absolute path or a path of another system"
+    elif ".." in parts:
+        kind = "a path that leaves the archive"
+    elif member.size > MAX_FILE_BYTES:
+        kind = f"{member.size} bytes large, more than any file of the published data"
+    if kind is not None:
+        raise DataError(
+            f"{path}: member {member.name!r} is {kind}; nothing was imported. If you trust the archive, unpack it "
+            "yourself and give the folder"
+        )
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+@contextmanager
+def _plain(path: Path, opener: Callable[..., IO[bytes]], scratch: Path) -> Iterator[IO[bytes]]:
+    """A compressed tar, decompressed into a file without a name: its members are then read in any order."""
+    with write_errors(scratch, f"decompressing {path.name}"):
+        scratch.mkdir(parents=True, exist_ok=True)
+        plain = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (closed below)
+    with plain, opener(path) as compressed:
+        while chunk := _next_chunk(compressed, path):
+            with write_errors(scratch, f"decompressing {path.name}"):
+                plain.write(chunk)
+        with write_errors(scratch, f"decompressing {path.name}"):
+            plain.seek(0)
+        yield plain
+
+
+def _next_chunk(compressed: IO[bytes], path: Path) -> bytes:
+    try:
+        return compressed.read(2**20)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path} cannot be decompressed: {error}; get the archive again") from error

@@ -1,0 +1,1 @@
+"""Recording: curricula, the training loop that measures, and the store."""

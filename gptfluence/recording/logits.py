@@ -1,0 +1,98 @@
+"""Only those logits of a causal LM that are asked for."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from gptfluence.common.errors import ModelError
+from gptfluence.recording.tokens import Batch
+
+PROBED = torch.tensor([2, 7])  # of the eight positions of a probe
+
+
+class ScoredLogits:
+    """Makes a causal LM compute at chosen positions only what no other position needs, whatever its architecture.
+
+    A hook before the output embedding picks the rows it is to see; what the model does to logits afterwards (scaling,
+    soft caps) acts on them alone. The last layer's MLP sees the same rows, where a probe shows that no logit depends on
+    the others; in a model of three layers that is a quarter of the work.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self._model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft wraps the model
+        head = base.get_output_embeddings()
+        if head is None:
+            raise ModelError(f"{type(base).__name__} has no output embedding; it is not a causal language model")
+        self._positions: torch.Tensor | None = None
+        self._hooks = [head.register_forward_pre_hook(self._select)]
+        mlp = _last_mlp(base)
+        if mlp is not None:
+            probe = torch.arange(8, device=head.weight.device).view(2, 4) % base.config.vocab_size
+            expected = self._logits(probe, PROBED)
+            hooks = [mlp.register_forward_pre_hook(self._select), mlp.register_forward_hook(self._spread)]
+            if self._agrees(probe, expected):
+                self._hooks += hooks
+            else:
+                for hook in hooks:
+                    hook.remove()
+
+    def _select(self, _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = inputs[0]
+        self._shape = hidden.shape
+        return (hidden.reshape(-1, hidden.shape[-1])[self._positions], *inputs[1:])
+
+    def _spread(self, _module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        """The rows back in their places; the residual stream has zeros added elsewhere, where nobody looks any more."""
+        whole = output.new_zeros(self._shape[:-1].numel(), self._shape[-1])
+        return whole.index_put((self._positions,), output).view(self._shape)
+
+    @torch.inference_mode()
+    def _agrees(self, probe: torch.Tensor, expected: torch.Tensor) -> bool:
+        try:
+            found = self._logits(probe, PROBED)
+        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):  # an MLP that is no map of rows
+            return False
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+    @torch.inference_mode()
+    def _logits(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        self._positions = positions.to(input_ids.device)
+        training = self._model.training
+        self._model.eval()
+        logits = self._model(input_ids=input_ids, use_cache=False).logits
+        self._model.train(training)
+        return logits
+
+    def token_losses(self, batch: Batch) -> torch.Tensor:
+        """float32 [scored tokens]: cross-entropy of each scored token, nats."""
+        return F.cross_entropy(self.logits(batch), batch.labels, reduction="none")
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """float32 [scored tokens, vocabulary]: what each scored token is predicted from."""
+        self._positions = batch.scored
+        return self._model(input_ids=batch.input_ids, use_cache=False).logits.float()
+
+    def next_logits(self, input_ids: torch.Tensor, **inputs: object) -> torch.Tensor:
+        """float [rows, vocabulary]: logits after the last token of each row; `inputs` go to the model."""
+        rows, width = input_ids.shape
+        self._positions = torch.arange(rows, device=input_ids.device) * width + width - 1
+        return self._model(input_ids=input_ids, use_cache=True, **inputs).logits
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The MLP of the last of the model's layers, by the names that Hugging Face models have for them."""
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
+    layers = [stack[-1] for stack in stacks if isinstance(getattr(stack[-1], "mlp", None), torch.nn.Module)]
+    return layers[0].mlp if len(layers) == 1 else None
+
+
+def example_losses(token_losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """float32 [examples]: mean over each example's scored tokens, nats per token."""
+    sums = token_losses.new_zeros(len(batch.counts)).index_add_(0, batch.owner, token_losses)
+    return sums / batch.counts

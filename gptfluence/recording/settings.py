@@ -1,0 +1,114 @@
+"""How runs are drawn, trained and measured, as a profile says it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.common.settings import Settings
+
+
+class AdamW(Settings):
+    """The GPT's optimizer and schedule (paper, table 7). Weight decay spares biases and norms, as the HF Trainer does."""
+
+    learning_rate: float | dict[str, float] = 5e-7  # one value, or one for each task (instruction tuning: model)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    schedule: Literal["linear_decay", "constant"] = "linear_decay"
+    warmup_steps: int = Field(0, ge=0)
+    max_gradient_norm: float | None = Field(None, gt=0)  # None: gradients are not clipped
+
+    @model_validator(mode="after")
+    def _positive(self) -> AdamW:
+        rates = self.learning_rate if isinstance(self.learning_rate, dict) else {"": self.learning_rate}
+        for task, rate in rates.items():
+            if rate < 0:
+                raise ValueError(f"learning_rate {task} must not be negative, got {rate}")
+        return self
+
+    def for_one(self, name: str) -> AdamW:
+        """The same with one learning rate: that of this task, or in instruction tuning of this model."""
+        if not isinstance(self.learning_rate, dict):
+            return self
+        if name not in self.learning_rate:
+            raise ConfigurationError(unknown("name", name, self.learning_rate, where="optimizer.learning_rate: "))
+        return self.model_copy(update={"learning_rate": self.learning_rate[name]})
+
+    def learning_rates(self, steps: int) -> list[float]:
+        """The rate of each update: warm-up from 0, then constant or linear to 0 after the last one, as in transformers."""
+        rate = float(self.learning_rate)  # type: ignore[arg-type]
+        rates = []
+        for step in range(steps):
+            if step < self.warmup_steps:
+                factor = step / self.warmup_steps
+            elif self.schedule == "linear_decay":
+                factor = (steps - step) / max(1, steps - self.warmup_steps)
+            else:
+                factor = 1.0
+            rates.append(rate * factor)
+        return rates
+
+
+class Recording(Settings):
+    """How a run is trained and measured: everything that its numbers depend on besides text, model and curriculum."""
+
+    optimizer: AdamW = AdamW()
+    loss_tokens: Literal["target", "all", "last"] = "target"  # which tokens the recorded loss averages over
+    train_tokens: Literal["target", "all"] = "target"  # which tokens are trained on
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights and optimizer stay fp32
+    truncation: Literal["error", "prompt"] = "error"  # too long for the model: refuse, or cut the prompt's beginning
+    record_pool: bool = False  # record the losses of the pool's examples as well
+    # padded tokens a measuring batch may hold; numbers agree to 1e-5 across budgets. On a CPU 1024 pads little and keeps
+    # activations in the cache; a GPU wants more
+    token_budget: int = Field(1024, ge=16)
+
+
+class Generation(Settings):
+    """How the texts are generated that BLEU and ROUGE-L score (paper, section 4.1: sampled, temperature 0.2, top-p 0.95)."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(0.2, ge=0)  # 0: greedy
+    top_p: float = Field(0.95, gt=0, le=1)
+    every: int = Field(1, ge=1)  # steps between texts; a score stands until the next one, and the last step has its own
+
+
+class CurriculumConfig(Settings):
+    """Random curricula: `subset_size` examples of the pool (instruction tuning: of each task), shuffled in each epoch."""
+
+    subset_size: int = Field(128, ge=1)
+    batch_size: int = Field(4, ge=1)
+    epochs: int | dict[str, int] = 3  # one value, or one for each model
+
+    @model_validator(mode="after")
+    def _epochs_are_positive(self) -> CurriculumConfig:
+        for model, epochs in self.epochs.items() if isinstance(self.epochs, dict) else [("", self.epochs)]:
+            if epochs < 1:
+                raise ValueError(f"epochs {model} must be 1 or more, got {epochs}")
+        return self
+
+    def for_model(self, name: str) -> CurriculumConfig:
+        """The same with one number of epochs, that of this model."""
+        if not isinstance(self.epochs, dict):
+            return self
+        if name not in self.epochs:
+            raise ConfigurationError(unknown("model", name, self.epochs, where="curriculum.epochs: "))
+        return self.model_copy(update={"epochs": self.epochs[name]})
+
+
+Metric = Literal["loss", "bleu", "rouge_l", "accuracy"]
+
+
+class Runs(Settings):
+    """How many runs fit the simulators, select among their epochs, and are held out."""
+
+    train: int = Field(25, ge=1)
+    validation: int = Field(2, ge=0)
+    test: int = Field(5, ge=0)
+
+    @property
+    def names(self) -> list[str]:
+        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return [f"{split}-{index:03d}" for split, count in counts.items() for index in range(count)]

@@ -1,0 +1,180 @@
+"""Recorded runs on disk: Parquet and JSON with checksums, each run whole or absent.
+
+A *dynamics folder* is named after everything its numbers depend on and holds
+
+    spec.json           what is recorded: model, task, optimizer, metric settings, seed
+    pool.parquet        the training examples, in the order curricula speak of them
+    tests.parquet       the test examples, in the order trajectories speak of them
+    train-007/          one run: run.json, curriculum.parquet, steps.parquet, tests.parquet [, pool.parquet],
+                        checksums.json (written last; the folder then gets its name)
+
+Any reader of Parquet can open them. A folder without its checksums is not a run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptfluence.common import files
+from gptfluence.common.errors import ArtifactError, unknown
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.tasks.base import Example, Task, TaskPool
+
+FORMAT = 1
+RUN_NAME = re.compile(r"^[a-z_]+-[0-9a-f]{3,}$")
+
+
+def write_folder(folder: Path, spec: dict, task: Task) -> None:
+    """Create the dynamics folder with its texts; does nothing if it is there already."""
+    with files.locked(folder / "locks" / "folder.lock"):
+        if (folder / "spec.json").is_file():
+            return
+        for part, pool in (("pool", task.pool), ("tests", task.tests)):
+            files.write_bytes(folder / f"{part}.parquet", _to_parquet([example.to_dict() for example in pool]))
+        files.write_json(folder / "spec.json", spec)  # last: a folder with a spec is complete
+
+
+def read_spec(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "spec.json").read_text())
+    except (OSError, ValueError):
+        raise ArtifactError(f"{folder} is not a folder of recorded dynamics: it has no readable spec.json") from None
+
+
+def read_task(folder: Path) -> Task:
+    """The texts of a dynamics folder. Raises ArtifactError if they are not those its spec was made from."""
+    spec = read_spec(folder)
+    pools = {}
+    for part in ("pool", "tests"):
+        path = folder / f"{part}.parquet"
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowInvalid):
+            raise ArtifactError(f"{path} is missing or damaged; delete {folder} to have it made again") from None
+        pools[part] = TaskPool(f"{spec['task']}/{part}", tuple(Example.from_dict(row) for row in rows))
+        if pools[part].fingerprint != spec[f"{part}_fingerprint"]:
+            raise ArtifactError(f"{path} has changed since it was written; delete {folder} to have it made again")
+    # whether texts may overlap was decided when the folder was made
+    return Task(spec["task"], pools["pool"], pools["tests"], may_overlap=True)
+
+
+def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:
+    """Write a run under its lock. `facts` (JSON) go into run.json; equal runs and facts give equal bytes."""
+    with files.new_folder(folder / run.name, f"saving run {run.name}") as new:
+        steps, batch = run.curriculum.batches.shape
+        curriculum = {
+            "step": np.repeat(np.arange(1, steps + 1, dtype=np.int32), batch),
+            "example": run.curriculum.batches.ravel(),
+        }
+        (new / "curriculum.parquet").write_bytes(_to_parquet(curriculum))
+        per_step = {
+            "step": np.arange(1, steps + 1, dtype=np.int32),
+            "learning_rate": run.learning_rate,
+            "batch_loss": run.batch_loss,
+            "gradient_norm": run.gradient_norm,
+        }
+        (new / "steps.parquet").write_bytes(_to_parquet(per_step))
+        (new / "tests.parquet").write_bytes(_to_parquet(_long(run.trajectories)))
+        if run.pool_trajectories:
+            (new / "pool.parquet").write_bytes(_to_parquet(_long(run.pool_trajectories)))
+        files.write_json(new / "run.json", {"name": run.name, "format": FORMAT, "batch_size": batch, **facts})
+
+
+def read_run(folder: Path, name: str) -> TrainingRun:
+    """Read a run. Raises ArtifactError naming the file if it is missing, half written or damaged."""
+    place = folder / name
+    if not place.is_dir():
+        raise ArtifactError(f"run {name} is not in {folder}; recorded: {', '.join(run_names(folder)) or 'none'}")
+    files.verify(place)
+    facts = json.loads((place / "run.json").read_text())
+    curriculum = pq.read_table(place / "curriculum.parquet")["example"].to_numpy()
+    steps = pq.read_table(place / "steps.parquet")
+    pool = place / "pool.parquet"
+    return TrainingRun(
+        name=name,
+        curriculum=Curriculum(curriculum.reshape(-1, facts["batch_size"])),
+        trajectories=_wide(place / "tests.parquet"),
+        pool_trajectories=_wide(pool) if pool.is_file() else {},
+        learning_rate=steps["learning_rate"].to_numpy(),
+        batch_loss=steps["batch_loss"].to_numpy(),
+        gradient_norm=steps["gradient_norm"].to_numpy(),
+    )
+
+
+def run_names(folder: Path) -> list[str]:
+    """The runs that are complete, by name (their content is not checked)."""
+    return sorted(
+        path.name for path in folder.iterdir() if RUN_NAME.match(path.name) and (path / files.CHECKSUMS).is_file()
+    )
+
+
+def missing_runs(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are to be recorded. A damaged run is set aside, with a warning, and counts as missing."""
+    missing = []
+    for name in names:
+        place = folder / name
+        if not place.is_dir():
+            missing.append(name)
+        elif problem := files.damage(place):
+            with files.locked(lock_path(folder, name)):
+                if place.is_dir() and files.damage(place):
+                    aside = files.set_aside(place)
+                    warnings.warn(f"{problem}; set aside as {aside.name}, recording it again", stacklevel=2)
+            missing.append(name)
+    return missing
+
+
+def lock_path(folder: Path, name: str) -> Path:
+    return folder / "locks" / f"{name}.lock"
+
+
+def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
+    """Read a dynamics folder: the runs of these names, or all there are.
+
+    Raises ArtifactError that names the file if something is missing or damaged.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    task = read_task(folder)
+    present = run_names(folder)
+    for name in names or ():
+        if name not in present:
+            raise ArtifactError(unknown("run", name, present, where=f"{folder}: "))
+    chosen = present if names is None else names
+    runs = tuple(read_run(folder, name) for name in chosen)
+    sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
+    devices = {json.loads((folder / name / "run.json").read_text()).get("device") for name in chosen}
+    provenance = {"folder": folder.name, "spec": spec, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
+    return GPTDynamics(spec["task"], spec["model"]["name"], task.pool, task.tests, runs, provenance)
+
+
+def _long(trajectories: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rows, columns = next(iter(trajectories.values())).shape
+    return {
+        "step": np.repeat(np.arange(rows, dtype=np.int32), columns),
+        "example": np.tile(np.arange(columns, dtype=np.int32), rows),
+        **{metric: values.ravel() for metric, values in trajectories.items()},
+    }
+
+
+def _wide(path: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(path)
+    columns = int(table["example"].to_numpy().max()) + 1
+    metrics = [name for name in table.column_names if name not in ("step", "example")]
+    return {metric: table[metric].to_numpy().reshape(-1, columns) for metric in metrics}
+
+
+def _to_parquet(content: dict[str, np.ndarray] | list[dict]) -> bytes:
+    table = pa.table(content) if isinstance(content, dict) else pa.Table.from_pylist(content)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,1 @@
+"""How far predicted trajectories are from recorded ones."""

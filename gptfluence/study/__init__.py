@@ -1,0 +1,1 @@
+"""Studies: a profile and all that follows from it."""

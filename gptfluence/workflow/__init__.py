@@ -1,0 +1,1 @@
+"""The catalogue of outputs, notebooks, the page and the command line."""

@@ -1,0 +1,77 @@
+"""How to cite a figure or a table of this project, and the paper that it implements."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from gptfluence.common.errors import ArtifactError, ConfigurationError, unknown
+
+PAPER = """\
+@inproceedings{chai-etal-2024-training,
+  title     = {On Training Data Influence of {GPT} Models},
+  author    = {Chai, Yekun and Liu, Qingyi and Wang, Shuohuan and Sun, Yu and Peng, Qiwei and Wu, Hua},
+  booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
+  month     = nov,
+  year      = {2024},
+  address   = {Miami, Florida, USA},
+  publisher = {Association for Computational Linguistics},
+  url       = {https://aclanthology.org/2024.emnlp-main.183},
+  pages     = {3126--3150}
+}
+"""
+
+
+def cite(name: str, figures: Path) -> str:
+    """BibTeX of a figure or table and of the paper, and a line of provenance to put into a caption.
+
+    name: as its files are named, or the part before the first "_" ("fig16" for "fig16_..."); figures: the folder of a
+    profile, e.g. figures/mini. Raises ConfigurationError for a name that is not there or fits several, ArtifactError if
+    its provenance is damaged.
+    """
+    path = _find(name, Path(figures))
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        run, versions = facts.get("run", {}), facts["versions"]
+        caption, command, profile = facts["caption"], facts["command"], facts["profile"]
+    except (OSError, ValueError, KeyError, AttributeError) as problem:
+        raise ArtifactError(f"{path} cannot be read as provenance ({problem!r}); run its notebook again") from problem
+    title = re.sub(r"\s+", " ", caption).strip().split(". ")[0].rstrip(".")
+    version = versions.get("gptfluence", "")
+    commit = run.get("commit")
+    source = (
+        f"commit {commit[:12]}{'' if run.get('clean') else ', with local changes'}" if commit else f"version {version}"
+    )
+    lines = [
+        f"@misc{{gptfluence-{profile}-{path.stem.replace('_', '-')},",
+        f"  title        = {{{_tex(title)}}},",
+        "  author       = {{The gptfluence authors}},",
+        f"  year         = {{{run.get('date', '')[:4]}}}," if run.get("date") else None,
+        "  howpublished = {gptfluence, an implementation of GPTfluence},",
+        f"  note         = {{{_tex(f'{path.stem}, profile {profile}, {source}')}}}",
+        "}",
+    ]
+    entry = "\n".join(line for line in lines if line is not None)
+    line = f"Source: gptfluence {version}, {source}, profile {profile}; remade by `{command}`."
+    return f"{entry}\n\n{PAPER}\n{line}\n"
+
+
+def _find(name: str, figures: Path) -> Path:
+    known = {path.stem: path for path in sorted(figures.glob("*.json"))}
+    if name in known:
+        return known[name]
+    fitting = [stem for stem in known if stem.split("_")[0] == name]
+    if len(fitting) > 1:
+        raise ConfigurationError(f"{name!r} fits {', '.join(fitting)} in {figures}; give the whole name")
+    if not fitting:
+        if not known:
+            raise ConfigurationError(
+                f"{figures} holds no figure or table yet; make some: ./run_all.sh --profile {figures.name}"
+            )
+        raise ConfigurationError(unknown("figure or table", name, known, where=f"{figures}: "))
+    return known[fitting[0]]
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)

@@ -1,0 +1,302 @@
+"""The `gptfluence` command: record, fit, what-if, doctor, cite; the published GPTDynamics data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptfluence.common.errors import GPTfluenceError, unknown
+from gptfluence.common.settings import ROOT, artifacts_dir
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+ProfileOption = Annotated[str, typer.Option(help="a name in profiles/, or the path of a YAML file")]
+SettingOption = Annotated[str, typer.Option(help="a setting of the profile")]
+TaskOption = Annotated[
+    str | None, typer.Option(help="a task of the setting (default: its first; instruction tuning: all)")
+]
+ModelOption = Annotated[str | None, typer.Option(help="a model of the setting (default: its first)")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="field=value: change a field of the profile")]
+JobsOption = Annotated[
+    int | None, typer.Option(help="runs recorded at once (default: $GPTFLUENCE_JOBS, else one per core)")
+]
+IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as JSON, to this file")]
+
+
+@app.command()
+def record(
+    task: TaskOption = None,
+    profile: ProfileOption = "mini",
+    setting: SettingOption = "fine_tuning",
+    model: ModelOption = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="the runs on unseen training and test examples, too")
+    ] = False,
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+    index: IndexOption = None,
+) -> None:
+    """Record the runs of a task that are missing; stop at any time, a rerun goes on."""
+    from gptfluence.study.study import Study
+
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    recorded = [study.dynamics(setting, task, model=model)]
+    if unseen:
+        recorded += [study.unseen_dynamics(setting, task, unseen=part, model=model) for part in ("training", "test")]
+    for dynamics in recorded:
+        print(dynamics)
+        print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
+    _write_index(index, {"recorded": [dynamics.provenance for dynamics in recorded]})
+
+
+@app.command()
+def fit(
+    simulators: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[METRIC:]SIMULATOR...",
+            help='a simulator of the profile, with changes if need be: gptfluence, "bleu:gptfluence markov_order=2"',
+        ),
+    ] = None,
+    task: TaskOption = None,
+    profile: ProfileOption = "mini",
+    setting: SettingOption = "fine_tuning",
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+    index: IndexOption = None,
+) -> None:
+    """Fit simulators on the training runs of a task, recording them first if need be; none named: all of the profile's."""
+    from gptfluence.study.study import Study
+
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    for given in study.methods(setting=setting) if simulators is None else simulators:
+        metric, colon, name = given.partition(":")
+        metric, name = (metric, name) if colon else ("loss", given)
+        if study.is_fitted(name):
+            fitted = study.simulator(name, setting, task, metric=metric, model=model)
+            print(f"{metric}: {name}: {fitted.report}", flush=True)
+        else:  # nothing to fit, but perhaps runs to replay
+            test, _ = study.simulate(setting, task, metric=metric, methods=[name], model=model)
+            print(f"{metric}: {name}: predicted {len(test)} held-out runs", flush=True)
+    _write_index(index, {"setting": setting, "task": task, "model": model, "simulators": simulators})
+
+
+@app.command()
+def what_if(
+    task: TaskOption = None,
+    drop: Annotated[
+        list[int] | None, typer.Option(help="a training example (position in the pool) to leave out")
+    ] = None,
+    repeat: Annotated[list[int] | None, typer.Option(help="an example to show --times more times")] = None,
+    times: Annotated[int, typer.Option(help="how many more times")] = 8,
+    first: Annotated[list[int] | None, typer.Option(help="an example to move to the beginning")] = None,
+    last: Annotated[list[int] | None, typer.Option(help="an example to move to the end")] = None,
+    rewrite: Annotated[list[str] | None, typer.Option(help="POSITION=new target, e.g. '17= negative'")] = None,
+    run: Annotated[int, typer.Option(help="the held-out run whose curriculum is changed")] = 0,
+    method: Annotated[str, typer.Option(help="a simulator of the profile")] = "tangent",
+    level: Annotated[float, typer.Option(help="of the bands")] = 0.9,
+    check: Annotated[bool, typer.Option("--check", help="really train on the changed curriculum, too")] = False,
+    figure: Annotated[Path, typer.Option(help="where the picture goes (.png or .pdf)")] = Path("what_if.png"),
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+) -> None:
+    """Simulate a held-out curriculum with examples dropped, repeated, moved or rewritten; options may be given again."""
+    import numpy as np
+
+    from gptfluence.common.errors import ConfigurationError
+    from gptfluence.drawing import intervals, names
+    from gptfluence.drawing.figures import style
+    from gptfluence.experiments.what_if import Changes, ask
+    from gptfluence.study.study import Study
+
+    if figure.suffix not in (".png", ".pdf"):
+        raise ConfigurationError(f"--figure {figure}: its name must end in .png or .pdf")
+    lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite))
+    dropped, repeated, front, back, rewritten = lists
+    changes = Changes(dropped, repeated, times, front, back, rewritten)
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    task = task or study.setting().tasks[0]
+    answer = ask(study, task, changes, run=run, method=method, level=level, train=check)
+    print("final losses: means over test examples, nats per target token")
+    for column, value in answer.table().iloc[0].items():
+        print(f"{column:22} {value:.4f}" if isinstance(value, float | np.floating) else f"{column:22} {value}")
+    labels = {"recorded": "trained on the change"}
+    picture = intervals.plot_bands(answer.frame(5), ylabel=names.metric("loss", unit=True), labels=labels)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        picture.savefig(figure)
+    print(f"saved {figure}")
+
+
+def _write_index(index: Path | None, facts: dict) -> None:
+    if index is not None:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+@app.command()
+def cite(
+    figure: Annotated[str, typer.Argument(help="a figure or table, e.g. fig16 or tab02_fine_tuning_loss")],
+    profile: Annotated[str, typer.Option(help="the study it was drawn from")] = "mini",
+) -> None:
+    """Print BibTeX for a figure or table, and a line of provenance for its caption."""
+    from gptfluence.workflow.citation import cite as entry
+
+    print(entry(figure, ROOT / "figures" / profile))
+
+
+@app.command()
+def download_published(
+    folder: Annotated[Path, typer.Argument(help="where the data set goes")] = Path("data/GPTDynamics"),
+    revision: Annotated[
+        str,
+        typer.Option(
+            help="branch, tag or commit; for a paper give a commit (40 digits; download.json says which it was)"
+        ),
+    ] = "main",
+) -> None:
+    """Download the published GPTDynamics data from the Hugging Face Hub; stop at any time, a rerun goes on."""
+    from gptfluence.published.download import download
+
+    found = download(folder, revision)
+    print(f"commit {found['commit']} of {found['dataset']} is in {folder}; next: gptfluence import-published {folder}")
+
+
+@app.command()
+def import_published(
+    path: Annotated[Path, typer.Argument(help="the folder of the data set, or its tar of runs")],
+    index: IndexOption = None,
+) -> None:
+    """Import published runs, raw or processed, with their texts; stop at any time, a rerun goes on."""
+    from gptfluence.published import summary
+
+    report = summary.run(path, artifacts_dir())
+    _write_index(index, {"runs": [run.to_row() for run in report.runs], "notes": report.notes})
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: device, cores, hub, encoder, and versions against the lock."""
+    import torch
+
+    from gptfluence.common.hub import hub_reachable
+    from gptfluence.models import encoders
+    from gptfluence.recording.record import cores
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    print(f"python     {platform.python_version()} in {sys.prefix}")
+    print(f"device     {', '.join(gpus) or 'cpu (no CUDA device)'}")
+    print(f"cores      {cores()}")
+    print(f"hub        {'reachable' if hub_reachable() else 'not reachable: only mini, smoke and local files work'}")
+    for key, value in encoders.describe().items():
+        print(f"encoder    {key}: {value}")
+    print(f"artifacts  {artifacts_dir()}")
+    lock = ROOT / "requirements.lock"
+    if not lock.is_file():
+        print("versions   no requirements.lock beside the package: nothing to compare with")
+        return
+    different = _different_from(lock)
+    print(f"versions   {'as in requirements.lock' if not different else 'other than in requirements.lock:'}")
+    for line in different:
+        print(f"           {line}")
+    if different:
+        raise GPTfluenceError("this environment is not the locked one; ./run_all.sh makes one that is")
+
+
+def _different_from(lock: Path) -> list[str]:
+    from packaging.requirements import Requirement
+
+    different = []
+    for line in lock.read_text().splitlines():
+        text = line.split("#")[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            found = "not installed"
+        if not wanted.specifier.contains(found.split("+")[0] if found[0].isdigit() else "0", prereleases=True):
+            different.append(f"{wanted.name}: {found}, locked {wanted.specifier}")
+    return different
+
+
+@app.command(hidden=True)
+def run_notebook(
+    notebook: Annotated[str, typer.Argument(help="a notebook of notebooks/, by name")],
+    output: Annotated[Path, typer.Option(help="the executed notebook")],
+    parameters: Annotated[str, typer.Option(help="parameters, as JSON")] = "{}",
+    failure: Annotated[
+        Path | None, typer.Option(help="if it fails, write where and why, as JSON, to this file")
+    ] = None,
+) -> None:
+    """Execute a notebook with papermill; its error, if any, is shown without the machinery around it."""
+    # jsonschema would build a grammar for URIs, a second for each notebook, and uses it on none of theirs
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    if failure is not None:
+        failure.unlink(missing_ok=True)  # of an earlier run
+    source = ROOT / "notebooks" / f"{notebook}.ipynb"
+    if not source.is_file():
+        known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
+        raise GPTfluenceError(unknown("notebook", notebook, known))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".running.ipynb")
+    try:
+        papermill.execute_notebook(
+            str(source), str(partial), json.loads(parameters), kernel_name="python3", progress_bar=False
+        )
+    except PapermillExecutionError as error:
+        print("\n".join(error.traceback[-1:]), file=sys.stderr)
+        if failure is not None:
+            from gptfluence.workflow.outcomes import write_failure
+
+            write_failure(failure, notebook, error.exec_count, f"{error.ename}: {error.evalue}")
+        raise GPTfluenceError(
+            f"notebook {notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (executed so far: {partial})"
+        ) from error
+    partial.replace(output)
+
+
+@app.command(hidden=True)
+def report(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(help="the outputs that the summary is about, by pattern")] = "*",
+    build: Annotated[
+        Path | None, typer.Option(help="the folder of logs and executed notebooks (default: build/<study>)")
+    ] = None,
+) -> None:
+    """Write the page of a study with everything it has drawn, and say what failed, where and why."""
+    from gptfluence.study.study import Study
+    from gptfluence.workflow.page import write
+
+    study = Study.load(profile, overrides or ())
+    _, summary = write(study, build or ROOT / "build" / study.label, only=only)
+    print(summary)
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line on standard error and exit code 1."""
+    shown = logging.StreamHandler()  # to standard error: how far a long fit is
+    shown.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("gptfluence").addHandler(shown)
+    logging.getLogger("gptfluence").setLevel(logging.INFO)
+    try:
+        app()
+    except GPTfluenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
