@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def set_aside(folder: Path) -> Path:
     with write_errors(folder, "setting a damaged artifact aside"):
         os.rename(folder, place)
     return place
+
+
+def made(folder: Path, make: Callable[[Path], object], *, what: str) -> Path:
+    """An artifact's folder, made if it is not there: the one protocol for everything that is cached.
+
+    Under the folder's lock a damaged folder is set aside with a warning, and a missing one is filled by `make`, which is
+    given a folder to write into. what: the artifact in words, for messages, e.g. "simulator gptfluence".
+    """
+    if folder.is_dir() and damage(folder) is None:
+        return folder
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir() and (problem := damage(folder)):
+            warnings.warn(f"{what}: {problem}; set aside as {set_aside(folder).name}, made again", stacklevel=2)
+        if not folder.is_dir():
+            with new_folder(folder, f"saving {what}") as new:
+                make(new)
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:
