@@ -11,34 +11,34 @@ import pandas as pd
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names
 from gptfluence.experiments import shifted
-from gptfluence.experiments.shifted import SETTING
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import conformal
 from gptfluence.scoring.deviations import mean_over_runs
-from gptfluence.study.study import Study
+from gptfluence.simulators.methods import Variant
+from gptfluence.study.campaign import Campaign
 
 COLUMNS = [*shifted.COLUMNS, "unit", "calibration_runs"]
 
 
 def bands_of(
-    study: Study, task: str, simulators: Sequence[str], *, calibration: int, level: float
-) -> tuple[dict[str, dict[str, conformal.Bands]], Study]:
+    campaign: Campaign, methods: Sequence[str], *, calibration: int, level: float
+) -> tuple[dict[Variant, dict[str, conformal.Bands]], Campaign]:
     """Bands of simulators fitted without the last `calibration` training runs, which calibrate with the validation runs.
 
-    Returns simulator -> unit -> bands, and the study whose simulators they belong to. Simulators without finite errors on
+    Returns variant -> unit -> bands, and the campaign whose simulators they belong to. Simulators without finite errors on
     the runs they were fitted on have no bands and are left out. Validation runs chose among a simulator's epochs, so they
     are not quite exchangeable with new ones; as few as they are, that matters little.
     """
-    train, validation, _ = study.dynamics(SETTING, task, metric="loss").split()
+    train, validation, _ = campaign.dynamics("loss").split()
     fitted_on, left_out = conformal.calibration_names(train.names, calibration)
-    fewer = study.with_overrides(f"settings.{SETTING}.runs.train={len(fitted_on)}")
+    fewer = campaign.with_(runs={"train": len(fitted_on)})
     runs = [*train.select(left_out).runs, *validation.runs]
     calibrating = replace(train, runs=tuple(runs))
-    found: dict[str, dict[str, conformal.Bands]] = {}
+    found: dict[Variant, dict[str, conformal.Bands]] = {}
     asked = [train.select(fitted_on), calibrating]
-    (known, _), (others, _) = shifted.simulate(fewer, task, asked, simulators)
+    known, others = (answer.values for answer in fewer.predict_each(methods, asked))
     truth = [part.trajectories("loss") for part in asked]
-    for name in simulators:
+    for name in known:
         try:
             typical = conformal.Typical.of(known[name], truth[0])
         except ConfigurationError:
@@ -51,10 +51,9 @@ def bands_of(
 
 
 def covered(
-    study: Study,
-    tasks: Sequence[str],
+    campaigns: Sequence[Campaign],
     kinds: Sequence[str],
-    simulators: Sequence[str],
+    methods: Sequence[str],
     *,
     calibration: int,
     level: float,
@@ -67,27 +66,29 @@ def covered(
     than the calibration runs have no bands: they are left out, and an error if they are asked for alone.
     """
     rows, paths, sources = [], [], []
-    for task in tasks:
-        bands, fewer = bands_of(study, task, simulators, calibration=calibration, level=level)
-        drawn_alike = study.dynamics(SETTING, task, metric="loss")
-        asked = {kind: shifted.record(study, task, kind, runs) for kind in kinds}
+    for campaign in campaigns:
+        bands, fewer = bands_of(campaign, methods, calibration=calibration, level=level)
+        drawn_alike = campaign.dynamics("loss")
+        asked = {kind: shifted.record(campaign, kind, runs) for kind in kinds}
         sources += [drawn_alike, *(recorded for kind, recorded in asked.items() if kind != "alike")]
         asked = {
             kind: recorded
             for kind, recorded in asked.items()
             if recorded.curricula[0].steps <= drawn_alike.curricula[0].steps
         }
-        answers = shifted.simulate(fewer, task, list(asked.values()), list(bands))
-        for (kind, recorded), (predicted, _) in zip(asked.items(), answers, strict=True):
+        answers = fewer.predict_each(list(bands), list(asked.values()))
+        for (kind, recorded), answer in zip(asked.items(), answers, strict=True):
             truth = recorded.trajectories("loss")
-            for name, values in predicted.items():
-                for unit, band in bands[name].items():
-                    common = (SETTING, recorded.model, task, "loss", kind, name, len(recorded))
+            for variant, values in answer.values.items():
+                for unit, band in bands[variant].items():
+                    common = (campaign.name, recorded.model, campaign.task, "loss", kind, variant.method, variant.variant)
+                    common = (*common, len(recorded))
                     share = mean_over_runs(conformal.coverage(band, values, truth))
                     width = mean_over_runs(conformal.mean_width(band, values))
                     rows.append((*common, "coverage", *share[:3], unit, band.runs))
                     rows.append((*common, "mean_width", *width[:3], unit, band.runs))
-                paths.append(_paths(f"{names.task(task)}: {kind}", name, values[0], truth[0], bands[name]["path"]))
+                panel = f"{names.task(campaign.task)}: {kind}"
+                paths.append(_paths(panel, variant.method, values[0], truth[0], bands[variant]["path"]))
     if not rows:
         raise ConfigurationError(
             f"bands: none can be made for {', '.join(kinds)}; choose a kind of the recorded length"

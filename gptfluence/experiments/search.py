@@ -14,17 +14,16 @@ import numpy as np
 import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.experiments import shifted
-from gptfluence.experiments.shifted import SETTING
+from gptfluence.experiments.shifted import seed_of
 from gptfluence.recording.curriculum import Curriculum, draw_curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.settings import CurriculumConfig
 from gptfluence.simulators.base import Simulator
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign
 
 CHUNK = 64
 HEURISTICS = ("hardest", "easiest")
-COLUMNS = ["choice", "simulator", "candidate", "simulated", "recorded"]
+COLUMNS = ["choice", "method", "candidate", "simulated", "recorded"]
 
 
 def candidate(pool_size: int, numbers: CurriculumConfig, seed: Sequence[int], index: int) -> Curriculum:
@@ -97,41 +96,37 @@ def by_loss(losses: np.ndarray, numbers: CurriculumConfig, *, hardest: bool, see
     return Curriculum(np.concatenate(shuffled).reshape(-1, numbers.batch_size))
 
 
-def pool_losses(study: Study, task: str) -> np.ndarray:
+def pool_losses(campaign: Campaign) -> np.ndarray:
     """float32 [pool]: the base model's loss of every example of the pool, nats per target token."""
-    dynamics = study.dynamics(SETTING, task)
-    # one step of training with the pool's losses recorded; what counts is the row before it
-    other = shifted.losses_only(study).with_overrides(f"settings.{SETTING}.recording.record_pool=true")
-    batch = study.setting(SETTING).curriculum.batch_size
-    first = Curriculum(np.arange(batch)[None] % len(dynamics.pool))
-    return other.record(first, SETTING, task).trajectories("loss", of="pool")[0, 0]
+    # One step of training with the pool's losses recorded: the row before the step is wanted.
+    other = campaign.losses_only.with_(record_pool=True)
+    first = Curriculum(np.arange(campaign.setting.curriculum.batch_size)[None] % len(campaign.texts.pool))
+    return other.record(first).trajectories("loss", of="pool")[0, 0]
 
 
 def compare(
-    study: Study, task: str, simulators: Sequence[str], *, tests: Sequence[int], count: int, best: int
+    campaign: Campaign, methods: Sequence[str], *, tests: Sequence[int], count: int, best: int
 ) -> tuple[pd.DataFrame, dict[str, Found], list[GPTDynamics]]:
     """The best candidate of each simulator, the two loss-based heuristics and random choice, all really trained.
 
     Returns a frame with `COLUMNS` (choice: best, hardest, easiest or random; recorded and simulated: final loss, the mean
     over `tests`; random: the held-out runs, one row each), what each simulator found, and the runs.
     """
-    dynamics = study.dynamics(SETTING, task, metric="loss")
-    held = shifted.held_out(study, task)
-    setting = study.setting(SETTING)
-    numbers = setting.curriculum.for_model(setting.model)
+    dynamics, held = campaign.dynamics("loss"), campaign.held_out()
+    numbers = campaign.setting.curriculum
     start = held.trajectories("loss")[0, 0]
     chosen = check_tests(tests, len(start))
-    seed = [study.profile.seed, shifted.seed_of("search", task)]
-    losses = pool_losses(study, task)
+    seed = [campaign.study.profile.seed, seed_of("search", campaign.task)]
+    losses = pool_losses(campaign)
     heuristics = {name: by_loss(losses, numbers, hardest=name == "hardest", seed=seed) for name in HEURISTICS}
-    fitted = {name: study.simulator(name, SETTING, task) for name in simulators}
+    fitted = {name: campaign.simulator(name) for name in methods}
     found = {
         name: search(one, len(dynamics.pool), numbers, start, chosen, count=count, best=best, seed=seed)
         for name, one in fitted.items()
     }
     best_ones = {name: candidate(len(dynamics.pool), numbers, seed, int(one.index[0])) for name, one in found.items()}
     wanted = [*best_ones.values(), *heuristics.values()]
-    recorded = shifted.losses_only(study).record(wanted, SETTING, task, ends_only=True)
+    recorded = campaign.losses_only.record(wanted, ends_only=True)
     final = {run.curriculum: float(run.trajectories["loss"][-1, chosen].mean()) for run in recorded.runs}
     rows = []
     for name, one in found.items():

@@ -1,6 +1,6 @@
-"""Runs unlike those that simulators are fitted on, really recorded, and what every simulator says of them.
+"""Runs unlike those that simulators are fitted on: really recorded, and what every simulator predicts for them.
 
-Kinds of curricula are those of `dynamics.shifts`, and two changes of the training itself: `faster` (learning rate doubled)
+Kinds of curricula are those of `recording/kinds.py`, and two changes of the training itself: `faster` (learning rate doubled)
 and `longer` (twice the epochs; the schedule stretches with it). Simulators that know of the optimizer are told of both.
 Unseen are test examples (simulators are fitted on every other one and asked about the rest, then the other way round) or
 the whole pool.
@@ -9,26 +9,26 @@ the whole pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from gptfluence.common.errors import ConfigurationError, OutOfReachError, unknown
-from gptfluence.recording import kinds
+from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.recording import kinds as curricula
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
-from gptfluence.recording.settings import Recording
 from gptfluence.recording.text_metrics import TEXT_METRICS
-from gptfluence.scoring import deviations, evaluation
-from gptfluence.simulators import refuses_unseen
+from gptfluence.scoring import deviations
+from gptfluence.scoring.evaluation import evaluate
+from gptfluence.simulators.methods import Variant
+from gptfluence.study.campaign import Campaign, Method
+from gptfluence.study.predictions import Predictions
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 
-SETTING = "fine_tuning"
 TRAINING = {"faster": "drawn alike, learning rate doubled", "longer": "drawn alike, twice as many epochs"}
-KINDS = {**kinds.KINDS, **TRAINING}
+KINDS = {**curricula.KINDS, **TRAINING}
 UNSEEN = {
     "unseen_tests": "drawn alike; simulators are fitted on every other test example and asked about the rest, both ways",
     "unseen_pool": "drawn alike from training examples that no simulator was fitted on",
@@ -36,35 +36,38 @@ UNSEEN = {
 SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
 CEILING = "ceiling"
 ONE_RUN = "one_run"  # of unseen tests: what the first training run recorded of them, as a prediction
-COLUMNS = ["setting", "model", "task", "metric", "curricula", "simulator", "runs", "statistic", "value", "low", "high"]
+KEYS = ["model", "task", "metric", "kind", "method", "variant"]
+COLUMNS = ["setting", *KEYS, "runs", "statistic", "value", "low", "high"]
+
+
+class Measured(NamedTuple):
+    """A tidy frame, and the recorded runs that it was computed from."""
+
+    frame: pd.DataFrame
+    sources: list[GPTDynamics]
 
 
 def chosen_tasks(study: Study, tasks: Sequence[str] = ()) -> list[str]:
-    """These tasks; of none given SST-2 and WebNLG (labels, and free text), as far as the setting has them, else its first."""
-    tested = study.tested(SETTING, "loss")
+    """These tasks. Default: SST-2 and WebNLG (labels, and free text) as far as the setting has them, else its first."""
+    tested = study.tested("fine_tuning", "loss")
     return list(tasks) or [task for task in ("sst2", "webnlg") if task in tested] or tested[:1]
 
 
-def losses_only(study: Study) -> Study:
-    """The study with nothing recorded but losses: its further runs need no generated texts."""
-    return study.with_overrides(f"settings.{SETTING}.metrics=[loss]")
-
-
-def draw(study: Study, task: str, kind: str, runs: int, *, model: str | None = None) -> list[Curriculum]:
-    """`runs` curricula of a kind over a task's pool, with the profile's numbers; each has a seed of its own.
+def draw(campaign: Campaign, kind: str, runs: int) -> list[Curriculum]:
+    """`runs` curricula of a kind over the campaign's pool, with its numbers; each has a seed of its own.
 
     Raises ConfigurationError for an unknown kind, or one that cannot be drawn from this pool.
     """
     if kind not in KINDS:
         raise ConfigurationError(unknown("kind of curriculum", kind, KINDS))
-    setting = study.setting(SETTING)
-    numbers = setting.curriculum.for_model(model or setting.model)
-    pool = study.dynamics(SETTING, task, model=model).pool
+    numbers = campaign.setting.curriculum
     epochs = numbers.epochs * (2 if kind == "longer" else 1)
     shape = {"subset": numbers.subset_size, "batch": numbers.batch_size, "epochs": epochs}
     drawn = "alike" if kind in TRAINING else kind
-    seeds = [[study.profile.seed, seed_of(task, kind, k)] for k in range(runs)]
-    return [kinds.draw_kind(drawn, pool, **shape, rng=np.random.default_rng(seed)) for seed in seeds]
+    seeds = [[campaign.study.profile.seed, seed_of(campaign.task, kind, k)] for k in range(runs)]
+    return [
+        curricula.draw_kind(drawn, campaign.texts.pool, **shape, rng=np.random.default_rng(seed)) for seed in seeds
+    ]
 
 
 def seed_of(*parts: object) -> int:
@@ -72,101 +75,50 @@ def seed_of(*parts: object) -> int:
     return int(fingerprint(list(parts)), 16) % 2**32
 
 
-def record(study: Study, task: str, kind: str, runs: int, *, model: str | None = None) -> GPTDynamics:
-    """Recorded runs of a kind, with their losses.
+def record(campaign: Campaign, kind: str, runs: int) -> GPTDynamics:
+    """Recorded runs of a kind (of `KINDS` or `UNSEEN`), with their losses.
 
-    Of `KINDS`, or `UNSEEN`. `alike` and `unseen_tests`: the study's held-out runs, all of them; `unseen_pool`: the profile's
-    runs on a pool kept apart.
+    `alike` and `unseen_tests`: the campaign's held-out runs, all of them; `unseen_pool`: the profile's runs on a pool kept
+    apart.
 
     Raises ConfigurationError as `draw`, for a number of runs below 1, and where no pool is kept apart.
     """
     if runs < 1:
         raise ConfigurationError(f"shifted: runs must be 1 or more, not {runs}")
     if kind in ("alike", "unseen_tests"):
-        return held_out(study, task, model=model)
+        return campaign.held_out()
     if kind == "unseen_pool":
-        return study.unseen_dynamics(SETTING, task, unseen="training", model=model).for_metric("loss")
-    curricula = draw(study, task, kind, runs, model=model)
-    other = losses_only(study)
+        return campaign.unseen("training", "loss")
+    drawn, other = draw(campaign, kind, runs), campaign.losses_only
     if kind == "faster":
-        rate = float(study.setting(SETTING).recording.optimizer.for_one(task).learning_rate)  # type: ignore[arg-type]
-        other = other.with_overrides(f"settings.{SETTING}.recording.optimizer.learning_rate={2 * rate!r}")
-    return other.record(curricula, SETTING, task, model=model)
+        other = other.with_(learning_rate=2 * campaign.setting.recording.optimizer.learning_rate)
+    return other.record(drawn)
 
 
-def held_out(study: Study, task: str, *, metric: str = "loss", model: str | None = None) -> GPTDynamics:
-    """The study's held-out runs. Raises ConfigurationError if there are none."""
-    test = study.dynamics(SETTING, task, model=model, metric=metric).split()[2]
-    if not len(test):
-        raise ConfigurationError(
-            f"profile {study.profile.name!r}: settings.{SETTING}.runs.test is 0; one held-out run at least is needed"
-        )
-    return test
-
-
-class Answers(NamedTuple):
-    """predicted: simulator -> float32 [runs, steps + 1, tests]; refused: simulator -> why it cannot say."""
-
-    predicted: dict[str, np.ndarray]
-    refused: dict[str, str]
-
-
-def simulate(
-    study: Study,
-    task: str,
-    asked: Sequence[GPTDynamics],
-    simulators: Sequence[str],
-    *,
-    metric: str = "loss",
-    model: str | None = None,
-    fitted_on: Sequence[int] | None = None,
-) -> list[Answers]:
-    """What simulators fitted on the study's training runs predict for each of `asked`, sets of runs, from their first values.
-
-    Each simulator is loaded once, and none while another is (some hold gigabytes). They refuse runs longer than the fitted
-    ones, or with examples that they were not fitted on, if these are out of their reach.
-
-    fitted_on: positions of the test examples that simulators are fitted on, if not on all
-    """
-    answers = [Answers({}, {}) for _ in asked]
-    recordings = [Recording.model_validate(recorded.provenance["spec"]["recording"]) for recorded in asked]
-    optimizers = [recording.optimizer.for_one(task) for recording in recordings]
-    starts = [recorded.trajectories(metric)[:, :1] for recorded in asked]
-    for name in simulators if asked else ():
-        fitted = study.simulator(name, SETTING, task, metric=metric, model=model, tests=fitted_on)
-        for recorded, optimizer, start, answer in zip(asked, optimizers, starts, answers, strict=True):
-            try:
-                answer.predicted[name] = fitted.trained_with(optimizer).simulate(
-                    recorded.curricula, start, pool=recorded.pool, tests=recorded.tests
-                )
-            except OutOfReachError as error:
-                answer.refused[name] = str(error)
-        del fitted  # before the next is loaded
-    return answers
-
-
-def simulate_unseen(
-    study: Study, task: str, recorded: GPTDynamics, simulators: Sequence[str], *, model: str | None = None
-) -> Answers:
-    """As `simulate`, for one set of runs, but every test example by simulators that were fitted on every other one, without it.
+def predict_unseen_tests(campaign: Campaign, recorded: GPTDynamics, methods: Sequence[Method]) -> Predictions:
+    """`Campaign.predict`, but every test example by simulators that were fitted on every other one, without it.
 
     Raises ConfigurationError if there is one test example only.
     """
     count = len(recorded.tests)
     if count < 2:
-        raise ConfigurationError(f"{task}: one test example; unseen_tests needs two, to be fitted on one of them")
-    predicted: dict[str, np.ndarray] = {}
-    reasons = {name: refuses_unseen(study.options(name)[0]) for name in simulators}
-    refused = {name: reason for name, reason in reasons.items() if reason}  # no need to fit those
-    fitting = [name for name in simulators if name not in refused]
+        raise ConfigurationError(
+            f"{campaign.task}: one test example; unseen_tests needs two, to be fitted on one of them"
+        )
+    whole = campaign.predictions(recorded)
+    variants = campaign.variants(methods)
+    whole.refused.update({variant: variant.refuses_unseen for variant in variants if variant.refuses_unseen})
+    fitting = [variant for variant in variants if variant not in whole.refused]  # no need to fit the others
     halves = range(0, count, 2), range(1, count, 2)
     for fitted_on, others in (halves, halves[::-1]):
-        [found] = simulate(study, task, [recorded.of_tests(others)], fitting, model=model, fitted_on=fitted_on)
-        refused |= found.refused
-        for name, values in found.predicted.items():
-            whole = predicted.setdefault(name, np.full((*values.shape[:2], count), np.nan, np.float32))
-            whole[:, :, others] = values
-    return Answers({name: values for name, values in predicted.items() if name not in refused}, refused)
+        [found] = campaign.predict_each(fitting, [recorded.of_tests(others)], tests=fitted_on)
+        whole.refused.update(found.refused)
+        for variant, values in found.values.items():
+            missing = np.full((*values.shape[:2], count), np.nan, np.float32)
+            whole.values.setdefault(variant, missing)[:, :, others] = values
+    for variant in whole.refused:
+        whole.values.pop(variant, None)
+    return whole
 
 
 def mean_trajectory(train: GPTDynamics, steps: int, metric: str = "loss") -> np.ndarray:
@@ -184,7 +136,7 @@ def statistics(
     deviation_spearman (see `deviations`); diverged counts trajectories.
     """
     truth = recorded.trajectories(metric)
-    frame = evaluation.evaluate(predicted, recorded, metric=metric, reference=mean)
+    frame = evaluate(predicted, recorded, metric=metric, reference=mean)
     each = frame.pivot(index="run", columns="statistic", values="value").loc[recorded.names]
     mse, of_mean = each["all_steps_mse"].to_numpy(), each["mse_mean_trajectory"].to_numpy()
     diverged = float(each["diverged"].sum())
@@ -202,7 +154,7 @@ def statistics(
 def difference(
     predicted: np.ndarray, other: np.ndarray, recorded: GPTDynamics, mean: np.ndarray
 ) -> deviations.Interval:
-    """R2_dev of `predicted` less that of `other`; the same runs are drawn again for both, so that what they share cancels.
+    """R2_dev of `predicted` less that of `other`. The interval draws the same runs again for both: what they share cancels.
 
     predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]
     """
@@ -212,97 +164,100 @@ def difference(
 
 
 def explained(
-    study: Study,
-    tasks: Sequence[str],
+    campaigns: Sequence[Campaign],
     kinds: Sequence[str],
-    simulators: Sequence[str],
+    methods: Sequence[Method],
     *,
     runs: int,
-    models: Sequence[str | None] = (None,),
-    against: str | None = None,
-) -> tuple[pd.DataFrame, list[GPTDynamics]]:
-    """Every simulator on every kind of curriculum of every task and model; no `unseen_pool` of tasks that keep none apart.
+    against: Method | None = None,
+) -> Measured:
+    """Every method on every kind of curriculum of every campaign; no `unseen_pool` where none is kept apart.
 
     Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
-    of this length, or unseen examples), and the recorded runs it is computed from. `runs`: of each kind but `alike` and the
-    unseen ones, whose runs are the profile's. models: the setting's first, if none is given. against: one of `simulators`, with
-    which all others are compared (statistic r2_dev_difference, see `difference`). On unseen tests the rows "one_run"
-    say what the first training run is worth, to judge those by that train it again to measure these tests.
+    of this length, or unseen examples). runs: of each kind but `alike` and the unseen ones, whose runs are the profile's.
+    against: one of `methods`, with which all others are compared (statistic r2_dev_difference, see `difference`). On unseen
+    tests the rows "one_run" say how good the first training run is as a prediction: a simulator that trains it again to
+    measure these tests must be judged by that.
     """
     rows, sources = [], []
-    for model, task in product(models or (None,), tasks):
-        dynamics = study.dynamics(SETTING, task, model=model, metric="loss")
+    for campaign in campaigns:
+        dynamics = campaign.dynamics("loss")
         sources.append(dynamics)
         runs_of = {
-            kind: record(study, task, kind, runs, model=model)
+            kind: record(campaign, kind, runs)
             for kind in kinds
-            if kind != "unseen_pool" or study.keeps_unseen(task)
+            if kind != "unseen_pool" or campaign.study.keeps_unseen(campaign.task)
         }
-        # runs of the others are of `dynamics`
+        # The runs of the other two are the campaign's.
         sources += [recorded for kind, recorded in runs_of.items() if kind not in ("alike", "unseen_tests")]
         seen = [kind for kind in runs_of if kind != "unseen_tests"]
-        answers = dict(
-            zip(seen, simulate(study, task, [runs_of[kind] for kind in seen], simulators, model=model), strict=True)
-        )
-        for kind, recorded in runs_of.items():
-            methods = list(simulators)
-            # of unseen tests, too, 0 is their own mean
-            mean = mean_trajectory(dynamics.split()[0], recorded.curricula[0].steps)
-            if kind == "unseen_tests":
-                predicted, refused = simulate_unseen(study, task, recorded, simulators, model=model)
-                first = dynamics.split()[0].trajectories("loss")[:1]
-                predicted[ONE_RUN] = np.broadcast_to(first, (len(recorded), *first.shape[1:]))
-                methods.append(ONE_RUN)
-            else:
-                predicted, refused = answers[kind]
-            for name in methods:
-                common = (SETTING, dynamics.model, task, "loss", kind, name, len(recorded))
-                if name in refused:
-                    rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
-                    continue
-                found = statistics(predicted[name], recorded, mean)
-                if against in predicted and name != against:
-                    found["r2_dev_difference"] = difference(predicted[name], predicted[against], recorded, mean)
-                rows += [(*common, key, *interval) for key, interval in found.items()]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+        answers = dict(zip(seen, campaign.predict_each(methods, [runs_of[kind] for kind in seen]), strict=True))
+        if "unseen_tests" in runs_of:
+            answers["unseen_tests"] = predict_unseen_tests(campaign, runs_of["unseen_tests"], methods)
+        for kind in runs_of:
+            rows += _explained(campaign, kind, answers[kind], methods, against)
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources)
 
 
-def other_metrics(
-    study: Study,
-    tasks: Sequence[str],
-    metrics: Sequence[str],
-    simulators: Sequence[str],
-    *,
-    models: Sequence[str | None] = (None,),
-) -> tuple[pd.DataFrame, list[GPTDynamics]]:
-    """Every simulator on the held-out runs, for those of `metrics` that the study records of each task.
+def _explained(
+    campaign: Campaign, kind: str, found: Predictions, methods: Sequence[Method], against: Method | None
+) -> list[tuple]:
+    """Rows of `explained` for one kind of curriculum of one campaign."""
+    recorded, rows = found.recorded, []
+    # The 0 of unseen tests, too, is their own mean.
+    mean = mean_trajectory(campaign.dynamics("loss").split()[0], recorded.curricula[0].steps)
+    values: dict[tuple[str, str], np.ndarray] = {_key(variant): array for variant, array in found.values.items()}
+    series = [_key(variant) for variant in campaign.variants(methods)]
+    if kind == "unseen_tests":
+        first = campaign.dynamics("loss").split()[0].trajectories("loss")[:1]
+        series.append((ONE_RUN, ""))
+        values[ONE_RUN, ""] = np.broadcast_to(first, (len(recorded), *first.shape[1:]))
+    refused = {_key(variant) for variant in found.refused}
+    other = None if against is None else _key(campaign.variant(against))
+    for name in series:
+        common = (campaign.name, recorded.model, campaign.task, "loss", kind, *name, len(recorded))
+        if name in refused:
+            rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
+            continue
+        reported = statistics(values[name], recorded, mean)
+        if other in values and name != other:
+            reported["r2_dev_difference"] = difference(values[name], values[other], recorded, mean)
+        rows += [(*common, statistic, *interval) for statistic, interval in reported.items()]
+    return rows
 
-    Of a score of sampled texts part is luck (of sampling, and of dropout where there is some), which nobody can predict: the
-    rows "ceiling" say what is left, from the held-out runs recorded once more with other random numbers, whose scores differ
-    by that luck twice. Returns a frame with
-    `COLUMNS` and `undefined`, and the recorded runs.
+
+def _key(variant: Variant) -> tuple[str, str]:
+    return variant.method, variant.variant
+
+
+def other_metrics(campaigns: Sequence[Campaign], metrics: Sequence[str], methods: Sequence[Method]) -> Measured:
+    """Every method on the held-out runs, for those of `metrics` that the campaigns record.
+
+    Sampling noise makes part of a text score unpredictable. The rows "ceiling" give the best possible R²dev, that of a
+    simulator which knows the expected score of every text. It is estimated by recording the held-out runs once more with
+    other random numbers, whose scores differ by that noise twice. Returns a frame with `COLUMNS` and `undefined`.
     """
     rows, sources = [], []
-    for model, task in product(models or (None,), tasks):
+    for campaign in campaigns:
+        setting = campaign.setting
         for metric in metrics:
-            if metric not in study.setting(SETTING).metrics or task not in study.tested(SETTING, metric):
+            if metric not in setting.metrics or not campaign.tested(metric):
                 continue
-            dynamics = study.dynamics(SETTING, task, model=model, metric=metric)
-            test = held_out(study, task, metric=metric, model=model)
+            dynamics = campaign.dynamics(metric)
+            found = campaign.predict_each(methods, [None], metric=metric)[0]
+            test = found.recorded
             sources.append(dynamics)
             mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps, metric)
-            [(predicted, _)] = simulate(study, task, [test], simulators, metric=metric, model=model)
-            for name in simulators:
-                common = (SETTING, dynamics.model, task, metric, "alike", name, len(test))
-                found = statistics(predicted[name], test, mean, metric=metric)
-                rows += [(*common, key, *interval) for key, interval in found.items()]
-            if metric in TEXT_METRICS and study.setting(SETTING).generation.temperature > 0:
-                again = study.record(test.curricula, SETTING, task, model=model).for_metric(metric)
+            common = (campaign.name, dynamics.model, campaign.task, metric, "alike")
+            for variant, values in found.values.items():
+                reported = statistics(values, test, mean, metric=metric)
+                rows += [(*common, *_key(variant), len(test), key, *one) for key, one in reported.items()]
+            if metric in TEXT_METRICS and setting.generation.temperature > 0:
+                again = campaign.record(test.curricula).for_metric(metric)
                 sources.append(again)
-                common = (SETTING, dynamics.model, task, metric, "alike", CEILING, len(test), "r2_dev")
-                first = study.setting(SETTING).generation.every
-                rows.append((*common, *_ceiling(again, test, mean, metric, first=first)))
-    return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+                best = _ceiling(again, test, mean, metric, first=setting.generation.every)
+                rows.append((*common, CEILING, "", len(test), "r2_dev", *best))
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources)
 
 
 def _ceiling(
@@ -310,59 +265,55 @@ def _ceiling(
 ) -> deviations.Interval:
     """R2_dev of the expected score: two samples of it differ by twice its variance.
 
-    first: the first step whose score is new; before it the observed one of step 0 stands, and no luck is left
+    first: the first step whose score is new. Before it the observed one of step 0 stands, without noise.
     """
     truth = test.trajectories(metric).astype(np.float64)
-    luck = np.square(again.trajectories(metric) - truth) / 2
-    luck[:, :first] = 0
+    noise = np.square(again.trajectories(metric) - truth) / 2
+    noise[:, :first] = 0
     reference = np.square(truth - mean)
-    return deviations.explained_deviation(*(values[:, 1:].mean(axis=(1, 2)) for values in (luck, reference)))
+    return deviations.explained_deviation(*(values[:, 1:].mean(axis=(1, 2)) for values in (noise, reference)))
 
 
-def runs_needed(
-    study: Study, tasks: Sequence[str], simulators: Sequence[str], counts: Sequence[int]
-) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+def runs_needed(campaigns: Sequence[Campaign], methods: Sequence[Method], counts: Sequence[int]) -> Measured:
     """How good simulators are that were fitted on the first so many training runs, on the held-out runs.
 
-    Returns a frame with `COLUMNS` and `undefined`; `runs` counts the training runs. R2_dev compares with the mean of *all*
+    Returns a frame with `COLUMNS`, `fitted_on` (training runs) and `undefined`. R2_dev compares with the mean of *all*
     training runs throughout, so that values of different counts can be compared. Raises ConfigurationError for a count
     that is not 1 to the profile's number of training runs.
     """
-    available = study.setting(SETTING).runs.train
-    for count in counts:
-        if not 1 <= count <= available:
-            raise ConfigurationError(f"runs: {count} is not 1 to {available}, the training runs of the profile")
     rows, sources = [], []
-    for task in tasks:
-        dynamics = study.dynamics(SETTING, task, metric="loss")
+    for campaign in campaigns:
+        available = campaign.setting.runs.train
+        for count in counts:
+            if not 1 <= count <= available:
+                raise ConfigurationError(f"runs: {count} is not 1 to {available}, the training runs of the profile")
+        dynamics = campaign.dynamics("loss")
         sources.append(dynamics)
         train, _, test = dynamics.split()
         mean = mean_trajectory(train, test.curricula[0].steps)
         for count in counts:
-            fewer = study.with_overrides(f"settings.{SETTING}.runs.train={count}")
-            [(predicted, _)] = simulate(fewer, task, [test], simulators)
-            for name in simulators:
-                common = (SETTING, dynamics.model, task, "loss", "alike", name, count)
-                rows += [(*common, key, *found) for key, found in statistics(predicted[name], test, mean).items()]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources
+            [found] = campaign.with_(runs={"train": count}).predict_each(methods, [None])
+            for variant, values in found.values.items():
+                common = (campaign.name, dynamics.model, campaign.task, "loss", "alike", *_key(variant), len(test))
+                rows += [(*common, key, *one, count) for key, one in statistics(values, test, mean).items()]
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined", "fitted_on"]), sources)
 
 
-def by_step(study: Study, tasks: Sequence[str], simulators: Sequence[str]) -> tuple[pd.DataFrame, list[GPTDynamics]]:
-    """Squared errors of every simulator at every step of the held-out runs (see `deviations.by_horizon`).
+def by_step(campaigns: Sequence[Campaign], methods: Sequence[Method]) -> Measured:
+    """Squared errors of every method at every step of the held-out runs (see `deviations.by_horizon`).
 
-    Returns a tidy frame with columns setting, model, task, metric, simulator, run, step, mse, mse_mean_trajectory, and the
-    recorded runs.
+    Returns a tidy frame with columns setting, model, task, metric, method, variant, run, step, mse, mse_mean_trajectory.
     """
     frames, sources = [], []
-    for task in tasks:
-        dynamics = study.dynamics(SETTING, task, metric="loss")
+    for campaign in campaigns:
+        dynamics, found = campaign.dynamics("loss"), campaign.predict_each(methods, [None])[0]
         sources.append(dynamics)
-        test = held_out(study, task)
+        test = found.recorded
         mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps)
-        [(predicted, _)] = simulate(study, task, [test], simulators)
-        for name, values in predicted.items():
+        for variant, values in found.values.items():
             frame = deviations.by_horizon(values, test.trajectories("loss"), mean)
             frame["run"] = [test.names[run] for run in frame["run"]]
-            columns = {"setting": SETTING, "model": dynamics.model, "task": task, "metric": "loss", "simulator": name}
+            columns = {"setting": campaign.name, "model": dynamics.model, "task": campaign.task, "metric": "loss"}
+            columns |= {"method": variant.method, "variant": variant.variant}
             frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
-    return pd.concat(frames, ignore_index=True), sources
+    return Measured(pd.concat(frames, ignore_index=True), sources)

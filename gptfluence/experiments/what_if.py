@@ -15,12 +15,10 @@ import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing.intervals import BEFORE
-from gptfluence.experiments import shifted
-from gptfluence.experiments.shifted import SETTING
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import conformal
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign
 from gptfluence.tasks.base import Task, TaskPool
 
 
@@ -144,8 +142,7 @@ class Answer:
 
 
 def ask(
-    study: Study,
-    task: str,
+    campaign: Campaign,
     changes: Changes,
     *,
     run: int = 0,
@@ -158,7 +155,7 @@ def ask(
     Raises ConfigurationError for examples that are not there, a run that is not, a simulator that cannot simulate what was
     changed, or fewer than one run to calibrate bands on.
     """
-    dynamics = study.dynamics(SETTING, task, metric="loss")
+    dynamics = campaign.dynamics("loss")
     fitted_on, validation, test = dynamics.split()
     if not 0 <= run < len(test):
         raise ConfigurationError(f"run: there is no held-out run {run}; choose 0 to {len(test) - 1}")
@@ -166,7 +163,7 @@ def ask(
     others = dynamics.select([name for name in validation.names + test.names if name not in base.names])
     if not len(others):
         raise ConfigurationError(
-            f"profile {study.profile.name!r}: settings.{SETTING}.runs: no run is left to calibrate bands on; set validation "
+            f"profile {campaign.study.profile.name!r}: settings.{campaign.name}.runs: no run is left to calibrate bands on; set validation "
             "to 1 or test to 2"
         )
     curriculum, pool = changes.curriculum(base.curricula[0]), changes.pool(dynamics.pool)
@@ -174,7 +171,7 @@ def ask(
         raise ConfigurationError(
             f"repeat: there is no training example {int(curriculum.batches.max())}; choose 0 to {len(pool) - 1}"
         )
-    simulator = study.simulator(method, SETTING, task)
+    simulator = campaign.simulator(method)
     start = base.trajectories("loss")[:, :1]
     changed_pool = pool if changes.rewrite else None
     predicted = simulator.simulate([curriculum], start, pool=changed_pool)[0]
@@ -189,8 +186,8 @@ def ask(
     bands = replace(bands, typical=typical.extended(max(curriculum.steps, base.curricula[0].steps)))
     truth = None
     if train:
-        texts = Task(task, pool, dynamics.tests) if changes.rewrite else task
-        truth = shifted.losses_only(study).record([curriculum], SETTING, texts)
+        texts = Task(campaign.task, pool, dynamics.tests) if changes.rewrite else None
+        truth = campaign.losses_only.with_(texts=texts).record([curriculum])
     return Answer(changes, curriculum, pool, base, method, predicted, predicted_base, bands, truth)
 
 

@@ -10,23 +10,23 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptfluence.common.errors import unknown
+from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import Settings
 from gptfluence.models.settings import BUILTIN_MODELS, ModelConfig
-from gptfluence.recording.settings import CurriculumConfig, Generation, Metric, Recording, Runs
+from gptfluence.recording.settings import AdamW, CurriculumConfig, Generation, Metric, Recording, Runs
 from gptfluence.tasks.settings import TaskConfig, unknown_task
 
 
 class Setting(Settings):
     """A way to train: which GPTs on which tasks, from which curricula, with what recorded.
 
-    In fine-tuning each task has GPTs of its own; in instruction tuning a GPT is trained on all tasks at once, with
+    In fine-tuning each task has GPTs of its own. In instruction tuning a GPT is trained on all tasks at once, with
     instructions, and tested on `test_tasks`.
     """
 
-    models: list[str] = Field(min_length=1)  # the first is the one that is meant where none is named
+    models: list[str] = Field(min_length=1)  # the first is the default
     tasks: list[str] = Field(min_length=1)
-    test_tasks: list[str] = []  # instruction tuning only; none named: all
+    test_tasks: list[str] = []  # instruction tuning only; default: all
     pool_size: int | None = Field(None, ge=1)  # of each task only the first so many examples; None: all
     test_size: int | None = Field(None, ge=1)
     runs: Runs = Runs()
@@ -37,7 +37,7 @@ class Setting(Settings):
     # labels to choose from
     metrics: list[Metric] = Field(["loss"], min_length=1)
     generation: Generation = Generation()
-    methods: list[str] = []  # of the profile's simulators those that are compared in this setting; none named: all
+    methods: list[str] = []  # which of the profile's simulators are compared in this setting; default: all
 
     @field_validator("metrics")
     @classmethod
@@ -47,6 +47,74 @@ class Setting(Settings):
     @property
     def model(self) -> str:
         return self.models[0]
+
+    @property
+    def tested_tasks(self) -> list[str]:
+        return [task for task in self.tasks if not self.test_tasks or task in self.test_tasks]
+
+
+class AnyAdamW(AdamW):
+    """AdamW whose learning rate may be one number, or one for each task (in instruction tuning: for each model)."""
+
+    learning_rate: float | dict[str, float] = AdamW.model_fields["learning_rate"].default  # type: ignore[assignment]
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _not_negative(cls, given: float | dict[str, float]) -> float | dict[str, float]:
+        for name, rate in given.items() if isinstance(given, dict) else [("", given)]:
+            if rate < 0:
+                raise ValueError(f"{f'{name}: ' if name else ''}must not be negative, got {rate}")
+        return given
+
+
+class AnyRecording(Recording):
+    optimizer: AnyAdamW = AnyAdamW()
+
+
+class AnyCurriculum(CurriculumConfig):
+    """Random curricula whose number of epochs may be one number, or one for each model."""
+
+    epochs: int | dict[str, int] = CurriculumConfig.model_fields["epochs"].default  # type: ignore[assignment]
+
+    @field_validator("epochs")
+    @classmethod
+    def _at_least_one(cls, given: int | dict[str, int]) -> int | dict[str, int]:
+        for name, epochs in given.items() if isinstance(given, dict) else [("", given)]:
+            if epochs < 1:
+                raise ValueError(f"{f'{name}: ' if name else ''}must be 1 or more, got {epochs}")
+        return given
+
+
+class ProfileSetting(Setting):
+    """A setting as a profile says it, where a number may differ from task to task or from model to model."""
+
+    curriculum: AnyCurriculum = AnyCurriculum()
+    recording: AnyRecording = AnyRecording()
+
+    def resolved(self, *, task: str | None, model: str) -> Setting:
+        """The setting of one campaign, with one learning rate and one number of epochs. task: None for a mixture
+
+        Raises ConfigurationError if there is no value for this task or model.
+        """
+        one = model if task is None else task
+        values = self.model_dump()
+        rates = values["recording"]["optimizer"]
+        rates["learning_rate"] = _value(rates["learning_rate"], one, "recording.optimizer.learning_rate")
+        values["curriculum"]["epochs"] = _value(values["curriculum"]["epochs"], model, "curriculum.epochs")
+        return Setting.model_validate(values)
+
+
+def _value(given: Any, name: str, field: str) -> Any:
+    if not isinstance(given, dict):
+        return given
+    if name not in given:
+        raise ConfigurationError(unknown("name", name, given, where=f"{field}: "))
+    return given[name]
+
+
+def is_mixture(setting: str) -> bool:
+    """Whether a setting trains on all its tasks at once: the one place that decides it."""
+    return setting == "instruction_tuning"
 
 
 class Profile(Settings):
@@ -58,7 +126,7 @@ class Profile(Settings):
     data_dir: Path = Path("data")  # relative to the working directory
     tasks: dict[str, TaskConfig]
     models: dict[str, ModelConfig]
-    settings: dict[Literal["fine_tuning", "instruction_tuning"], Setting]
+    settings: dict[Literal["fine_tuning", "instruction_tuning"], ProfileSetting]
     simulators: dict[str, dict[str, Any]]
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
@@ -80,7 +148,7 @@ class Profile(Settings):
             for task in setting.tasks:
                 if task not in self.tasks:
                     raise ValueError(f"{where}.tasks: {unknown_task(task, self.tasks)}")
-            if setting.test_tasks and name != "instruction_tuning":
+            if setting.test_tasks and not is_mixture(name):
                 raise ValueError(f"{where}.test_tasks: in fine-tuning each task is tested on itself; leave it out")
             for task in setting.test_tasks:
                 if task not in setting.tasks:
@@ -89,7 +157,7 @@ class Profile(Settings):
                 if method not in self.simulators:
                     raise ValueError(f"{where}.methods: {unknown('method', method, self.simulators)}")
             rates, epochs = setting.recording.optimizer.learning_rate, setting.curriculum.epochs
-            kind, keys = ("model", setting.models) if name == "instruction_tuning" else ("task", setting.tasks)
+            kind, keys = ("model", setting.models) if is_mixture(name) else ("task", setting.tasks)
             for field, values, of, wanted in (
                 ("recording.optimizer.learning_rate", rates, kind, keys),
                 ("curriculum.epochs", epochs, "model", setting.models),

@@ -13,7 +13,7 @@ from gptfluence.common.settings import Settings
 class AdamW(Settings):
     """The GPT's optimizer and schedule (paper, table 7). Weight decay spares biases and norms, as the HF Trainer does."""
 
-    learning_rate: float | dict[str, float] = 5e-7  # one value, or one for each task (instruction tuning: model)
+    learning_rate: float = Field(5e-7, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-6, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
@@ -21,26 +21,9 @@ class AdamW(Settings):
     warmup_steps: int = Field(0, ge=0)
     max_gradient_norm: float | None = Field(None, gt=0)  # None: gradients are not clipped
 
-    @model_validator(mode="after")
-    def _positive(self) -> AdamW:
-        rates = self.learning_rate if isinstance(self.learning_rate, dict) else {"": self.learning_rate}
-        for task, rate in rates.items():
-            if rate < 0:
-                raise ValueError(f"learning_rate {task} must not be negative, got {rate}")
-        return self
-
-    def for_one(self, name: str) -> AdamW:
-        """The same with one learning rate: that of this task, or in instruction tuning of this model."""
-        if not isinstance(self.learning_rate, dict):
-            return self
-        if name not in self.learning_rate:
-            raise ConfigurationError(unknown("name", name, self.learning_rate, where="optimizer.learning_rate: "))
-        return self.model_copy(update={"learning_rate": self.learning_rate[name]})
-
     def learning_rates(self, steps: int) -> list[float]:
         """The rate of each update: warm-up from 0, then constant or linear to 0 after the last one, as in transformers."""
-        rate = float(self.learning_rate)  # type: ignore[arg-type]
-        rates = []
+        rate, rates = self.learning_rate, []
         for step in range(steps):
             if step < self.warmup_steps:
                 factor = step / self.warmup_steps
@@ -80,22 +63,7 @@ class CurriculumConfig(Settings):
 
     subset_size: int = Field(128, ge=1)
     batch_size: int = Field(4, ge=1)
-    epochs: int | dict[str, int] = 3  # one value, or one for each model
-
-    @model_validator(mode="after")
-    def _epochs_are_positive(self) -> CurriculumConfig:
-        for model, epochs in self.epochs.items() if isinstance(self.epochs, dict) else [("", self.epochs)]:
-            if epochs < 1:
-                raise ValueError(f"epochs {model} must be 1 or more, got {epochs}")
-        return self
-
-    def for_model(self, name: str) -> CurriculumConfig:
-        """The same with one number of epochs, that of this model."""
-        if not isinstance(self.epochs, dict):
-            return self
-        if name not in self.epochs:
-            raise ConfigurationError(unknown("model", name, self.epochs, where="curriculum.epochs: "))
-        return self.model_copy(update={"epochs": self.epochs[name]})
+    epochs: int = Field(3, ge=1)
 
 
 Metric = Literal["loss", "bleu", "rouge_l", "accuracy"]

@@ -1,55 +1,35 @@
-"""A study: a profile, and the artifacts that follow from it.
-
-Whatever is asked for is loaded if it was made before and made if it was not: recorded runs, fitted simulators. Each lies
-in a folder whose name ends in a hash of everything it depends on.
-"""
+"""A study: a profile and everything that follows from it, as campaigns (`campaign.py`)."""
 
 from __future__ import annotations
 
-import inspect
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.common.settings import artifacts_dir, canonical
-from gptfluence.drawing import names
+from gptfluence.common.settings import artifacts_dir
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import PublishedModel
-from gptfluence.profile.load import load_profile, parse_overrides
-from gptfluence.profile.schema import Profile, Setting
-from gptfluence.published import importing
-from gptfluence.recording.curriculum import Curriculum
-from gptfluence.recording.dynamics import GPTDynamics, join_tests
-from gptfluence.recording.record import default_jobs, devices, named, record_missing
-from gptfluence.recording.settings import Recording
-from gptfluence.scoring import evaluation
-from gptfluence.tasks import sources
-from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
-from gptfluence.tasks.instructions import mixture
+from gptfluence.profile.load import load_profile
+from gptfluence.profile.schema import Profile, ProfileSetting, is_mixture
+from gptfluence.recording.record import default_jobs
+from gptfluence.recording.settings import Metric
+from gptfluence.simulators.methods import Variant
+from gptfluence.study.campaign import Campaign
+from gptfluence.study.runs import Imported, Recorded, metrics_of
+from gptfluence.study.texts import StudyTexts
+from gptfluence.tasks.base import TASKS, Task, fingerprint
 from gptfluence.tasks.layouts import LAYOUTS
 from gptfluence.tasks.settings import unknown_task
 
 if TYPE_CHECKING:
-    from gptfluence.gradients.tangents import TangentFeatures
     from gptfluence.models.encoders import Encoder
-    from gptfluence.simulators import influence
-    from gptfluence.simulators.base import Simulator
 
 # Overrides that change where things are read or how fast, but no number: figures keep the profile's name.
 _NEUTRAL = re.compile(r"^(name|data_dir|jobs_per_device)$")
-
-
-UNSEEN = ("training", "test", "both")
-GIVEN_TO_TANGENTS = ("reference", "cache", "device")  # by a study, not by its profile
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ class Study:
 
     profile: Profile
     label: str  # the profile's name; with overrides that change numbers, a hash of them behind it
-    source: str = ""  # what `load` was given: a profile's name or a path
+    origin: str = ""  # what `load` was given: a profile's name or a path
     overrides: tuple[str, ...] = ()
     artifacts: Path = field(default_factory=artifacts_dir)
     jobs: int = field(default_factory=default_jobs)
@@ -74,7 +54,7 @@ class Study:
     ) -> Study:
         """Open a profile by name or path, with some of its fields replaced, e.g. `["settings.fine_tuning.runs.train=3"]`.
 
-        artifacts: where recorded runs and fitted simulators are kept (default: `artifacts_dir()`).
+        artifacts: where recorded runs and fitted simulators are kept (default: `artifacts_dir()`)
 
         Raises ConfigurationError that names profile, field and remedy.
         """
@@ -95,448 +75,103 @@ class Study:
         return cls(loaded, label, str(profile), overrides, **options)
 
     def with_overrides(self, *overrides: str) -> Study:
-        """The same study with more fields replaced, e.g. `"settings.fine_tuning.runs.train=8"`."""
-        return Study.load(self.source, (*self.overrides, *overrides), artifacts=self.artifacts, jobs=self.jobs)
+        """The same study with more fields of its profile replaced, e.g. `"settings.fine_tuning.runs.train=8"`."""
+        return Study.load(self.origin, (*self.overrides, *overrides), artifacts=self.artifacts, jobs=self.jobs)
+
+    @property
+    def _where(self) -> str:
+        return f"profile {self.profile.name!r}: "
+
+    # --- campaigns ---
+
+    def campaign(
+        self, setting: str = "fine_tuning", task: str | None = None, *, model: str | None = None
+    ) -> Campaign:
+        """One GPT on one task, or in instruction tuning on the mixture of all tasks.
+
+        task: default: the setting's first; model: default: the setting's first
+
+        Raises ConfigurationError for a setting, task or model that the profile does not have.
+        """
+        chosen, mixture = self.setting(setting), is_mixture(setting)
+        tested = [name for name in chosen.tested_tasks if mixture or name == (task or chosen.tasks[0])]
+        if mixture and task is not None:
+            raise ConfigurationError(
+                f"{setting} trains on all tasks at once; leave `task` out, and look at one with `.only([{task!r}])`"
+            )
+        name = "mixture" if mixture else task or chosen.tasks[0]
+        if not mixture and name not in self.profile.tasks:
+            raise ConfigurationError(f"{self._where}{unknown_task(name, self.profile.tasks)}")
+        model = model or chosen.model
+        config = self.model(model).config
+        source: Recorded | Imported
+        if isinstance(config, PublishedModel):
+            for each in tested:
+                if each not in self.profile.tasks:
+                    raise ConfigurationError(f"{self._where}{unknown_task(each, self.profile.tasks)}")
+            source = Imported(setting, self.profile.name, model, config, self.artifacts, tuple(tested or [name]))
+        else:
+            source = Recorded(
+                setting, self.model(model), self.artifacts, self.profile.seed, self.jobs, self.profile.jobs_per_device
+            )
+        resolved = chosen.resolved(task=None if mixture else name, model=model)
+        return Campaign(self, setting, resolved, model, name, tuple(tested or [name]), mixture, source)
+
+    def campaigns(
+        self, setting: str = "fine_tuning", tasks: Sequence[str] = (), *, models: Sequence[str] = ()
+    ) -> list[Campaign]:
+        """The campaigns that test these tasks (default: all of the setting), model by model (default: the first one).
+
+        In fine-tuning one for each task; in instruction tuning one, asked about these tasks.
+        """
+        chosen = self.setting(setting)
+        found = []
+        for model in models or [chosen.model]:
+            if is_mixture(setting):
+                found.append(self.campaign(setting, model=model).only(tasks))
+            else:
+                found += [self.campaign(setting, task, model=model) for task in tasks or chosen.tasks]
+        return found
 
     # --- what there is ---
 
-    def setting(self, name: str = "fine_tuning") -> Setting:
+    def setting(self, name: str = "fine_tuning") -> ProfileSetting:
         if name not in self.profile.settings:
-            raise ConfigurationError(
-                unknown("setting", name, self.profile.settings, where=f"profile {self.profile.name!r}: ")
-            )
+            raise ConfigurationError(unknown("setting", name, self.profile.settings, where=self._where))
         return self.profile.settings[name]  # type: ignore[index]
 
     @cached_property
-    def _tasks(self) -> dict[Any, Any]:
-        return {}
+    def _texts(self) -> StudyTexts:
+        return StudyTexts(self.profile)
 
-    def task(self, name: str) -> Task:
-        """The texts of a task. Raises ConfigurationError (unknown), DataError (unusable), HubUnreachableError."""
-        return self._parts(name)[0]
-
-    def unseen(self, name: str) -> Task:
-        """Further texts of a task, none of them in its pool or tests (`unseen_pool_size` and `unseen_test_size`).
-
-        Raises ConfigurationError if the profile keeps none apart.
-        """
-        unseen = self._parts(name)[1]
-        if unseen is None:
-            raise ConfigurationError(
-                f"profile {self.profile.name!r}: tasks.{name}: no unseen examples are kept apart; set unseen_pool_size and "
-                "unseen_test_size, both above 0"
-            )
-        return unseen
-
-    def _parts(self, name: str) -> tuple[Task, Task | None]:
-        """The task, and its unseen part if the profile keeps one."""
-        if name not in self.profile.tasks:
-            problem = unknown_task(name, self.profile.tasks)
-            raise ConfigurationError(f"profile {self.profile.name!r}: {problem}")
-        if name not in self._tasks:
-            given = self.profile.tasks[name]
-            self._tasks[name] = sources.load_parts(name, given, seed=self.profile.seed, data_dir=self.profile.data_dir)
-        return self._tasks[name]
-
-    def _texts(self, setting: str, task: str | Task | None, unseen: str | None) -> tuple[Task, list[int] | None]:
-        """What runs of a setting train on and are tested on, and the sizes of a mixture's parts.
-
-        unseen: None; "training": the unseen pool, tested on known and unseen tests; "test": the known pool, unseen tests
-        """
-        chosen = self.setting(setting)
-        if isinstance(task, Task):
-            return task, None
-        if setting == "instruction_tuning":
-            key = (setting, unseen)
-            if key not in self._tasks:
-                self._tasks[key] = self._mixture(chosen, unseen)
-            return self._tasks[key]
-        return self._one(chosen, task or chosen.tasks[0], unseen), None
-
-    def _mixture(self, chosen: Setting, unseen: str | None) -> tuple[Task, list[int]]:
-        """Unseen parts may be kept by some tasks only: of the others the known examples are trained on, and none tested."""
-        kept = [name for name in chosen.tasks if unseen is None or self._parts(name)[1] is not None]
-        if not kept:
-            self.unseen(chosen.tasks[0])  # says what to set
-        texts = {name: self._one(chosen, name, unseen if name in kept else None) for name in chosen.tasks}
-        return mixture(texts, [name for name in _tested_tasks(chosen) if name in kept], self.profile.seed)
-
-    def _one(self, chosen: Setting, name: str, unseen: str | None) -> Task:
-        known = _first(self.task(name), chosen)
-        if unseen is None:
-            return known
-        other = _first(self.unseen(name), chosen)
-        if unseen == "test":
-            return Task(name, known.pool, other.tests)
-        return Task(name, other.pool, TaskPool(known.tests.name, (*known.tests, *other.tests)))
+    @property
+    def texts(self) -> StudyTexts:
+        """The texts of the profile's tasks."""
+        return self._texts
 
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
-            where = f"profile {self.profile.name!r}: "
-            raise ConfigurationError(unknown("model", name, self.profile.models, where=where))
+            raise ConfigurationError(unknown("model", name, self.profile.models, where=self._where))
         corpus = {"names": list(TASKS), "seed": self.profile.seed, "examples_per_task": 1000}
         return ModelSource(name, self.profile.models[name], self.artifacts / "models", corpus)
 
-    # --- recorded runs ---
-
-    def dynamics(
-        self,
-        setting: str = "fine_tuning",
-        task: str | Task | None = None,
-        *,
-        model: str | None = None,
-        metric: str | None = None,
-    ) -> GPTDynamics:
-        """The profile's runs of one task (in instruction tuning: of the mixture); those missing are recorded first.
-        Published ones must have been imported.
-
-        task: a task of the profile, or texts of one's own
-        metric: only the test examples that have it. In instruction tuning `task` leaves that task's test examples.
-
-        Raises errors of `gptfluence.common.errors` that name profile, run, step or example; what is recorded is kept.
-        """
-        chosen = self.setting(setting)
-        source = self.model(model or chosen.model).config
-        if isinstance(source, PublishedModel):
-            dynamics = self._published(source, setting, task)
-        else:
-            dynamics = self._recorded(setting, task, model, chosen.runs.names, {})
-        if metric is not None:
-            dynamics = dynamics.for_metric(metric)
-        if setting == "instruction_tuning" and task is not None:
-            dynamics = dynamics.of_tests(_rows_of(dynamics, task))
-        return dynamics
-
-    def unseen_dynamics(
-        self, setting: str = "fine_tuning", task: str | None = None, *, unseen: str, model: str | None = None
-    ) -> GPTDynamics:
-        """`unseen_runs` runs on examples that no simulator was fitted on (paper, section 4.5; tables 11 and 12).
-
-        unseen: "training": curricula over the unseen pool, the known tests; "test": curricula over the known pool, the
-            unseen tests; "both".
-        """
-        if unseen not in UNSEEN:
-            raise ConfigurationError(unknown("value", unseen, UNSEEN, where="unseen: "))
-        names = [f"test-{index:03d}" for index in range(self.setting(setting).unseen_runs)]
-        where = "test" if unseen == "test" else "training"
-        dynamics = self._recorded(setting, task, model, names, {}, unseen=where)
-        if unseen == "test":
-            return dynamics
-        known = {example.id for example in self._texts(setting, task, None)[0].tests}
-        rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (unseen == "training")]
-        return dynamics.of_tests(rows)
-
-    def _published(self, source: PublishedModel, setting: str, task: str | None) -> GPTDynamics:
-        chosen = self.setting(setting)
-        tasks = _tested_tasks(chosen) if setting == "instruction_tuning" else [task or chosen.tasks[0]]
-        parts = []
-        for name in tasks:
-            if name not in self.profile.tasks:
-                problem = unknown_task(name, self.profile.tasks)
-                raise ConfigurationError(f"profile {self.profile.name!r}: {problem}")
-            folder = importing.find(self.artifacts / "dynamics", source, setting=setting, task=name)
-            seeds = source.seeds[name].model_dump() if name in source.seeds else None
-            parts.append(importing.load(folder, chosen.runs, seeds))
-        return parts[0] if len(parts) == 1 else join_tests("mixture", parts)
-
-    def record(
-        self,
-        curricula: Curriculum | Sequence[Curriculum],
-        setting: str = "fine_tuning",
-        task: str | Task | None = None,
-        *,
-        model: str | None = None,
-        ends_only: bool = False,
-    ) -> GPTDynamics:
-        """Really train on curricula of one's own, from the same initial weights, to check what was simulated.
-
-        The runs are named after their curricula (`run-<hash>`) and recorded once. ends_only: measured before the first and
-        after the last step only, which saves most of the time where there are many tests; other steps are nan.
-        """
-        name = model or self.setting(setting).model
-        if isinstance(self.model(name).config, PublishedModel):
-            raise ConfigurationError(
-                f"profile {self.profile.name!r}: model {name!r} has published runs only and cannot be trained; record "
-                "with a profile whose model has another `source`"
-            )
-        given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
-        return self._recorded(setting, task, model, list(given), given, ends_only=ends_only)
-
-    def _recorded(
-        self,
-        setting: str,
-        task: str | None,
-        model: str | None,
-        names: list[str],
-        curricula: dict[str, Curriculum],
-        unseen: str | None = None,
-        ends_only: bool = False,
-    ) -> GPTDynamics:
-        chosen = self.setting(setting)
-        model = model or chosen.model
-        texts, groups = self._texts(setting, task, unseen)
-        optimizer = chosen.recording.optimizer.for_one(model if setting == "instruction_tuning" else texts.name)
-        drawn = canonical(chosen.curriculum.for_model(model))
-        return record_missing(
-            self.artifacts,
-            setting=setting if unseen is None else f"{setting}-unseen_{unseen}",
-            task=texts,
-            model=self.model(model),
-            recording=chosen.recording.model_copy(update={"optimizer": optimizer}),
-            drawn=drawn | ({"groups": groups} if groups else {}),
-            metrics=_metrics_of({bool(example.choices) for example in texts.tests}, chosen.metrics),
-            generation=chosen.generation,
-            seed=self.profile.seed,
-            names=names,
-            curricula=curricula,
-            ends_only=ends_only,
-            jobs=self.jobs,
-            jobs_per_device=self.profile.jobs_per_device,
-        )
-
-    # --- fitted simulators ---
-
-    def simulator(
-        self,
-        name: str,
-        setting: str = "fine_tuning",
-        task: str | Task | None = None,
-        *,
-        metric: str = "loss",
-        model: str | None = None,
-        tests: Sequence[int] | None = None,
-    ) -> Simulator:
-        """The simulator of this name in the profile, fitted on the training runs of a task (once; then loaded).
-
-        name: may change options of the profile's: "gptfluence markov_order=2". In instruction tuning one simulator is
-            fitted on the tests of all tasks.
-        tests: fit on the test examples at these positions alone (of those that have the metric)
-        """
-        fitted_on = None if setting == "instruction_tuning" else task
-        dynamics = self.dynamics(setting, fitted_on, model=model, metric=metric)
-        return self._simulator(name, dynamics if tests is None else dynamics.of_tests(tests), metric)
-
-    def options(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The kind of simulator that a name of the profile, with its changes, stands for, and its hyperparameters."""
-        known, *changes = name.split()
-        if known not in self.profile.simulators:
-            where = f"profile {self.profile.name!r}: methods: "
-            raise ConfigurationError(unknown("method", known, self.profile.simulators, where=where))
-        options = self.profile.simulators[known] | parse_overrides(changes)
-        return options.pop("kind", known), options
-
-    def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
-        from gptfluence import simulators
-        from gptfluence.models import encoders
-        from gptfluence.simulators import influence
-        from gptfluence.simulators.base import Simulator
-
-        if name.split()[0] in influence.methods_of(self.profile.simulators):
-            raise ConfigurationError(
-                f"method {name!r} is no simulator: it needs the checkpoints of the very run it explains; Study.simulate "
-                "predicts the held-out runs with it"
-            )
-        kind, options = self.options(name)
-        train, validation, _ = dynamics.split()
-        encoder = None
-        if simulators.takes(kind, "encoder"):
-            encoder = options["encoder"] = self._encoder(options.get("encoder", encoders.DEFAULT))
-        tangents = None
-        if simulators.takes(kind, "tangents"):
-            tangents = options["tangents"] = self._tangents(dynamics, options.get("tangents", {}))
-        simulator = simulators.create(kind, **options)
-        key = fingerprint(
-            {
-                # with its defaults, so that a fit made with other defaults is not taken for this one
-                "simulator": [
-                    kind,
-                    {**simulator.hyperparameters(), "encoder": encoder.fingerprint if encoder else None},
-                ],
-                # equal settings need not draw the same coordinates everywhere, and a fit is of those that it was made with
-                "coordinates": tangents.coordinates.digest if tangents else None,
-                "metric": metric,
-                "dynamics": dynamics.provenance["folder"],
-                "tests": dynamics.tests.fingerprint,
-                "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
-                "format": simulators.SIMULATORS[kind].format,
-            }
-        )
-        known = name.split()[0]
-        folder = self.artifacts / "simulators" / f"{known}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
-        with files.locked(folder.parent / f".{folder.name}.lock"):
-            if folder.is_dir() and (problem := files.damage(folder)):
-                aside = files.set_aside(folder)
-                warnings.warn(f"{problem}; set aside as {aside.name}, fitting it again", stacklevel=2)
-            if not folder.is_dir():
-                simulator.fit(train, validation, metric=metric)
-                with files.new_folder(folder, f"saving simulator {name}") as new:
-                    light = {"gradients": False} if tangents is not None else {}  # they lie in the cache of tangents
-                    simulator.save_pretrained(new, **light)
-        del simulator  # it may hold gigabytes
-        loaded = Simulator.from_pretrained(folder)
-        if encoder is not None:
-            loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
-        if tangents is not None:
-            loaded.tangents = tangents  # type: ignore[attr-defined]
-            loaded.load_gradients(dynamics.pool, dynamics.tests)  # type: ignore[attr-defined]
-        return loaded
-
-    def _encoder(self, spec: str) -> Encoder:
-        """An encoder by what `encoders.load` calls it, or a model of the profile (its last token)."""
+    def encoder(self, name: str) -> Encoder:
+        """An encoder by what `encoders.load` calls it, or a model of the profile (the features of its last token)."""
         from gptfluence.models import encoders
 
-        of_model = spec in self.profile.models
-        found = f"{self.model(spec).location()}:last" if of_model else spec
+        found = f"{self.model(name).location()}:last" if name in self.profile.models else name
         encoder = encoders.load(found, cache=self.artifacts / "features")
-        encoder.name = spec
+        encoder.name = name
         return encoder
 
-    def _tangents(self, dynamics: GPTDynamics, options: dict[str, Any]) -> TangentFeatures:
-        """What takes gradients of the GPT that `dynamics` was recorded from; its checkpoints are of the first run."""
-        from gptfluence.gradients.tangents import TangentFeatures
-
-        _check_tangents(options)
-        if options.get("checkpoints"):
-            options = {**options, "reference": dynamics.split()[0].curricula[0]}
-        return TangentFeatures(
-            self.model(dynamics.model),
-            dynamics.pool,
-            Recording.model_validate(dynamics.provenance["spec"]["recording"]),
-            cache=self.artifacts / "tangents",
-            device=devices()[0],
-            **options,
-        )
-
-    # --- predictions ---
-
-    def simulate(
-        self,
-        setting: str = "fine_tuning",
-        task: str | None = None,
-        *,
-        metric: str = "loss",
-        methods: Sequence[str] = (),
-        model: str | None = None,
-        observed: int = 1,
-        unseen: str | None = None,
-    ) -> tuple[GPTDynamics, dict[str, np.ndarray]]:
-        """The held-out runs, and what each method predicts for them from their first `observed` values.
-
-        unseen: predict runs of `unseen_dynamics` instead.
-
-        Returns the recorded test runs and, for each method, float32 [runs, steps + 1, tests]. TracIn-CP and Grad-Dot
-        predict the loss of known examples only: otherwise they are left out, and an error if nothing else is asked for.
-        """
-        whole = self._simulate(setting, task, metric, methods, model, observed, unseen)
-        return self._of_task(*whole, setting, task, metric, observed, unseen)[1:]
-
-    def _simulate(
-        self,
-        setting: str,
-        task: str | None,
-        metric: str,
-        methods: Sequence[str],
-        model: str | None,
-        observed: int,
-        unseen: str | None,
-    ) -> tuple[GPTDynamics, GPTDynamics, dict[str, np.ndarray]]:
-        """What simulators were fitted on, the held-out runs, and the predictions; of a mixture all tasks' tests."""
-        from gptfluence.simulators import influence
-
-        # in instruction tuning a simulator is fitted on all tasks' tests, whichever task is looked at
-        dynamics = self.dynamics(setting, None if setting == "instruction_tuning" else task, model=model, metric=metric)
-        if unseen is None:
-            test = dynamics.split()[2]
-        else:
-            test = self.unseen_dynamics(setting, task, unseen=unseen, model=model).for_metric(metric)
-        if not len(test):
-            raise ConfigurationError(
-                f"profile {self.profile.name!r}: settings.{setting}.runs.test is 0; one held-out run at least is needed"
-            )
-        start = test.trajectories(metric)[:, :observed]
-        along = self.influences(dynamics)
-        chosen = influence.applicable(self.methods(methods, setting), along.methods, metric, known=unseen is None)
-        of_gradients = [name for name in chosen if name in along.methods]
-        predicted = along.predict(of_gradients, observed=observed, device=devices()[0]) if of_gradients else {}
-        for name in chosen:
-            if name not in along.methods:
-                fitted = self._simulator(name, dynamics, metric)
-                predicted[name] = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
-        return dynamics, test, {name: predicted[name] for name in chosen}
-
-    def _of_task(
-        self,
-        dynamics: GPTDynamics,
-        test: GPTDynamics,
-        predicted: Mapping[str, np.ndarray],
-        setting: str,
-        task: str | None,
-        metric: str,
-        observed: int,
-        unseen: str | None,
-    ) -> tuple[GPTDynamics, GPTDynamics, dict[str, np.ndarray]]:
-        """What `_simulate` found, of one task of a mixture."""
-        if setting != "instruction_tuning" or task is None:
-            return dynamics, test, dict(predicted)
-        rows = _rows_of(test, task)
-        dynamics, test = dynamics.of_tests(_rows_of(dynamics, task)), test.of_tests(rows)
-        predicted = {name: values[:, :, rows] for name, values in predicted.items()}
-        if unseen is not None:
-            # the mean of this task's tests: fitted on all tasks' it would give unseen ones the mean change of these all
-            for name in predicted:
-                if self.options(name)[0] == "mean_trajectory":
-                    predicted[name] = _mean_trajectory(dynamics.split()[0], test, metric, observed)
-        return dynamics, test, predicted
-
-    def influences(self, dynamics: GPTDynamics) -> influence.Influences:
-        """The profile's TracIn-CP and Grad-Dot rows along the runs of `dynamics`, which this study recorded."""
-        from gptfluence.simulators import influence
-
-        methods = influence.methods_of(self.profile.simulators)
-        return influence.Influences(self.artifacts, dynamics, methods, self.model(dynamics.model))
-
-    def methods(self, names: Sequence[str] = (), setting: str = "fine_tuning") -> list[str]:
-        """These methods, or all that a setting compares. Raises ConfigurationError for one the profile does not have."""
-        for name in names:
-            self.options(name)
-        return list(names) or self.setting(setting).methods or list(self.profile.simulators)
-
-    def evaluate(
-        self,
-        setting: str = "fine_tuning",
-        *,
-        metric: str = "loss",
-        tasks: Sequence[str] = (),
-        methods: Sequence[str] = (),
-        model: str | None = None,
-        observed: int = 1,
-        unseen: str | None = None,
-    ) -> pd.DataFrame:
-        """Every method on the held-out runs of every task.
-
-        Returns a tidy frame: setting, task, model, metric, method, run, statistic, value (see `evaluation.evaluate`).
-        """
-        frames, whole = [], None
-        for task in tasks or self.tested(setting, metric):
-            if whole is None or setting != "instruction_tuning":  # a mixture's tasks are simulated together
-                whole = self._simulate(setting, task, metric, methods, model, observed, unseen)
-            dynamics, test, predicted = self._of_task(*whole, setting, task, metric, observed, unseen)
-            train = dynamics.split()[0]
-            reference: Any = train if unseen is None else _mean_trajectory(train, test, metric, observed)
-            for method, values in predicted.items():
-                frame = evaluation.evaluate(values, test, metric=metric, observed=observed, reference=reference)
-                columns = {"setting": setting, "task": task, "model": test.model, "metric": metric, "method": method}
-                frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
-        return pd.concat(frames, ignore_index=True)
-
-    def tested(self, setting: str = "fine_tuning", metric: str = "loss") -> list[str]:
+    def tested(self, setting: str = "fine_tuning", metric: Metric = "loss") -> list[str]:
         """The tasks of a setting that are tested and have the metric."""
         chosen = self.setting(setting)
         if metric not in chosen.metrics:
             raise ConfigurationError(
-                unknown("metric", metric, chosen.metrics, where=f"profile {self.profile.name!r}: settings.{setting}: ")
+                unknown("metric", metric, chosen.metrics, where=f"{self._where}settings.{setting}: ")
             )
-        return [task for task in _tested_tasks(chosen) if metric in _metrics_of({self.is_labelled(task)}, [metric])]
+        return [task for task in chosen.tested_tasks if metrics_of({self.is_labelled(task)}, [metric])]
 
     def is_labelled(self, task: str) -> bool:
         """Whether a task's targets are labels, by the profile alone: texts may be far away."""
@@ -544,72 +179,23 @@ class Study:
         label = getattr(given, "label", None)
         return label is not None or (given.source != "local" and task in LAYOUTS and LAYOUTS[task].label is not None)
 
-    def is_published(self, model: str) -> bool:
-        """Whether a model has published runs only and cannot be trained on other curricula."""
-        return isinstance(self.profile.models[model], PublishedModel)
-
     def keeps_unseen(self, task: str) -> bool:
         """Whether the profile keeps training and test examples of a task apart."""
         return getattr(self.profile.tasks[task], "unseen_pool_size", 0) > 0
 
-    def check_simulators(self) -> None:
-        """Raise ConfigurationError for a hyperparameter, in the profile's `simulators:`, that is not known or not allowed."""
-        from gptfluence import simulators
-        from gptfluence.simulators import influence
+    # --- methods ---
 
-        replayed = influence.methods_of(self.profile.simulators)
-        for name in self.profile.simulators:
-            if name not in replayed:
-                kind, options = self.options(name)
-                if simulators.takes(kind, "tangents"):
-                    _check_tangents(options.pop("tangents", {}))
-                simulators.create(kind, **options)
+    def methods(self, names: Sequence[str] = (), setting: str = "fine_tuning") -> list[str]:
+        """These methods, or all that a setting compares. Raises ConfigurationError for one the profile does not have."""
+        for name in names:
+            self.variant(name)
+        return list(names) or self.setting(setting).methods or list(self.profile.simulators)
 
-    def is_fitted(self, method: str) -> bool:
-        """Whether a method of the profile is fitted on runs, and takes time for it."""
-        from gptfluence.simulators import SIMULATORS
-
-        return method not in names.TRIVIAL and self.options(method)[0] in SIMULATORS
-
-
-def _check_tangents(options: Mapping[str, Any]) -> None:
-    from gptfluence.gradients.tangents import TangentFeatures
-
-    known = inspect.signature(TangentFeatures).parameters.keys() - {"gpt", "pool", "recording", *GIVEN_TO_TANGENTS}
-    for option in options:
-        if option not in known:
-            raise ConfigurationError(unknown("option", option, sorted(known), where="simulator 'tangent': tangents: "))
-
-
-def _first(task: Task, setting: Setting) -> Task:
-    """The first examples of a task, as many as the setting uses."""
-    if setting.pool_size is None and setting.test_size is None:
-        return task
-    pool, tests = task.pool[: setting.pool_size], task.tests[: setting.test_size]
-    return Task(task.name, TaskPool(task.pool.name, pool), TaskPool(task.tests.name, tests))
-
-
-def _tested_tasks(setting: Setting) -> list[str]:
-    return [task for task in setting.tasks if not setting.test_tasks or task in setting.test_tasks]
-
-
-def _rows_of(dynamics: GPTDynamics, task: str) -> list[int]:
-    rows = [row for row, example in enumerate(dynamics.tests) if example.task == task]
-    if not rows:
-        raise ConfigurationError(unknown("task", task, dict.fromkeys(example.task for example in dynamics.tests)))
-    return rows
-
-
-def _mean_trajectory(train: GPTDynamics, test: GPTDynamics, metric: str, observed: int) -> np.ndarray:
-    """What the mean trajectory of `train` says of runs whose examples it may not know: [runs, steps + 1, tests]."""
-    from gptfluence.simulators.reference import MeanTrajectory
-
-    start = test.trajectories(metric)[:, :observed]
-    fitted = MeanTrajectory().fit(train, metric=metric)
-    return fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
-
-
-def _metrics_of(labelled: set[bool], metrics: Sequence[str]) -> list[str]:
-    """Those metrics that some of the tests have: accuracy needs labels, BLEU and ROUGE-L free text."""
-    needed = {"loss": labelled, "accuracy": {True}, "bleu": {False}, "rouge_l": {False}}
-    return [metric for metric in metrics if needed[metric] & labelled]
+    def variant(self, method: str, **changes: Any) -> Variant:
+        """A method of the profile, with some of its options changed."""
+        if method not in self.profile.simulators:
+            raise ConfigurationError(
+                unknown("method", method, self.profile.simulators, where=f"{self._where}methods: ")
+            )
+        variant = Variant(method, self.profile.simulators[method])
+        return variant.with_(**changes) if changes else variant

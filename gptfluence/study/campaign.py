@@ -1,0 +1,295 @@
+"""A campaign: one GPT on one task or mixture, with its texts, recorded runs, fitted simulators and predictions.
+
+Runs and fitted simulators are cached: each is loaded if it exists and computed otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from gptfluence.common import files
+from gptfluence.common.errors import ConfigurationError, OutOfReachError, unknown
+from gptfluence.common.settings import canonical
+from gptfluence.profile.schema import Metric, Setting
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.record import devices, named
+from gptfluence.simulators.methods import Variant
+from gptfluence.study.predictions import Predictions
+from gptfluence.study.runs import RunSource, metrics_of
+from gptfluence.study.texts import Texts, checked_unseen
+from gptfluence.tasks.base import Task, fingerprint
+
+if TYPE_CHECKING:
+    from gptfluence.simulators.base import Simulator
+    from gptfluence.study.study import Study
+
+Method = str | Variant
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Made by `Study.campaign`.
+
+    name, setting: the way of training, with the learning rate and the epochs of this campaign; model: the GPT's name
+    task: what it is trained on: a task, or "mixture"; tasks: those of its tests that are asked about
+    own_texts: texts that replace the profile's
+    """
+
+    study: Study
+    name: str
+    setting: Setting
+    model: str
+    task: str
+    tasks: tuple[str, ...]
+    is_mixture: bool
+    source: RunSource
+    own_texts: Task | None = None
+
+    def __repr__(self) -> str:
+        return f"Campaign: {self.study.label}, {self.name}, {self.task}, {self.model}"
+
+    # --- variations ---
+
+    def with_(
+        self,
+        *,
+        learning_rate: float | None = None,
+        subset_size: int | None = None,
+        metrics: Sequence[Metric] | None = None,
+        runs: Mapping[str, int] | None = None,
+        record_pool: bool | None = None,
+        texts: Task | None = None,
+    ) -> Campaign:
+        """The same campaign with other numbers, or other texts; its runs are recorded apart.
+
+        runs: how many for each part, e.g. {"train": 8}; the other parts keep their number
+        """
+        setting = self.setting
+        recorded = {} if record_pool is None else {"record_pool": record_pool}
+        if learning_rate is not None:
+            recorded["optimizer"] = setting.recording.optimizer.model_copy(update={"learning_rate": learning_rate})
+        changes: dict[str, Any] = {"recording": setting.recording.model_copy(update=recorded)}
+        if subset_size is not None:
+            changes["curriculum"] = setting.curriculum.model_copy(update={"subset_size": subset_size})
+        if metrics is not None:
+            changes["metrics"] = list(dict.fromkeys(["loss", *metrics]))
+        if runs is not None:
+            changes["runs"] = setting.runs.model_copy(update=dict(runs))
+        return replace(self, setting=setting.model_copy(update=changes), own_texts=texts or self.own_texts)
+
+    @property
+    def losses_only(self) -> Campaign:
+        """The same campaign with nothing recorded but losses: its further runs need no generated texts."""
+        return self.with_(metrics=["loss"])
+
+    def only(self, tasks: Sequence[str]) -> Campaign:
+        """The same campaign, asked about the tests of these tasks. Raises ConfigurationError for one it does not test."""
+        for task in tasks:
+            if task not in self.tasks:
+                raise ConfigurationError(unknown("task", task, self.tasks))
+        return replace(self, tasks=tuple(task for task in self.tasks if task in tasks) or self.tasks)
+
+    # --- texts and runs ---
+
+    @cached_property
+    def texts(self) -> Task:
+        """The examples that runs are trained and tested on."""
+        return self._texts(None).task
+
+    def _texts(self, unseen: str | None) -> Texts:
+        if self.own_texts is not None:
+            return Texts(self.own_texts)
+        return self.study.texts_of(self, unseen)
+
+    def tested(self, metric: Metric) -> list[str]:
+        """Those of `tasks` whose tests have the metric."""
+        self.study.tested(self.name, metric)  # says so if the metric is not recorded
+        return [task for task in self.tasks if metrics_of({self.study.is_labelled(task)}, [metric])]
+
+    def dynamics(self, metric: Metric | None = None) -> GPTDynamics:
+        """The profile's runs; those that are missing are recorded first, published ones must have been imported.
+
+        metric: only the test examples that have it
+
+        Raises errors of `common/errors.py` that name profile, run, step or example; what is recorded is kept.
+        """
+        recorded = self._recorded
+        return recorded if metric is None else recorded.for_metric(metric)
+
+    @cached_property
+    def _recorded(self) -> GPTDynamics:
+        return self.source.of_profile(self.setting, self._texts(None) if self.source.trains else None)
+
+    def held_out(self, metric: Metric = "loss") -> GPTDynamics:
+        """The held-out runs. Raises ConfigurationError if there are none."""
+        test = self.dynamics(metric).split()[2]
+        if not len(test):
+            raise ConfigurationError(
+                f"profile {self.study.profile.name!r}: settings.{self.name}.runs.test is 0; one held-out run at least is needed"
+            )
+        return test
+
+    def unseen(self, which: str, metric: Metric | None = None) -> GPTDynamics:
+        """`unseen_runs` runs on examples that no simulator was fitted on (paper, section 4.5; tables 11 and 12).
+
+        which: "training": curricula over the unseen pool, the known tests; "test": curricula over the known pool, the
+            unseen tests; "both"
+        """
+        names = [f"test-{index:03d}" for index in range(self.setting.unseen_runs)]
+        part = "test" if checked_unseen(which) == "test" else "training"
+        dynamics = self.source.of_curricula(self.setting, self._texts(part), names, unseen=part)
+        if which != "test":
+            known = {example.id for example in self.texts.tests}
+            rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (which == "training")]
+            dynamics = dynamics.of_tests(rows)
+        return dynamics if metric is None else dynamics.for_metric(metric)
+
+    def record(self, curricula: Curriculum | Sequence[Curriculum], *, ends_only: bool = False) -> GPTDynamics:
+        """Really train on curricula of one's own, from the same initial weights, to check what was simulated.
+
+        The runs are named after their curricula (`run-<hash>`) and recorded once. ends_only: measured before the first and
+        after the last step only, which saves most of the time where there are many tests; other steps are nan.
+        """
+        given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
+        return self.source.of_curricula(self.setting, self._texts(None), given, ends_only=ends_only)
+
+    # --- simulators ---
+
+    def variants(self, methods: Sequence[Method] = ()) -> list[Variant]:
+        """These methods, or all that the setting compares, as variants. Raises ConfigurationError for an unknown one."""
+        return [self.variant(method) for method in methods or self.study.methods((), self.name)]
+
+    def variant(self, method: Method) -> Variant:
+        return method if isinstance(method, Variant) else self.study.variant(method)
+
+    def simulator(
+        self, method: Method, *, metric: Metric = "loss", tests: Sequence[int] | None = None
+    ) -> Simulator:
+        """The simulator of a method, fitted on the training runs (once, then loaded).
+
+        tests: fit on the test examples at these positions alone (of those that have the metric)
+        """
+        from gptfluence.simulators.base import Simulator
+
+        variant = self.variant(method)
+        if variant.replays:
+            raise ConfigurationError(
+                f"method {variant.method!r} is no simulator: it needs the checkpoints of the very run it explains; "
+                "Campaign.predict predicts the held-out runs with it"
+            )
+        dynamics = self.dynamics(metric)
+        dynamics = dynamics if tests is None else dynamics.of_tests(tests)
+        train, validation, _ = dynamics.split()
+        simulator = variant.create().bind(train, load_encoder=self.study.encoder)
+        key = fingerprint(
+            {
+                **simulator.identity(),
+                "metric": metric,
+                "dynamics": dynamics.provenance["folder"],
+                "tests": dynamics.tests.fingerprint,
+                "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
+                "format": simulator.format,
+            }
+        )
+        place = self.study.artifacts / "simulators"
+        folder = place / f"{variant.method}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
+        files.made(
+            folder,
+            lambda new: simulator.fit(train, validation, metric=metric).save_to_cache(new),
+            what=f"simulator {variant.method}",
+        )
+        del simulator  # it may hold gigabytes
+        return Simulator.from_pretrained(folder).bind(train, load_encoder=self.study.encoder)
+
+    # --- predictions ---
+
+    def predict(
+        self,
+        methods: Sequence[Method] = (),
+        *,
+        metric: Metric = "loss",
+        observed: int = 1,
+        runs: GPTDynamics | None = None,
+    ) -> Predictions:
+        """What each method predicts for the held-out runs, or for `runs`, from their first `observed` values.
+
+        Methods that replay the run they explain (TracIn-CP, Grad-Dot) predict the loss of the held-out runs only. They are
+        left out elsewhere, and an error if nothing else is asked for.
+
+        Raises OutOfReachError if a simulator can say nothing of examples that it was not fitted on.
+        """
+        [found] = self.predict_each(methods, [runs], metric=metric, observed=observed)
+        for reason in found.refused.values():
+            raise OutOfReachError(reason)
+        return found
+
+    def predict_each(
+        self,
+        methods: Sequence[Method],
+        asked: Sequence[GPTDynamics | None],
+        *,
+        metric: Metric = "loss",
+        observed: int = 1,
+        tests: Sequence[int] | None = None,
+    ) -> list[Predictions]:
+        """`predict` for several sets of runs (None: the held-out ones), but a refusal is noted, not raised.
+
+        Each simulator is loaded once, and none while another is (some hold gigabytes). tests: as in `simulator`
+        """
+        recorded = [self.held_out(metric) if runs is None else runs.for_metric(metric) for runs in asked]
+        found = [self.predictions(runs, metric, observed, held_out=given is None) for runs, given in zip(recorded, asked, strict=True)]
+        chosen = _applicable(self.variants(methods), metric, known=any(runs is None for runs in asked))
+        replayed = [variant for variant in chosen if variant.replays]
+        for variant in chosen:
+            if variant.replays:
+                continue
+            fitted = self.simulator(variant, metric=metric, tests=tests)
+            for predictions in found:
+                try:
+                    predictions.values[variant] = fitted.predict(predictions.recorded, observed, metric=metric)
+                except OutOfReachError as error:
+                    predictions.refused[variant] = str(error)
+            del fitted  # before the next is loaded
+        if replayed:
+            ...
+        return found
+
+    def predictions(
+        self, runs: GPTDynamics, metric: Metric = "loss", observed: int = 1, *, held_out: bool = False
+    ) -> Predictions:
+        """Predictions for `runs`, with no method yet."""
+        return Predictions(self, metric, observed, runs, held_out, self.dynamics(metric).split()[0])
+
+    def evaluate(
+        self,
+        methods: Sequence[Method] = (),
+        *,
+        metric: Metric = "loss",
+        observed: int = 1,
+        runs: GPTDynamics | None = None,
+    ) -> pd.DataFrame:
+        """Every method on the held-out runs, or on `runs`, of each of `tasks` that has the metric.
+
+        Returns a tidy frame: setting, model, task, metric, method, variant, run, statistic, value (`common/frames.py`,
+        `scoring/evaluation.py`).
+        """
+        predictions = self.predict(methods, metric=metric, observed=observed, runs=runs)
+        return pd.concat([predictions.of(task).evaluate() for task in self.tested(metric)], ignore_index=True)
+
+
+def _applicable(variants: Sequence[Variant], metric: str, *, known: bool) -> list[Variant]:
+    """`variants` without those that replay runs, if `metric` is not the loss or examples are unseen.
+
+    Raises ConfigurationError if none is left.
+    """
+    left = [variant for variant in variants if not variant.replays or (known and metric == "loss")]
+    if variants and not left:
+        what = "the held-out runs on known examples only" if metric == "loss" else f"the loss only, not {metric!r}"
+        raise ConfigurationError(f"method {variants[0].method!r}: gradients explain {what}; choose another method")
+    return left
