@@ -22,7 +22,7 @@ from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.settings import Recording
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.scoring import deviations, evaluation
-from gptfluence.simulators import refuses_unseen
+from gptfluence.simulators import METHODS
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 
@@ -156,7 +156,7 @@ def simulate_unseen(
     if count < 2:
         raise ConfigurationError(f"{task}: one test example; unseen_tests needs two, to be fitted on one of them")
     predicted: dict[str, np.ndarray] = {}
-    reasons = {name: refuses_unseen(study.options(name)[0]) for name in simulators}
+    reasons = {name: METHODS[study.variant(name).kind].load().refuses_unseen for name in simulators}
     refused = {name: reason for name, reason in reasons.items() if reason}  # no need to fit those
     fitting = [name for name in simulators if name not in refused]
     halves = range(0, count, 2), range(1, count, 2)

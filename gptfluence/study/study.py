@@ -6,12 +6,10 @@ in a folder whose name ends in a hash of everything it depends on.
 
 from __future__ import annotations
 
-import inspect
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +19,18 @@ import pandas as pd
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import artifacts_dir, canonical
-from gptfluence.drawing import names
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import PublishedModel
 from gptfluence.profile.load import load_profile, parse_overrides
 from gptfluence.profile.schema import Profile, Setting
 from gptfluence.published import importing
 from gptfluence.recording.curriculum import Curriculum
-from gptfluence.recording.dynamics import GPTDynamics, join_tests
-from gptfluence.recording.record import default_jobs, devices, named, record_missing
-from gptfluence.recording.settings import Recording
+from gptfluence.recording.dynamics import GPTDynamics, Source, join_tests
+from gptfluence.recording.record import Wanted, default_jobs, named, record_missing
+from gptfluence.recording.settings import DrawnCurricula
 from gptfluence.scoring import evaluation
+from gptfluence.simulators import METHODS, applicable
+from gptfluence.simulators.options import Variant
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import TASKS, Task, TaskPool, fingerprint
 from gptfluence.tasks.instructions import mixture
@@ -39,9 +38,7 @@ from gptfluence.tasks.layouts import LAYOUTS
 from gptfluence.tasks.settings import unknown_task
 
 if TYPE_CHECKING:
-    from gptfluence.gradients.tangents import TangentFeatures
     from gptfluence.models.encoders import Encoder
-    from gptfluence.simulators import influence
     from gptfluence.simulators.base import Simulator
 
 # Overrides that change where things are read or how fast, but no number: figures keep the profile's name.
@@ -49,7 +46,6 @@ _NEUTRAL = re.compile(r"^(name|data_dir|jobs_per_device)$")
 
 
 UNSEEN = ("training", "test", "both")
-GIVEN_TO_TANGENTS = ("reference", "cache", "device")  # by a study, not by its profile
 
 
 @dataclass(frozen=True)
@@ -277,22 +273,20 @@ class Study:
         texts, groups = self._texts(setting, task, unseen)
         optimizer = chosen.recording.optimizer.for_one(model if setting == "instruction_tuning" else texts.name)
         drawn = canonical(chosen.curriculum.for_model(model))
-        return record_missing(
-            self.artifacts,
+        wanted = Wanted(
             setting=setting if unseen is None else f"{setting}-unseen_{unseen}",
-            task=texts,
-            model=self.model(model),
+            texts=texts,
+            source=Source(self.model(model), self.artifacts),
             recording=chosen.recording.model_copy(update={"optimizer": optimizer}),
-            drawn=drawn | ({"groups": groups} if groups else {}),
+            drawn=DrawnCurricula(**drawn, groups=groups or None),
             metrics=_metrics_of({bool(example.choices) for example in texts.tests}, chosen.metrics),
             generation=chosen.generation,
             seed=self.profile.seed,
             names=names,
             curricula=curricula,
             ends_only=ends_only,
-            jobs=self.jobs,
-            jobs_per_device=self.profile.jobs_per_device,
         )
+        return record_missing(wanted, jobs=self.jobs, jobs_per_device=self.profile.jobs_per_device)
 
     # --- fitted simulators ---
 
@@ -316,70 +310,32 @@ class Study:
         dynamics = self.dynamics(setting, fitted_on, model=model, metric=metric)
         return self._simulator(name, dynamics if tests is None else dynamics.of_tests(tests), metric)
 
-    def options(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The kind of simulator that a name of the profile, with its changes, stands for, and its hyperparameters."""
-        known, *changes = name.split()
+    def variant(self, name: str, **changes: Any) -> Variant:
+        """A method of the profile, with some options changed."""
+        known, *texts = name.split()
         if known not in self.profile.simulators:
             where = f"profile {self.profile.name!r}: methods: "
             raise ConfigurationError(unknown("method", known, self.profile.simulators, where=where))
-        options = self.profile.simulators[known] | parse_overrides(changes)
-        return options.pop("kind", known), options
+        variant = Variant(known, "", self.profile.simulators[known])
+        return variant.with_(**parse_overrides(texts), **changes)
 
     def _simulator(self, name: str, dynamics: GPTDynamics, metric: str) -> Simulator:
-        from gptfluence import simulators
-        from gptfluence.models import encoders
-        from gptfluence.simulators import influence
-        from gptfluence.simulators.base import Simulator
+        from gptfluence.simulators.base import Simulator, fit_key
 
-        if name.split()[0] in influence.methods_of(self.profile.simulators):
+        variant = self.variant(name)
+        simulator = variant.create()
+        if not isinstance(simulator, Simulator):
             raise ConfigurationError(
                 f"method {name!r} is no simulator: it needs the checkpoints of the very run it explains; Study.simulate "
                 "predicts the held-out runs with it"
             )
-        kind, options = self.options(name)
+        simulator.bind(dynamics, load_encoder=self._encoder)
         train, validation, _ = dynamics.split()
-        encoder = None
-        if simulators.takes(kind, "encoder"):
-            encoder = options["encoder"] = self._encoder(options.get("encoder", encoders.DEFAULT))
-        tangents = None
-        if simulators.takes(kind, "tangents"):
-            tangents = options["tangents"] = self._tangents(dynamics, options.get("tangents", {}))
-        simulator = simulators.create(kind, **options)
-        key = fingerprint(
-            {
-                # with its defaults, so that a fit made with other defaults is not taken for this one
-                "simulator": [
-                    kind,
-                    {**simulator.hyperparameters(), "encoder": encoder.fingerprint if encoder else None},
-                ],
-                # equal settings need not draw the same coordinates everywhere, and a fit is of those that it was made with
-                "coordinates": tangents.coordinates.digest if tangents else None,
-                "metric": metric,
-                "dynamics": dynamics.provenance["folder"],
-                "tests": dynamics.tests.fingerprint,
-                "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
-                "format": simulators.SIMULATORS[kind].format,
-            }
-        )
-        known = name.split()[0]
-        folder = self.artifacts / "simulators" / f"{known}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
-        with files.locked(folder.parent / f".{folder.name}.lock"):
-            if folder.is_dir() and (problem := files.damage(folder)):
-                aside = files.set_aside(folder)
-                warnings.warn(f"{problem}; set aside as {aside.name}, fitting it again", stacklevel=2)
-            if not folder.is_dir():
-                simulator.fit(train, validation, metric=metric)
-                with files.new_folder(folder, f"saving simulator {name}") as new:
-                    light = {"gradients": False} if tangents is not None else {}  # they lie in the cache of tangents
-                    simulator.save_pretrained(new, **light)
+        key = fit_key(simulator, dynamics, metric)
+        folder = self.artifacts / "simulators" / f"{variant.method}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
+        files.made(folder, partial(_fit_and_save, simulator, train, validation, metric), what=f"simulator {name}")
         del simulator  # it may hold gigabytes
-        loaded = Simulator.from_pretrained(folder)
-        if encoder is not None:
-            loaded.encoder = encoder  # type: ignore[attr-defined]  # by its name alone its cache would not be found
-        if tangents is not None:
-            loaded.tangents = tangents  # type: ignore[attr-defined]
-            loaded.load_gradients(dynamics.pool, dynamics.tests)  # type: ignore[attr-defined]
-        return loaded
+        return Simulator.from_pretrained(folder).bind(dynamics, load_encoder=self._encoder)
 
     def _encoder(self, spec: str) -> Encoder:
         """An encoder by what `encoders.load` calls it, or a model of the profile (its last token)."""
@@ -390,22 +346,6 @@ class Study:
         encoder = encoders.load(found, cache=self.artifacts / "features")
         encoder.name = spec
         return encoder
-
-    def _tangents(self, dynamics: GPTDynamics, options: dict[str, Any]) -> TangentFeatures:
-        """What takes gradients of the GPT that `dynamics` was recorded from; its checkpoints are of the first run."""
-        from gptfluence.gradients.tangents import TangentFeatures
-
-        _check_tangents(options)
-        if options.get("checkpoints"):
-            options = {**options, "reference": dynamics.split()[0].curricula[0]}
-        return TangentFeatures(
-            self.model(dynamics.model),
-            dynamics.pool,
-            Recording.model_validate(dynamics.provenance["spec"]["recording"]),
-            cache=self.artifacts / "tangents",
-            device=devices()[0],
-            **options,
-        )
 
     # --- predictions ---
 
@@ -441,8 +381,6 @@ class Study:
         unseen: str | None,
     ) -> tuple[GPTDynamics, GPTDynamics, dict[str, np.ndarray]]:
         """What simulators were fitted on, the held-out runs, and the predictions; of a mixture all tasks' tests."""
-        from gptfluence.simulators import influence
-
         # in instruction tuning a simulator is fitted on all tasks' tests, whichever task is looked at
         dynamics = self.dynamics(setting, None if setting == "instruction_tuning" else task, model=model, metric=metric)
         if unseen is None:
@@ -454,15 +392,19 @@ class Study:
                 f"profile {self.profile.name!r}: settings.{setting}.runs.test is 0; one held-out run at least is needed"
             )
         start = test.trajectories(metric)[:, :observed]
-        along = self.influences(dynamics)
-        chosen = influence.applicable(self.methods(methods, setting), along.methods, metric, known=unseen is None)
-        of_gradients = [name for name in chosen if name in along.methods]
-        predicted = along.predict(of_gradients, observed=observed, device=devices()[0]) if of_gradients else {}
-        for name in chosen:
-            if name not in along.methods:
-                fitted = self._simulator(name, dynamics, metric)
-                predicted[name] = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
-        return dynamics, test, {name: predicted[name] for name in chosen}
+        variants = {name: self.variant(name) for name in self.methods(methods, setting)}
+        left = applicable(list(variants.values()), metric, known=unseen is None)
+        along = [Variant(name, "", options).create() for name, options in self.profile.simulators.items()]
+        predicted = {}
+        for name, variant in variants.items():
+            if variant in left:
+                if METHODS[variant.kind].load().replays:
+                    predictor = variant.create().bind(dynamics, together=along)
+                    predicted[name] = predictor.predict(test, observed, metric=metric)
+                else:
+                    fitted = self._simulator(name, dynamics, metric)
+                    predicted[name] = fitted.simulate(test.curricula, start, pool=test.pool, tests=test.tests)
+        return dynamics, test, predicted
 
     def _of_task(
         self,
@@ -484,21 +426,14 @@ class Study:
         if unseen is not None:
             # the mean of this task's tests: fitted on all tasks' it would give unseen ones the mean change of these all
             for name in predicted:
-                if self.options(name)[0] == "mean_trajectory":
+                if self.variant(name).kind == "mean_trajectory":
                     predicted[name] = _mean_trajectory(dynamics.split()[0], test, metric, observed)
         return dynamics, test, predicted
-
-    def influences(self, dynamics: GPTDynamics) -> influence.Influences:
-        """The profile's TracIn-CP and Grad-Dot rows along the runs of `dynamics`, which this study recorded."""
-        from gptfluence.simulators import influence
-
-        methods = influence.methods_of(self.profile.simulators)
-        return influence.Influences(self.artifacts, dynamics, methods, self.model(dynamics.model))
 
     def methods(self, names: Sequence[str] = (), setting: str = "fine_tuning") -> list[str]:
         """These methods, or all that a setting compares. Raises ConfigurationError for one the profile does not have."""
         for name in names:
-            self.options(name)
+            self.variant(name)
         return list(names) or self.setting(setting).methods or list(self.profile.simulators)
 
     def evaluate(
@@ -552,33 +487,16 @@ class Study:
         """Whether the profile keeps training and test examples of a task apart."""
         return getattr(self.profile.tasks[task], "unseen_pool_size", 0) > 0
 
-    def check_simulators(self) -> None:
-        """Raise ConfigurationError for a hyperparameter, in the profile's `simulators:`, that is not known or not allowed."""
-        from gptfluence import simulators
-        from gptfluence.simulators import influence
-
-        replayed = influence.methods_of(self.profile.simulators)
-        for name in self.profile.simulators:
-            if name not in replayed:
-                kind, options = self.options(name)
-                if simulators.takes(kind, "tangents"):
-                    _check_tangents(options.pop("tangents", {}))
-                simulators.create(kind, **options)
-
     def is_fitted(self, method: str) -> bool:
         """Whether a method of the profile is fitted on runs, and takes time for it."""
-        from gptfluence.simulators import SIMULATORS
+        kind = METHODS[self.variant(method).kind].load()
+        return not kind.trivial and not kind.replays
 
-        return method not in names.TRIVIAL and self.options(method)[0] in SIMULATORS
 
-
-def _check_tangents(options: Mapping[str, Any]) -> None:
-    from gptfluence.gradients.tangents import TangentFeatures
-
-    known = inspect.signature(TangentFeatures).parameters.keys() - {"gpt", "pool", "recording", *GIVEN_TO_TANGENTS}
-    for option in options:
-        if option not in known:
-            raise ConfigurationError(unknown("option", option, sorted(known), where="simulator 'tangent': tangents: "))
+def _fit_and_save(simulator: Simulator, train: GPTDynamics, validation: GPTDynamics, metric: str, folder: Path) -> None:
+    simulator.fit(train, validation, metric=metric)
+    light = {"gradients": False} if "tangents" in simulator.needs else {}  # they lie in the cache of tangents
+    simulator.save_pretrained(folder, **light)
 
 
 def _first(task: Task, setting: Setting) -> Task:
