@@ -20,7 +20,7 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.settings import Recording
-from gptfluence.simulators import MeanTrajectory
+from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.workflow import catalogue

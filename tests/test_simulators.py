@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
-from gptfluence.simulators import SIMULATORS, create, fitting
+from gptfluence.simulators import METHODS, fitting
 from gptfluence.simulators.base import Simulator, diverged
 from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.simulators.heads import HEADS
+from gptfluence.simulators.options import Variant
 from gptfluence.simulators.reference import MeanTrajectory, Persistence
 from gptfluence.simulators.simfluence import Simfluence, solve_closed_form
 from gptfluence.tasks.base import Example, TaskPool
@@ -565,15 +566,18 @@ def test_damaged_and_wrong_files_are_named(fitted: dict[str, Simulator], tmp_pat
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_create_knows_names_and_arguments() -> None:
-    assert isinstance(create("gptfluence", markov_order=2), GPTfluence)
-    assert set(SIMULATORS) == {"gptfluence", "simfluence", "persistence", "mean_trajectory", "low_rank", "tangent"}
+def test_variants_know_names_and_options() -> None:
+    made = Variant.of("gptfluence", markov_order=2).create()
+    assert isinstance(made, GPTfluence)
+    assert made.markov_order == 2
+    simulators = {name for name, method in METHODS.items() if issubclass(method.load(), Simulator)}
+    assert simulators == {"gptfluence", "simfluence", "persistence", "mean_trajectory", "low_rank", "tangent"}
     with pytest.raises(
         ConfigurationError, match="known: gptfluence, simfluence, tangent, low_rank, persistence, mean_trajectory"
     ):
-        create("gpt")
+        Variant.of("gpt")
     with pytest.raises(ConfigurationError, match="did you mean 'markov_order'"):
-        create("gptfluence", markov_ordr=2)
+        Variant.of("gptfluence", markov_ordr=2)
 
 
 @pytest.mark.parametrize(
@@ -593,7 +597,7 @@ def test_create_knows_names_and_arguments() -> None:
 )
 def test_bad_hyperparameters_are_named(name: str, arguments: dict, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
-        create(name, **arguments)
+        Variant.of(name, **arguments)
 
 
 def test_bad_input_to_fit_is_named(train: GPTDynamics, validation: GPTDynamics) -> None:

@@ -29,8 +29,8 @@ NAMES = [*(f"train-{k:03d}" for k in range(8)), "validation-000", "test-000", "t
 # records, prints the name of every run it wrote itself
 RECORD = """
 import sys
-from gptfluence.dynamics import store
-from gptfluence.study import Study
+from gptfluence.recording import store
+from gptfluence.study.study import Study
 
 write = store.write_run
 

@@ -17,11 +17,11 @@ from gptfluence.recording.curriculum import Curriculum, draw_curricula
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import Recorder
 from gptfluence.recording.settings import Recording
-from gptfluence.simulators import create
 from gptfluence.simulators.base import Simulator
-from gptfluence.simulators.correction import Correction, of_others
-from gptfluence.simulators.readout import features as features_of
-from gptfluence.simulators.tangent import Side, TangentSimulator
+from gptfluence.simulators.tangent import TangentSimulator
+from gptfluence.simulators.tangent.correction import Correction, of_others
+from gptfluence.simulators.tangent.linearised import Side
+from gptfluence.simulators.tangent.readout import features as features_of
 from gptfluence.study.study import Study
 from gptfluence.tasks import Example, TaskPool
 
@@ -48,12 +48,12 @@ def features(gpt, sst2) -> TangentFeatures:
 @pytest.fixture(scope="module")
 def fitted(dynamics, features) -> TangentSimulator:
     train, validation, _ = dynamics.split(validation=1, test=1)
-    return TangentSimulator(tangents=features).fit(train, validation)
+    return TangentSimulator().bind_features(features).fit(train, validation)
 
 
 @pytest.fixture(scope="module")
 def uncorrected(dynamics, features) -> TangentSimulator:
-    return TangentSimulator(tangents=features).fit(replace(dynamics, runs=dynamics.runs[:1]))
+    return TangentSimulator().bind_features(features).fit(replace(dynamics, runs=dynamics.runs[:1]))
 
 
 def start(dynamics: GPTDynamics) -> np.ndarray:
@@ -89,7 +89,7 @@ def test_the_cost_counts_what_is_run(sst2, nano, dynamics, monkeypatch, checkpoi
     reference = dynamics.curricula[0] if checkpoints else None
     options = {"reference": reference, "checkpoints": checkpoints}
     features = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=50, **options)
-    fitted = TangentSimulator(tangents=features).fit(dynamics)
+    fitted = TangentSimulator().bind_features(features).fit(dynamics)
     # besides, for coordinates, reference, pool and tests: probes of the last layer (two texts, twice), a few comparisons
     probes = 2 + 2 * (1 + len(checkpoints))
     assert fitted.forwards <= sum(counted.values()) <= fitted.forwards + 4 * probes + 2 * 2
@@ -108,7 +108,7 @@ def test_exact_where_the_gpt_is_linear_in_its_trained_parameters(nano, clip):
     curricula = [Curriculum(np.array([[0, 1], [2, 2], [1, 0], [2, 0]]))]
     dynamics = record(gpt, task, recording, curricula)
     features = TangentFeatures(gpt, task.pool, recording, coordinates=10**9, candidates=10**6, mass=1.0)
-    simulator = TangentSimulator(tangents=features).fit(dynamics)
+    simulator = TangentSimulator().bind_features(features).fit(dynamics)
     recorded = dynamics.trajectories()
     assert np.abs(recorded[0, -1] - recorded[0, 0]).max() > 0.2, "nothing was learned, nothing is tested"
     np.testing.assert_allclose(simulator.simulate(curricula, recorded[:, :1]), recorded, atol=2e-3)
@@ -162,7 +162,7 @@ def test_close_to_real_training_while_the_gpt_moves_little(gpt, sst2):
     recording = Recording.model_validate({"optimizer": {"learning_rate": 2e-5}})
     dynamics = record(gpt, sst2, recording, draw_curricula(sst2.pool, runs=3, subset=12, batch=3, epochs=2))
     features = TangentFeatures(gpt, sst2.pool, recording, coordinates=10**9)
-    simulator = TangentSimulator(tangents=features).fit(replace(dynamics, runs=dynamics.runs[:1]))
+    simulator = TangentSimulator().bind_features(features).fit(replace(dynamics, runs=dynamics.runs[:1]))
     truth, begin = dynamics.trajectories(), start(dynamics)
     predicted = simulator.simulate(dynamics.curricula, begin)
     assert np.abs(predicted - truth).max() < 0.05 * np.abs(truth - begin).max()
@@ -171,7 +171,7 @@ def test_close_to_real_training_while_the_gpt_moves_little(gpt, sst2):
 def test_not_much_worse_than_the_mean_trajectory_where_tangents_do_not_hold(dynamics, features, uncorrected):
     """A hundred times faster the linearisation is far off; corrected, it falls back to what the mean trajectory knows."""
     train, _, held_out = dynamics.split(test=1)
-    corrected = TangentSimulator(tangents=features).fit(train)
+    corrected = TangentSimulator().bind_features(features).fit(train)
     truth = held_out.trajectories()
     error = [np.square(s.simulate(held_out.curricula, truth[:, :1]) - truth).mean() for s in (corrected, uncorrected)]
     mean = np.square(train.trajectories().mean(axis=0) - truth).mean()
@@ -184,7 +184,7 @@ def test_a_reference_run_is_followed_more_closely(dynamics, gpt, sst2, uncorrect
     features = TangentFeatures(
         gpt, sst2.pool, RECORDING, coordinates=1500, reference=reference, checkpoints=[2, 4, reference.steps]
     )
-    simulator = TangentSimulator(tangents=features).fit(replace(dynamics, runs=dynamics.runs[:1]))
+    simulator = TangentSimulator().bind_features(features).fit(replace(dynamics, runs=dynamics.runs[:1]))
     truth, begin = dynamics.trajectories()[:1], start(dynamics)[:1]
     error = [np.square(s.simulate([reference], begin) - truth).mean() for s in (simulator, uncorrected)]
     assert error[0] < 0.5 * error[1]
@@ -228,7 +228,8 @@ def test_observed_rows_are_kept_and_what_they_say_is_carried_on(dynamics, uncorr
 
 def test_saved_and_loaded_it_predicts_the_same_without_a_gpt(dynamics, fitted, tmp_path):
     loaded = Simulator.from_pretrained(fitted.save_pretrained(tmp_path))
-    assert loaded.tangents == fitted.tangents.fingerprint
+    assert loaded.tangents is None
+    assert loaded._taken_by == fitted.tangents.fingerprint
     for curricula in (dynamics.curricula, draw_curricula(12, runs=2, subset=4, batch=2, epochs=1)):
         begin = start(dynamics)[:1]
         np.testing.assert_array_equal(loaded.simulate(curricula, begin), fitted.simulate(curricula, begin))
@@ -243,7 +244,7 @@ def test_saved_without_gradients_it_loads_them_from_where_they_are(dynamics, fit
     assert sizes[1] < 0.5 * sizes[0]
     loaded = Simulator.from_pretrained(light)
     assert isinstance(loaded, TangentSimulator)
-    with pytest.raises(ConfigurationError, match="saved without gradients; set `tangents` and call load_gradients"):
+    with pytest.raises(ConfigurationError, match=r"saved without gradients; call bind\(dynamics\) .*load_gradients"):
         loaded.simulate(dynamics.curricula, start(dynamics))
     with pytest.raises(ConfigurationError, match=f"examples of {sst2.pool.name} are not those it was fitted on; give"):
         loaded.load_gradients(sst2.pool, sst2.pool)
@@ -253,10 +254,10 @@ def test_saved_without_gradients_it_loads_them_from_where_they_are(dynamics, fit
     redrawn = TangentFeatures(gpt, sst2.pool, RECORDING, coordinates=1500)
     moved = np.roll(features.coordinates.index, 1)
     redrawn._coordinates = replace(features.coordinates, index=moved)
-    loaded.tangents = redrawn
+    loaded.bind_features(redrawn)
     with pytest.raises(ConfigurationError, match="drawn other coordinates than it was fitted with"):
         loaded.simulate(dynamics.curricula, start(dynamics))
-    loaded.tangents = features
+    loaded.bind_features(features)
     again = loaded.simulate(dynamics.curricula, start(dynamics))
     np.testing.assert_array_equal(again, fitted.simulate(dynamics.curricula, start(dynamics)))
     assert loaded.forwards == fitted.forwards
@@ -280,31 +281,31 @@ def test_two_runs_do_not_learn_from_the_reference_run_what_it_is_worth(dynamics,
         nano.load(), sst2.pool, RECORDING, coordinates=500, reference=dynamics.curricula[0], checkpoints=[3]
     )
     train, validation, _ = dynamics.split(validation=2, test=0)
-    two = TangentSimulator(tangents=features).fit(replace(train, runs=train.runs[:2]), validation)
+    two = TangentSimulator().bind_features(features).fit(replace(train, runs=train.runs[:2]), validation)
     seen, unseen = two.report.selected_by.split("; ")[1:]
     assert "corrected" in seen
     assert "corrected" not in unseen
-    three = TangentSimulator(tangents=features).fit(train, validation)
+    three = TangentSimulator().bind_features(features).fit(train, validation)
     assert three.report.selected_by.count("corrected") >= 2
     assert not two.fit(replace(train, runs=train.runs[:2]))._corrections["unseen"].coefficients.any()
 
 
 def test_tangents_that_are_not_those_of_the_fit_are_refused(dynamics, nano, sst2, webnlg, tmp_path):
     make = lambda **options: TangentFeatures(nano.load(), sst2.pool, RECORDING, coordinates=100, **options)  # noqa: E731
-    fitted = TangentSimulator(tangents=make()).fit(dynamics)
+    fitted = TangentSimulator().bind_features(make()).fit(dynamics)
     loaded = Simulator.from_pretrained(fitted.save_pretrained(tmp_path))
     begin, tests = start(dynamics)[..., :2], TaskPool("other", dynamics.tests.examples[:2])
     expected = fitted.simulate(dynamics.curricula, begin, tests=tests)
-    loaded.tangents = make()
+    loaded.bind_features(make())
     np.testing.assert_array_equal(loaded.simulate(dynamics.curricula, begin, tests=tests), expected)
-    loaded.tangents = make(seed=1)
+    loaded.bind_features(make(seed=1))
     with pytest.raises(ConfigurationError, match="it was fitted with the tangents"):
         loaded.simulate(dynamics.curricula, begin, tests=tests)
     elsewhere = TangentFeatures(
         nano.load(), webnlg.pool, RECORDING, coordinates=100, reference=dynamics.curricula[0], checkpoints=[3]
     )
     with pytest.raises(ConfigurationError, match="whose examples are not those of sst2/pool"):
-        TangentSimulator(tangents=elsewhere).fit(dynamics)
+        TangentSimulator().bind_features(elsewhere).fit(dynamics)
 
 
 def test_what_is_off_for_each_test_and_for_all_is_told_apart():
@@ -330,16 +331,16 @@ def test_unseen_tests_follow_the_reference_run(dynamics, nano, sst2, tmp_path, m
     )
     along = features.along_reference(test.tests) + drift[:, halves[1]]
     monkeypatch.setattr(features, "along_reference", lambda tests: along)
-    simulator = TangentSimulator(tangents=features).fit(train)
+    simulator = TangentSimulator().bind_features(features).fit(train)
     begin = start(test)
     followed = simulator.simulate(test.curricula, begin, tests=test.tests)
     loaded = Simulator.from_pretrained(simulator.save_pretrained(tmp_path / "saved"))
-    loaded.tangents = features
+    loaded.bind_features(features)
     np.testing.assert_array_equal(loaded.simulate(test.curricula, begin, tests=test.tests), followed)
     # not fitted on the reference run: what all fitted tests share is all that is known
-    without = TangentSimulator(tangents=features).fit(replace(train, runs=train.runs[1:]))
+    without = TangentSimulator().bind_features(features).fit(replace(train, runs=train.runs[1:]))
     plain = without.simulate(test.curricula, begin, tests=test.tests)
-    unfollowed = TangentSimulator(tangents=features, follow_reference=False).fit(train)
+    unfollowed = TangentSimulator(follow_reference=False).bind_features(features).fit(train)
     np.testing.assert_array_equal(unfollowed.simulate(test.curricula, begin, tests=test.tests), plain)
     truth = test.trajectories()
     assert np.square(followed - truth).mean() < 0.05 * np.square(plain - truth).mean()
@@ -397,12 +398,12 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
             for run in train.runs
         ],
     )
-    dropped = TangentSimulator(tangents=features).fit(lifted, bent)
+    dropped = TangentSimulator().bind_features(features).fit(lifted, bent)
     assert not dropped._corrections["seen"].coefficients.any()
     assert "seen tests: tangents of tangents" in dropped.report.selected_by
-    assert TangentSimulator(tangents=features).fit(lifted)._corrections["seen"].coefficients.any()
+    assert TangentSimulator().bind_features(features).fit(lifted)._corrections["seen"].coefficients.any()
     # nor if they are not asked for, whatever they would help
-    plain = TangentSimulator(tangents=features, use_corrections=False).fit(lifted, lifted)
+    plain = TangentSimulator(use_corrections=False).bind_features(features).fit(lifted, lifted)
     assert plain.report.selected_by == "no correction, as asked for"
     predicted = [each.simulate(train.curricula, start(train)) for each in (plain, dropped)]
     np.testing.assert_array_equal(*predicted)
@@ -453,7 +454,7 @@ def test_accuracy_follows_from_the_simulated_outputs_of_label_words(measured, gp
     train, _, test = measured.split(test=2)
     truth, mean = test.trajectories("accuracy"), train.trajectories("accuracy").mean(axis=0)
     assert np.square(truth - mean).mean() > 0.02, "the curriculum changes nothing, nothing is tested"
-    simulator = TangentSimulator(tangents=features).fit(train, metric="accuracy")
+    simulator = TangentSimulator().bind_features(features).fit(train, metric="accuracy")
     predicted = simulator.simulate(test.curricula, truth[:, :1])
     assert np.square(predicted - truth).mean() < 0.6 * np.square(mean - truth).mean()
     loaded = Simulator.from_pretrained(simulator.save_pretrained(tmp_path))
@@ -471,7 +472,7 @@ def test_what_a_noisy_first_score_is_off_does_not_stay_off(measured, gpt, sst2):
         for run in measured.runs
     ]
     features = TangentFeatures(gpt, sst2.pool, FASTER, coordinates=1500)
-    simulator = TangentSimulator(tangents=features).fit(replace(measured, runs=noisy), metric="bleu")
+    simulator = TangentSimulator().bind_features(features).fit(replace(measured, runs=noisy), metric="bleu")
     low, high = (
         simulator.simulate(measured.curricula[:1], np.full((1, 1, len(measured.tests)), value)) for value in (50, 70)
     )
@@ -479,21 +480,32 @@ def test_what_a_noisy_first_score_is_off_does_not_stay_off(measured, gpt, sst2):
 
 
 def test_bad_input_is_explained(dynamics, features, gpt, sst2, webnlg):
-    with pytest.raises(ConfigurationError, match="fitting needs the GPT's gradients"):
-        create("tangent").fit(dynamics)
-    with pytest.raises(ConfigurationError, match="must be a TangentFeatures, not a int"):
+    with pytest.raises(
+        ConfigurationError, match=r"needs the GPT's gradients, but the runs of sst2 do not say which .*record"
+    ):
+        TangentSimulator().fit(dynamics)
+    with pytest.raises(TypeError, match="tangents"):
         TangentSimulator(tangents=3)
+    for option, value, said in (
+        ("coordinates", 0, "coordinates must be 1 or more, not 0"),
+        ("candidates", 0, "candidates must be 1 or more"),
+        ("mass", 1.5, "mass must be above 0 and at most 1, not 1.5"),
+        ("checkpoints", [0, 2], "checkpoints must be steps from 1 on, not 0"),
+        ("seed", -1, "seed must be 0 or more"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            TangentSimulator(**{option: value})
     faster = RECORDING.model_copy(update={"optimizer": RECORDING.optimizer.model_copy(update={"learning_rate": 1.0})})
     with pytest.raises(ConfigurationError, match=r"run train-000 was recorded with learning rates from 0\.002 on"):
-        TangentSimulator(tangents=TangentFeatures(gpt, sst2.pool, faster, coordinates=50)).fit(dynamics)
+        TangentSimulator().bind_features(TangentFeatures(gpt, sst2.pool, faster, coordinates=50)).fit(dynamics)
     other = [replace(run, trajectories={"loss": run.trajectories["loss"] + 1}) for run in dynamics.runs]
     with pytest.raises(ConfigurationError, match=r"before training are up to 1 off the recorded ones"):
-        TangentSimulator(tangents=features).fit(replace(dynamics, runs=other))
+        TangentSimulator().bind_features(features).fit(replace(dynamics, runs=other))
 
 
 def test_a_study_makes_caches_and_reloads_it(tmp_path):
     overrides = {
-        "simulators.tangent": "{tangents: {coordinates: 200, checkpoints: [2]}}",
+        "simulators.tangent": "{coordinates: 200, checkpoints: [2]}",
         "settings.fine_tuning.tasks": "[sst2]",
     }
     study = Study.load("smoke", overrides, artifacts=tmp_path, jobs=1)
@@ -513,6 +525,11 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
     assert again._corrections["unseen"].coefficients.any() == bool(list(tmp_path.glob("tangents/*-losses/*")))
     with pytest.raises(
-        ConfigurationError, match="option 'coordinate' is not known; known: candidates, checkpoints, coordinates"
+        ConfigurationError,
+        match=r"simulators\.tangent\.coordinate: .*'coordinate' is not known; known: coordinates, candidates, mass, checkp",
     ):
-        study.with_overrides("simulators.tangent.tangents={coordinate: 3}").simulator("tangent")
+        study.with_overrides("simulators.tangent.coordinate=3")
+    with pytest.raises(
+        ConfigurationError, match=r"simulators\.tangent\.tangents: its options stand one level higher now"
+    ):
+        study.with_overrides("simulators.tangent.tangents={coordinates: 3}")

@@ -21,8 +21,9 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.recorder import Recorder
 from gptfluence.recording.settings import AdamW, Recording
 from gptfluence.recording.tokens import tokenize
-from gptfluence.simulators import tracin
-from gptfluence.simulators.tracin import TracIn
+from gptfluence.simulators import applicable, replay
+from gptfluence.simulators.options import Variant, read_options
+from gptfluence.simulators.tracin import GradDot, TracIn, TracIn10, TracInAll
 
 CURRICULUM = Curriculum(np.array([[0, 1, 2, 3], [4, 5, 6, 7], [3, 8, 9, 0], [3, 3, 10, 11], [1, 2, 6, 8]]))
 FAST = AdamW(learning_rate=1e-2)
@@ -226,11 +227,11 @@ def recorded(nano, sst2):
 
 
 def test_influences_are_those_of_stored_checkpoints_and_single_gradients(nano, sst2, recorded, monkeypatch):
-    monkeypatch.setattr(tracin, "DIRECTION_ELEMENTS", 1)  # directions one at a time, too
+    monkeypatch.setattr(replay, "DIRECTION_ELEMENTS", 1)  # directions one at a time, too
     with replayer(nano.load(), sst2, token_budget=100) as recorder:
-        one_by_one = tracin.influences(recorder, recorded, VARIANTS, seed=3)
+        one_by_one = replay.influences(recorder, recorded, VARIANTS, seed=3)
         monkeypatch.undo()
-        found = tracin.influences(recorder, recorded, VARIANTS, seed=3)
+        found = replay.influences(recorder, recorded, VARIANTS, seed=3)
     for name, method in VARIANTS.items():
         assert_close(found[name], slow_influences(nano, sst2, method))
         assert_close(one_by_one[name], found[name])
@@ -244,11 +245,11 @@ def test_scoring_does_not_change_the_run(nano, sst2):
     with Recorder(gpt, sst2.pool, sst2.tests, Recording(optimizer=FAST)) as recorder:
         run = recorder.record("train-000", CURRICULUM, seed=5)
     with replayer(gpt, sst2) as recorder:
-        replay = tracin._Replay(recorder, run, VARIANTS)
-        again = recorder.record("train-000", CURRICULUM, seed=5, on_step=replay.score)
+        scoring = replay._Replay(recorder, run, VARIANTS)
+        again = recorder.record("train-000", CURRICULUM, seed=5, on_step=scoring.score)
         assert again.trajectories["loss"].tobytes() == run.trajectories["loss"].tobytes()
         with pytest.raises(RecordingError, match=r"run train-000, step \d: replayed losses differ .* by .*delete"):
-            tracin.influences(recorder, run, {"a": TracIn()}, seed=6)  # other dropout
+            replay.influences(recorder, run, {"a": TracIn()}, seed=6)  # other dropout
 
 
 def test_the_update_predicts_a_small_step_and_gradients_its_direction(nano, sst2):
@@ -256,7 +257,7 @@ def test_the_update_predicts_a_small_step_and_gradients_its_direction(nano, sst2
     with Replayer(nano.load(), sst2.pool, sst2.tests, slow) as recorder:
         run = recorder.record("train-000", CURRICULUM)
         method = TracIn(direction="update", parameters="all")
-        influence = tracin.influences(recorder, run, {"update": method}, seed=0)["update"]
+        influence = replay.influences(recorder, run, {"update": method}, seed=0)["update"]
     decrease = -np.diff(run.trajectories["loss"], axis=0)
     np.testing.assert_allclose(influence, decrease, atol=0.03 * np.abs(decrease).max())
 
@@ -282,24 +283,24 @@ def test_each_step_is_scored_at_the_nearest_of_the_checkpoints(steps, count):
 def test_the_scale_is_the_least_squares_one_and_predictions_follow_the_recursion(seed, runs, steps, tests):
     rng = np.random.default_rng(seed)
     influence, losses = rng.normal(size=(runs, steps, tests)), rng.normal(size=(runs, steps + 1, tests))
-    scale = tracin.fit_scale(influence, losses)
+    scale = replay.fit_scale(influence, losses)
     design = np.cumsum(influence, axis=1).reshape(-1, 1)
     expected = np.linalg.lstsq(design, (losses[:, :1] - losses[:, 1:]).reshape(-1), rcond=None)[0]
     assert scale == pytest.approx(float(expected[0]), rel=1e-6, abs=1e-9)
     known = rng.integers(1, steps + 1)
-    predicted = tracin.predict(influence, losses[:, :known], scale)
+    predicted = replay.predict(influence, losses[:, :known], scale)
     for run in range(runs):
         value = losses[run, known - 1]
         np.testing.assert_allclose(predicted[run, :known], losses[run, :known], rtol=1e-5, atol=1e-5)
         for step in range(known, steps + 1):
             value = value - scale * influence[run, step - 1]
             np.testing.assert_allclose(predicted[run, step], value, rtol=1e-4, atol=1e-4)
-    fitted, still = tracin.predict(influence, losses[:, :1], scale), np.broadcast_to(losses[:, :1], losses.shape)
+    fitted, still = replay.predict(influence, losses[:, :1], scale), np.broadcast_to(losses[:, :1], losses.shape)
     assert np.square(fitted - losses).sum() <= np.square(still - losses).sum() * (1 + 1e-5) + 1e-9
 
 
 def test_without_influence_nothing_moves():
-    assert tracin.fit_scale(np.zeros((1, 2, 3)), np.ones((1, 3, 3))) == 0
+    assert replay.fit_scale(np.zeros((1, 2, 3)), np.ones((1, 3, 3))) == 0
 
 
 @pytest.mark.parametrize(
@@ -317,13 +318,15 @@ def test_without_influence_nothing_moves():
 )
 def test_options_that_cannot_be_meant_are_refused(name, options, said):
     with pytest.raises(ConfigurationError, match=said):
-        tracin.create(name, options)
+        read_options(name, options)
 
 
 def test_the_usual_names_and_their_print():
-    assert tracin.create("tracin_cp_10", {}) == TracIn(checkpoints=10)
-    assert tracin.create("grad_dot", {}) == TracIn(checkpoints="final")
-    assert tracin.create("grad_dot_oracle", {"kind": "grad_dot", "scale": "oracle"}).scale == "oracle"
+    assert read_options("tracin_cp_10", {}).create() == TracIn10()
+    assert TracIn10().influence_options == TracIn(checkpoints=10).influence_options
+    assert read_options("grad_dot", {}).create() == GradDot()
+    assert GradDot().influence_options == TracIn(checkpoints="final").influence_options
+    assert read_options("grad_dot_oracle", {"kind": "grad_dot", "scale": "oracle"}).create().scale == "oracle"
     assert gf.names.method("tracin_cp_update") == "TracIn-CP (update)"
     assert gf.names.method("grad_dot_oracle") == "Grad-Dot (oracle)"
 
@@ -331,7 +334,7 @@ def test_the_usual_names_and_their_print():
 # --- in a study -----------------------------------------------------------------------------------------------------------
 
 ROWS = (
-    "simulators.tracin_cp={}",
+    "simulators.tracin_cp_all={}",
     "simulators.tracin_cp_10={}",
     "simulators.grad_dot={}",
     "simulators.tracin_cp_update={}",
@@ -352,14 +355,15 @@ def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
     test, predicted = study.simulate(task="sst2", methods=["persistence", *METHODS])
     assert list(predicted) == ["persistence", *METHODS]
     losses = test.trajectories()
-    along = study.influences(study.dynamics(task="sst2"))
+    dynamics = study.dynamics(task="sst2")
+    along = TracInAll().bind(dynamics)._along
     for name in METHODS:
         assert predicted[name].shape == losses.shape
         np.testing.assert_array_equal(predicted[name][:, 0], losses[:, 0])
-    validation = along.dynamics.split()[1]
-    scale = tracin.fit_scale(along.load("tracin_cp_all", validation.runs), validation.trajectories())
-    influence = along.load("tracin_cp_all", test.runs)
-    np.testing.assert_allclose(predicted["tracin_cp_all"], tracin.predict(influence, losses[:, :1], scale))
+    validation = dynamics.split()[1]
+    scale = replay.fit_scale(along.load(TracInAll(), validation), validation.trajectories())
+    influence = along.load(TracInAll(), test)
+    np.testing.assert_allclose(predicted["tracin_cp_all"], replay.predict(influence, losses[:, :1], scale))
     np.testing.assert_allclose(predicted["tracin_cp_10"], predicted["tracin_cp_all"])  # 4 steps: every state is kept
     errors = {name: np.square(values - losses).mean(axis=(1, 2)) for name, values in predicted.items()}
     assert (errors["tracin_cp_oracle"] <= errors["tracin_cp_all"] + 1e-9).all()
@@ -368,7 +372,7 @@ def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("replayed twice")
 
-    monkeypatch.setattr(tracin, "influences", fail)
+    monkeypatch.setattr(replay, "influences", fail)
     _, again = study.simulate(task="sst2", methods=METHODS)
     for name in METHODS:
         np.testing.assert_array_equal(again[name], predicted[name])
@@ -378,7 +382,7 @@ def test_a_damaged_influence_is_set_aside_and_made_again(study):
     _, predicted = study.simulate(task="sst2", methods=["tracin_cp_all"])
     folder = next((study.artifacts / "influence").glob("gradient-all-last_layer-sst2-*"))
     (folder / "influence.parquet").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"set aside as .*computed it again"):
+    with pytest.warns(UserWarning, match=r"set aside as .*made again"):
         _, again = study.simulate(task="sst2", methods=["tracin_cp_all"])
     np.testing.assert_array_equal(again["tracin_cp_all"], predicted["tracin_cp_all"])
 
@@ -395,13 +399,15 @@ def test_what_these_methods_cannot_do_is_said(study):
 
 
 def test_metrics_other_than_the_loss_are_left_to_others(study):
-    methods = gf.Study.influences(study, study.dynamics(task="sst2")).methods
-    from gptfluence.simulators.influence import applicable
-
-    assert applicable(["tracin_cp_all", "gptfluence"], methods, "bleu") == ["gptfluence"]
-    assert applicable(["tracin_cp_all", "gptfluence"], methods, "loss") == ["tracin_cp_all", "gptfluence"]
+    tracin_cp, grad_dot, gptfluence = (Variant.of(name) for name in ("tracin_cp_all", "grad_dot", "gptfluence"))
+    assert applicable([tracin_cp, gptfluence], "bleu") == [gptfluence]
+    assert applicable([tracin_cp, gptfluence], "loss") == [tracin_cp, gptfluence]
+    assert applicable([tracin_cp, gptfluence], "loss", known=False) == [gptfluence]
     with pytest.raises(ConfigurationError, match="'tracin_cp_all': gradients explain the loss only, not 'bleu'"):
-        applicable(["tracin_cp_all", "grad_dot"], methods, "bleu")
+        applicable([tracin_cp, grad_dot], "bleu")
+    bound = TracInAll().bind(study.dynamics(task="sst2"))
+    with pytest.raises(ConfigurationError, match="gradients explain the loss only, not 'bleu'"):
+        bound.predict(study.dynamics(task="sst2"), metric="bleu")
 
 
 def test_a_run_from_elsewhere_is_refused(nano, sst2, recorded):
@@ -410,7 +416,7 @@ def test_a_run_from_elsewhere_is_refused(nano, sst2, recorded):
         replayer(nano.load(), sst2) as recorder,
         pytest.raises(RecordingError, match=r"step 0: replayed losses differ"),
     ):
-        tracin.influences(recorder, foreign, {"tracin_cp_all": TracIn()}, seed=3)
+        replay.influences(recorder, foreign, {"tracin_cp_all": TracIn()}, seed=3)
 
 
 # --- next to captum -------------------------------------------------------------------------------------------------------
@@ -445,7 +451,7 @@ def test_all_steps_are_what_captum_computes_example_by_example(nano, sst2, recor
     influence = pytest.importorskip("captum.influence")
     gpt, checkpoints = nano.load(), []
     with replayer(gpt, sst2) as recorder:
-        found = tracin.influences(recorder, recorded, {"all": TracIn()}, seed=3)["all"]
+        found = replay.influences(recorder, recorded, {"all": TracIn()}, seed=3)["all"]
         recorder.record("train-000", CURRICULUM, on_step=lambda _: checkpoints.append(recorder.weights()))
     pool, tests = tokenize(sst2.pool, gpt), tokenize(sst2.tests, gpt)
     rates = FAST.learning_rates(CURRICULUM.steps)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gptfluence import paper, simulators
+from gptfluence import paper
 from gptfluence.drawing import names
 from gptfluence.drawing.typeset import Table
 from gptfluence.models import encoders
@@ -177,8 +177,7 @@ def _simulator(profile: Profile, name: str | None, theirs: Mapping[str, Any]) ->
     """(parameter, paper's value, profile's with its defaults) of the simulator that a profile calls `name`, if any."""
     own: dict[str, Any] = {}
     if name is not None:
-        options = dict(profile.simulators[name])
-        own = simulators.create(options.pop("kind", name), **options).hyperparameters()
+        own = profile.simulators[name].arguments()
     used = own.get("method") != "closed_form"
     torch_defaults = inspect.signature(torch.optim.AdamW).parameters
 

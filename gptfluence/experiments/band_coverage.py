@@ -14,7 +14,7 @@ from gptfluence.experiments import shifted
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import conformal
 from gptfluence.scoring.deviations import mean_over_runs
-from gptfluence.simulators.methods import Variant
+from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 
 COLUMNS = [*shifted.COLUMNS, "unit", "calibration_runs"]
@@ -81,7 +81,15 @@ def covered(
             truth = recorded.trajectories("loss")
             for variant, values in answer.values.items():
                 for unit, band in bands[variant].items():
-                    common = (campaign.name, recorded.model, campaign.task, "loss", kind, variant.method, variant.variant)
+                    common = (
+                        campaign.name,
+                        recorded.model,
+                        campaign.task,
+                        "loss",
+                        kind,
+                        variant.method,
+                        variant.variant,
+                    )
                     common = (*common, len(recorded))
                     share = mean_over_runs(conformal.coverage(band, values, truth))
                     width = mean_over_runs(conformal.mean_width(band, values))

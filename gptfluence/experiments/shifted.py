@@ -21,7 +21,7 @@ from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.scoring import deviations
 from gptfluence.scoring.evaluation import evaluate
-from gptfluence.simulators.methods import Variant
+from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign, Method
 from gptfluence.study.predictions import Predictions
 from gptfluence.study.study import Study
@@ -65,9 +65,7 @@ def draw(campaign: Campaign, kind: str, runs: int) -> list[Curriculum]:
     shape = {"subset": numbers.subset_size, "batch": numbers.batch_size, "epochs": epochs}
     drawn = "alike" if kind in TRAINING else kind
     seeds = [[campaign.study.profile.seed, seed_of(campaign.task, kind, k)] for k in range(runs)]
-    return [
-        curricula.draw_kind(drawn, campaign.texts.pool, **shape, rng=np.random.default_rng(seed)) for seed in seeds
-    ]
+    return [curricula.draw_kind(drawn, campaign.texts.pool, **shape, rng=np.random.default_rng(seed)) for seed in seeds]
 
 
 def seed_of(*parts: object) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import Settings
 from gptfluence.models.settings import BUILTIN_MODELS, ModelConfig
 from gptfluence.recording.settings import AdamW, CurriculumConfig, Generation, Metric, Recording, Runs
+from gptfluence.simulators.options import MethodOptions, read_options
 from gptfluence.tasks.settings import TaskConfig, unknown_task
 
 
@@ -127,7 +128,7 @@ class Profile(Settings):
     tasks: dict[str, TaskConfig]
     models: dict[str, ModelConfig]
     settings: dict[Literal["fine_tuning", "instruction_tuning"], ProfileSetting]
-    simulators: dict[str, dict[str, Any]]
+    simulators: dict[str, SerializeAsAny[MethodOptions]]  # by the name of an entry; `kind` says which method it is
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
 
@@ -137,6 +138,21 @@ class Profile(Settings):
         if isinstance(values, dict) and isinstance(values.get("models", {}), dict):
             values = {**values, "models": {**BUILTIN_MODELS, **values.get("models", {})}}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed_methods(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("simulators"), dict):
+            return values
+        typed, problems = {}, []
+        for name, given in values["simulators"].items():
+            try:
+                typed[name] = read_options(name, given)
+            except ConfigurationError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return {**values, "simulators": typed}
 
     @model_validator(mode="after")
     def _names_exist(self) -> Profile:

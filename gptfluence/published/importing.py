@@ -263,7 +263,7 @@ def find(root: Path, model: PublishedModel, *, setting: str, task: str) -> Path:
     """
     fitting, others = [], set()
     for file in sorted(root.glob("published-*/spec.json")):
-        spec = store.read_spec(file.parent)
+        spec = store.spec_values(file.parent)
         told = spec["published"]
         others.add(f"{spec['setting']} {spec['task']} {spec['model']['name']} ({told['pool']} pool)")
         if (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.models.gpt import ModelSource
 from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.settings import RunSpec
 from gptfluence.tasks.base import TaskPool
 
 
@@ -37,15 +40,30 @@ class TrainingRun:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The GPT that runs were recorded from, and the folder of artifacts that they lie in, for caches."""
+
+    gpt: ModelSource
+    artifacts: Path
+
+
+@dataclass(frozen=True)
 class GPTDynamics:
-    """Recorded runs of one GPT on one task: curricula in, trajectories out. Immutable; subsets are new objects."""
+    """Recorded runs of one GPT on one task: curricula in, trajectories out. Immutable; subsets are new objects.
+
+    provenance: "folder", "runs" (name -> hash), "device", and "spec" as it was read, for files that say where numbers are from
+    spec: how the runs were recorded; None for runs that were imported or made by hand
+    source: the GPT itself; None where it is not known, as for imported runs
+    """
 
     task: str
     model: str
     pool: TaskPool
     tests: TaskPool
     runs: tuple[TrainingRun, ...] = field(repr=False)
-    provenance: dict = field(repr=False, default_factory=dict)  # what the runs were recorded from: spec and hashes
+    provenance: dict = field(repr=False, default_factory=dict)
+    spec: RunSpec | None = field(repr=False, default=None)
+    source: Source | None = field(repr=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))

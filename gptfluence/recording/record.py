@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.common.settings import artifacts_dir, canonical
+from gptfluence.common.settings import artifacts_dir
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import GGUFModel, HubModel, LocalModel
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
-from gptfluence.recording.dynamics import GPTDynamics
-from gptfluence.recording.settings import AdamW, Generation, Recording
+from gptfluence.recording.dynamics import GPTDynamics, Source
+from gptfluence.recording.settings import AdamW, DrawnCurricula, Generation, Metric, ModelIdentity, Recording, RunSpec
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.recording.workers import collect, curriculum_of
 from gptfluence.tasks.base import Task, TaskPool, fingerprint
@@ -55,19 +56,16 @@ def record(
         chosen = HubModel(source="hub", path=str(model))
     given = named(curricula)
     artifacts = Path(artifacts).expanduser().resolve() if artifacts else artifacts_dir()
-    return record_missing(
-        artifacts,
+    wanted = Wanted(
         setting="record",
-        task=Task(pool.name.split("/")[0], pool, tests),
-        model=ModelSource(path.stem, chosen, artifacts / "models"),
+        texts=Task(pool.name.split("/")[0], pool, tests),
+        source=Source(ModelSource(path.stem, chosen, artifacts / "models"), artifacts),
         recording=recording,
-        drawn=None,
         seed=seed,
         names=list(given),
         curricula=given,
-        jobs=jobs or default_jobs(),
-        jobs_per_device=1,
     )
+    return record_missing(wanted, jobs=jobs or default_jobs())
 
 
 def named(curricula: Sequence[Curriculum]) -> dict[str, Curriculum]:
@@ -77,64 +75,71 @@ def named(curricula: Sequence[Curriculum]) -> dict[str, Curriculum]:
     return {f"run-{curriculum.fingerprint}": curriculum for curriculum in curricula}
 
 
-def record_missing(
-    artifacts: Path,
-    *,
-    setting: str,
-    task: Task,
-    model: ModelSource,
-    recording: Recording,
-    drawn: dict | None,
-    seed: int,
-    names: list[str],
-    curricula: dict[str, Curriculum],
-    metrics: Sequence[str] = ("loss",),
-    generation: Generation | None = None,
-    ends_only: bool = False,
-    jobs: int,
-    jobs_per_device: int,
-) -> GPTDynamics:
-    """Record those runs of `names` that are missing and load them all.
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Runs of one GPT on one task: which, and how they are recorded.
 
-    drawn: how curricula not given are drawn; ends_only: see `Recorder.record`
+    setting: a word for the folder's name; texts: pool and tests
+    names: of the runs; curricula: those that are given, by the names of their runs; drawn: how the others are drawn
+    metrics: what is measured; generation: of the texts that are scored; ends_only: see `Recorder.record`
     """
-    spec = {
-        "format": store.FORMAT,
-        "setting": setting,
-        "task": task.name,
-        "pool_fingerprint": task.pool.fingerprint,
-        "tests_fingerprint": task.tests.fingerprint,
-        "model": {"name": model.name, "identity": model.identity()},
-        "recording": canonical(recording),
-        "curriculum": drawn,
-        "seed": seed,
-    }
-    if set(metrics) != {"loss"}:
-        spec["metrics"] = sorted(metrics)
-    if ends_only:
-        spec["ends_only"] = True
-    if set(metrics) & set(TEXT_METRICS):
-        spec["generation"] = canonical(generation or Generation())
+
+    setting: str
+    texts: Task
+    source: Source
+    recording: Recording
+    seed: int
+    names: Sequence[str]
+    curricula: Mapping[str, Curriculum] = field(default_factory=dict)
+    drawn: DrawnCurricula | None = None
+    metrics: Sequence[Metric] = ("loss",)
+    generation: Generation = field(default_factory=Generation)
+    ends_only: bool = False
+
+    @property
+    def spec(self) -> RunSpec:
+        gpt = self.source.gpt
+        return RunSpec(
+            format=store.FORMAT,
+            setting=self.setting,
+            task=self.texts.name,
+            pool_fingerprint=self.texts.pool.fingerprint,
+            tests_fingerprint=self.texts.tests.fingerprint,
+            model=ModelIdentity(name=gpt.name, identity=gpt.identity()),
+            recording=self.recording,
+            curriculum=self.drawn,
+            seed=self.seed,
+            metrics=list(self.metrics),
+            ends_only=self.ends_only,
+            generation=self.generation if set(self.metrics) & set(TEXT_METRICS) else None,
+        )
+
+
+def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GPTDynamics:
+    """Record those of the wanted runs that are missing, and load them all.
+
+    jobs: runs recorded at once on the CPU; jobs_per_device: on each GPU
+    """
+    spec, texts, source = wanted.spec, wanted.texts, wanted.source
+    curricula = dict(wanted.curricula)
     if curricula:
         steps = max(curriculum.steps for curriculum in curricula.values())
     else:
-        steps = curriculum_of(spec, names[0], len(task.pool)).steps  # says what is wrong before any process is started
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{setting}-{task.name}-{model.name}")
-    folder = artifacts / "dynamics" / f"{name}-{fingerprint(spec)[:8]}"
-    store.write_folder(folder, spec, task)
+        steps = curriculum_of(spec, wanted.names[0], len(texts.pool)).steps  # an error before any process is started
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.setting}-{spec.task}-{spec.model.name}")
+    folder = source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
+    store.write_folder(folder, spec, texts, source)
     places = devices()
     collect(
         folder,
-        names,
-        model={"name": model.name, "config": canonical(model.config), "corpus": model.corpus},
-        models=artifacts / "models",
+        wanted.names,
         jobs=jobs if places == ["cpu"] else len(places) * jobs_per_device,
         devices=places,
         curricula=curricula,
         steps=steps,
-        title=f"recording {task.name} with {model.name}",
+        title=f"recording {spec.task} with {spec.model.name}",
     )
-    return store.load(folder, names)
+    return replace(store.load(folder, wanted.names), source=source)
 
 
 def default_jobs() -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import Settings
 
 
@@ -80,3 +80,51 @@ class Runs(Settings):
     def names(self) -> list[str]:
         counts = {"train": self.train, "validation": self.validation, "test": self.test}
         return [f"{split}-{index:03d}" for split, count in counts.items() for index in range(count)]
+
+
+class DrawnCurricula(CurriculumConfig):
+    """How the curricula of a folder's runs are drawn, with what is resolved: a number of epochs, sizes of a mixture's parts."""
+
+    epochs: int = Field(3, ge=1)  # type: ignore[assignment]
+    groups: list[int] | None = None  # instruction tuning: how many examples of the pool each task has, in order
+
+
+class ModelIdentity(Settings):
+    """A GPT by its name and by everything its numbers depend on (`ModelSource.identity`)."""
+
+    name: str
+    identity: dict[str, Any]
+
+
+class RunSpec(Settings):
+    """What the runs of a folder are recorded from: its `spec.json`, and by its hash the folder's name.
+
+    Fields that later versions added are written only if they differ from their defaults, so that names stay as they were.
+    """
+
+    format: int
+    setting: str
+    task: str
+    pool_fingerprint: str
+    tests_fingerprint: str
+    model: ModelIdentity
+    recording: Recording
+    curriculum: DrawnCurricula | None = None  # None: every curriculum is given
+    seed: int
+    metrics: list[Metric] = ["loss"]
+    ends_only: bool = False  # measured before the first and after the last step only
+    generation: Generation | None = None  # if texts are scored
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as they are written and hashed."""
+        values = json.loads(self.model_dump_json())
+        if set(self.metrics) == {"loss"}:
+            del values["metrics"]
+        else:
+            values["metrics"] = sorted(self.metrics)
+        for field in ("ends_only", "generation"):
+            if not values[field]:
+                del values[field]
+        if values["curriculum"] and not values["curriculum"]["groups"]:
+            del values["curriculum"]["groups"]
+        return values

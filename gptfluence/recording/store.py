@@ -3,6 +3,7 @@
 A *dynamics folder* is named after everything its numbers depend on and holds
 
     spec.json           what is recorded: model, task, optimizer, metric settings, seed
+    model.json          where the GPT is found: its configuration and path (of no influence on the folder's name)
     pool.parquet        the training examples, in the order curricula speak of them
     tests.parquet       the test examples, in the order trajectories speak of them
     train-007/          one run: run.json, curriculum.parquet, steps.parquet, tests.parquet [, pool.parquet],
@@ -18,41 +19,92 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from gptfluence.common import files
 from gptfluence.common.errors import ArtifactError, unknown
+from gptfluence.common.settings import canonical
+from gptfluence.models.gpt import ModelSource
+from gptfluence.models.settings import HubModel, ModelConfig
 from gptfluence.recording.curriculum import Curriculum
-from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.dynamics import GPTDynamics, Source, TrainingRun
+from gptfluence.recording.settings import RunSpec
 from gptfluence.tasks.base import Example, Task, TaskPool
 
 FORMAT = 1
+SOURCE = "model.json"
 RUN_NAME = re.compile(r"^[a-z_]+-[0-9a-f]{3,}$")
 
 
-def write_folder(folder: Path, spec: dict, task: Task) -> None:
-    """Create the dynamics folder with its texts; does nothing if it is there already."""
+def write_folder(folder: Path, spec: RunSpec | dict, task: Task, source: Source | None = None) -> None:
+    """Create the dynamics folder with its texts, if it is not there, and say where its GPT is found.
+
+    spec: of recorded runs; a dict for imported ones, which no GPT here made
+    """
+    values = spec.to_json() if isinstance(spec, RunSpec) else spec
     with files.locked(folder / "locks" / "folder.lock"):
+        if source is not None:
+            files.write_json(folder / SOURCE, _source_to_json(source))
         if (folder / "spec.json").is_file():
             return
         for part, pool in (("pool", task.pool), ("tests", task.tests)):
             files.write_bytes(folder / f"{part}.parquet", _to_parquet([example.to_dict() for example in pool]))
-        files.write_json(folder / "spec.json", spec)  # last: a folder with a spec is complete
+        files.write_json(folder / "spec.json", values)  # last: a folder with a spec is complete
 
 
-def read_spec(folder: Path) -> dict:
+def _source_to_json(source: Source) -> dict[str, Any]:
+    gpt, config = source.gpt, canonical(source.gpt.config)
+    if "path" in config and not isinstance(gpt.config, HubModel) and not config.get("package"):
+        config["path"] = str(
+            Path(config["path"]).expanduser().resolve()
+        )  # it may be read from another working directory
+    cache = gpt.cache
+    if cache.is_relative_to(source.artifacts):
+        cache = cache.relative_to(source.artifacts)  # so that a store can be moved
+    return {"name": gpt.name, "config": config, "corpus": gpt.corpus, "models": cache.as_posix()}
+
+
+def read_source(folder: Path) -> Source | None:
+    """The GPT of a dynamics folder; None if the folder does not say, as those of earlier versions and imported runs."""
+    try:
+        values = json.loads((folder / SOURCE).read_text())
+        config = TypeAdapter(ModelConfig).validate_python(values["config"])
+        artifacts = folder.resolve().parents[1]
+        gpt = ModelSource(values["name"], config, artifacts / values["models"], values["corpus"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder / SOURCE} is damaged: {error}; delete it and record again: no run is lost"
+        ) from None
+    return Source(gpt, artifacts)
+
+
+def spec_values(folder: Path) -> dict[str, Any]:
+    """The `spec.json` of a folder as it is, of recorded or imported runs. Raises ArtifactError if it is not readable."""
     try:
         return json.loads((folder / "spec.json").read_text())
     except (OSError, ValueError):
         raise ArtifactError(f"{folder} is not a folder of recorded dynamics: it has no readable spec.json") from None
 
 
+def read_spec(folder: Path) -> RunSpec:
+    """How the runs of a folder are recorded. Raises ArtifactError if there is no `spec.json`, or it is of imported runs."""
+    values = spec_values(folder)
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / 'spec.json'} does not say how runs are recorded: {error}") from None
+
+
 def read_task(folder: Path) -> Task:
     """The texts of a dynamics folder. Raises ArtifactError if they are not those its spec was made from."""
-    spec = read_spec(folder)
+    spec = spec_values(folder)
     pools = {}
     for part in ("pool", "tests"):
         path = folder / f"{part}.parquet"
@@ -143,7 +195,7 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     Raises ArtifactError that names the file if something is missing or damaged.
     """
     folder = Path(folder)
-    spec = read_spec(folder)
+    values = spec_values(folder)
     task = read_task(folder)
     present = run_names(folder)
     for name in names or ():
@@ -153,8 +205,11 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     runs = tuple(read_run(folder, name) for name in chosen)
     sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
     devices = {json.loads((folder / name / "run.json").read_text()).get("device") for name in chosen}
-    provenance = {"folder": folder.name, "spec": spec, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
-    return GPTDynamics(spec["task"], spec["model"]["name"], task.pool, task.tests, runs, provenance)
+    provenance = {"folder": folder.name, "spec": values, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
+    spec = read_spec(folder) if "recording" in values else None  # imported runs were recorded elsewhere
+    return GPTDynamics(
+        values["task"], values["model"]["name"], task.pool, task.tests, runs, provenance, spec, read_source(folder)
+    )
 
 
 def _long(trajectories: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

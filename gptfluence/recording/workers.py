@@ -1,6 +1,6 @@
 """Record many runs: several processes on one store, none in another's way, each run taken by one of them.
 
-Run as `python -m gptfluence.dynamics.collect FOLDER` it is a worker: it reads a job (JSON) from standard input, records
+Run as `python -m gptfluence.recording.workers PARENT` it is a worker: it reads a job (JSON) from standard input, records
 runs, and prints a line of JSON for every step.
 """
 
@@ -18,16 +18,13 @@ from queue import Empty, Queue
 from threading import Thread
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from gptfluence.common import errors, files
 from gptfluence.common.errors import GPTfluenceError, RecordingError
 from gptfluence.common.progress import Progress
-from gptfluence.models.gpt import ModelSource
-from gptfluence.models.settings import ModelConfig
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum, draw_curriculum
-from gptfluence.recording.settings import Generation, Recording
+from gptfluence.recording.settings import Generation, RunSpec
 from gptfluence.tasks.base import fingerprint
 
 
@@ -35,21 +32,19 @@ from gptfluence.tasks.base import fingerprint
 class Job:
     """What one worker is to record. `curricula`: of runs whose curriculum is given, not drawn."""
 
-    folder: Path
+    folder: Path  # which says what is recorded, from which GPT (`store.read_spec`, `store.read_source`)
     names: tuple[str, ...]
-    model: dict  # name, config, and for a nano model the corpus it is made from
-    models: Path  # cache of models made here
     device: str = "cpu"
     curricula: dict[str, list[list[int]]] | None = None
     scoring_processes: int = 0
 
     def to_json(self) -> str:
-        return json.dumps({**self.__dict__, "folder": str(self.folder), "models": str(self.models)})
+        return json.dumps({**self.__dict__, "folder": str(self.folder)})
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         values = json.loads(text)
-        values.update(folder=Path(values["folder"]), models=Path(values["models"]), names=tuple(values["names"]))
+        values.update(folder=Path(values["folder"]), names=tuple(values["names"]))
         return cls(**values)
 
 
@@ -58,16 +53,17 @@ def run_seed(study_seed: int, name: str) -> int:
     return int(fingerprint([study_seed, name]), 16) % 2**31
 
 
-def curriculum_of(spec: dict, name: str, pool_size: int) -> Curriculum:
+def curriculum_of(spec: RunSpec, name: str, pool_size: int) -> Curriculum:
     """The curriculum that is drawn for the run of this name."""
-    drawn = spec["curriculum"]
+    drawn = spec.curriculum
+    assert drawn is not None  # runs whose curricula are given are not drawn
     return draw_curriculum(
         pool_size,
-        subset=drawn["subset_size"],
-        batch=drawn["batch_size"],
-        epochs=drawn["epochs"],
-        groups=drawn.get("groups"),
-        rng=np.random.default_rng(run_seed(spec["seed"], name)),
+        subset=drawn.subset_size,
+        batch=drawn.batch_size,
+        epochs=drawn.epochs,
+        groups=drawn.groups,
+        rng=np.random.default_rng(run_seed(spec.seed, name)),
     )
 
 
@@ -78,10 +74,9 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
     """
     from gptfluence.recording.recorder import Recorder, single_thread
 
-    spec = store.read_spec(job.folder)
-    task = store.read_task(job.folder)
-    config = TypeAdapter(ModelConfig).validate_python(job.model["config"])
-    source = ModelSource(job.model["name"], config, job.models, job.model["corpus"])
+    spec, task, source = store.read_spec(job.folder), store.read_task(job.folder), store.read_source(job.folder)
+    if source is None:
+        raise RecordingError(f"{job.folder}: it does not say which GPT is trained: {store.SOURCE} is missing")
     recorder: Recorder | None = None
     with single_thread():
         try:
@@ -94,23 +89,23 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
                             continue
                         if recorder is None:
                             recorder = Recorder(
-                                source.load(),
+                                source.gpt.load(),
                                 task.pool,
                                 task.tests,
-                                Recording.model_validate(spec["recording"]),
-                                metrics=spec.get("metrics", ["loss"]),
-                                generation=Generation.model_validate(spec.get("generation", {})),
+                                spec.recording,
+                                metrics=spec.metrics,
+                                generation=spec.generation or Generation(),
                                 device=job.device,
                                 scoring_processes=job.scoring_processes,
                             )
                         given = (job.curricula or {}).get(name)
                         curriculum = Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(task.pool))
-                        seed = run_seed(spec["seed"], name)
+                        seed = run_seed(spec.seed, name)
                         run = recorder.record(
                             name,
                             curriculum,
                             seed=seed,
-                            ends_only=spec.get("ends_only", False),
+                            ends_only=spec.ends_only,
                             on_step=lambda step, name=name: report(name, step),
                         )
                         store.write_run(job.folder, run, {"seed": seed, "device": job.device.split(":")[0]})
@@ -123,8 +118,6 @@ def collect(
     folder: Path,
     names: Sequence[str],
     *,
-    model: dict,
-    models: Path,
     jobs: int,
     devices: Sequence[str] = ("cpu",),
     curricula: dict[str, Curriculum] | None = None,
@@ -133,7 +126,6 @@ def collect(
 ) -> None:
     """Record the runs of these names that are missing, `jobs` at a time, and return when all are there.
 
-    model: name, config and corpus of the GPT, as in `Job`; models: cache of models made here.
     jobs: processes; on a CPU each has one thread. With 1 the work is done in this process.
     devices: torch devices, dealt to the processes in turn.
     steps: of the longest run; title: for the progress line.
@@ -147,7 +139,7 @@ def collect(
     jobs = max(1, min(jobs, len(missing)))
     # on a CPU the cores are busy training; beside a GPU they are free to score texts
     scoring = 0 if devices[0] == "cpu" else max(1, (os.cpu_count() or 1) // jobs - 1)
-    common = {"folder": folder, "model": model, "models": models, "curricula": given, "scoring_processes": scoring}
+    common = {"folder": folder, "curricula": given, "scoring_processes": scoring}
     with Progress(title, total=len(missing) * (steps + 1), runs=len(missing)) as progress:
         if jobs == 1:
             record_runs(Job(names=tuple(missing), device=devices[0], **common), progress.step)

@@ -1,4 +1,4 @@
-"""What every simulator can do: be fitted on recorded runs, and predict trajectories for curricula it has not seen.
+"""What every method can do, predict recorded runs; and every simulator: be fitted on runs, and predict any curriculum.
 
 A simulator starts from the observed first rows of a trajectory and from then on sees its own predictions only.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +20,7 @@ from gptfluence.common.errors import ArtifactError, ConfigurationError, DataErro
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, stack_curricula
 from gptfluence.recording.settings import AdamW
-from gptfluence.tasks.base import TaskPool
+from gptfluence.tasks.base import TaskPool, fingerprint
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"  # the names that the Hugging Face Hub's model pages look for
@@ -83,15 +83,63 @@ class Fitted:
     scale: float  # the largest absolute training value; what `diverged` is told
 
 
-class Simulator(ABC):
-    """Base of all simulators. Subclasses are dataclasses whose fields are their hyperparameters.
+class Predictor(ABC):
+    """Base of all methods. A method is a dataclass whose fields, with their defaults, are its options.
 
-    After `fit`: `fitted` (what on) and `report` (how it went).
+    To add one, write a class and a row of `simulators.methods.METHODS`.
     """
 
     name: ClassVar[str] = ""
     format: ClassVar[int] = 2  # of what is stored; another number where the same name stores something else
+    needs: ClassVar[frozenset[str]] = frozenset()  # what `bind` gives it: "encoder" of texts, "tangents" of the GPT
+    replays: ClassVar[bool] = False  # whether it predicts from the checkpoints of the very run that it explains
+    metrics: ClassVar[tuple[str, ...] | None] = None  # what it predicts; None: any metric
     refuses_unseen: ClassVar[str] = ""  # why it has nothing to say of examples that it was not fitted on, if it has not
+    trivial: ClassVar[bool] = False  # a baseline that knows nothing of the curriculum: there is nothing to fit
+    moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
+
+    @property
+    def told_the_answer(self) -> bool:
+        """Whether it is given what it is to predict, and so competes with no other method."""
+        return False
+
+    def problem_with_name(self, name: str) -> str:
+        """Why a profile must not call this method `name`; empty if it may."""
+        return ""
+
+    def bind(
+        self,
+        dynamics: GPTDynamics,
+        *,
+        load_encoder: Callable[[str], Any] | None = None,
+        together: Sequence[Predictor] = (),
+    ) -> Self:
+        """Give the method what it needs for these runs (see `needs`); returns itself.
+
+        dynamics: all runs there are, whichever it is fitted on or predicts
+        load_encoder: makes an encoder from its name in the profile; `models.encoders.load` if not given
+        together: methods that the same runs are replayed for, so that one replay serves all
+        """
+        return self
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What its predictions depend on besides recorded runs, as JSON values."""
+
+    @abstractmethod
+    def predict(self, dynamics: GPTDynamics, observed: int = 1, *, metric: str = "loss") -> np.ndarray:
+        """Predict the runs of `dynamics` from the first `observed` values of each: float32 [runs, steps + 1, tests].
+
+        Raises ConfigurationError for a metric, a length or examples that it cannot predict.
+        """
+
+
+class Simulator(Predictor):
+    """Base of all simulators: methods that are fitted on recorded runs and then predict any curriculum.
+
+    After `fit`: `fitted` (what on) and `report` (how it went).
+    """
+
     _classes: ClassVar[dict[str, type[Simulator]]] = {}
 
     fitted: Fitted | None = None
@@ -180,6 +228,16 @@ class Simulator(ABC):
         batches = _checked_batches(stack_curricula(curricula), sizes[0])
         observed = _checked_observed(observed, len(batches), batches.shape[1], sizes[1])
         return self._rollout(prepared, batches, observed)
+
+    def predict(self, dynamics: GPTDynamics, observed: int = 1, *, metric: str = "loss") -> np.ndarray:
+        fitted = self._require_fitted()
+        if metric != fitted.metric:
+            raise ConfigurationError(
+                f"{self.name}: it was fitted on the {fitted.metric}, not {metric!r}; fit another one"
+            )
+        start = dynamics.trajectories(metric)[:, :observed]
+        simulator = self.trained_with(dynamics.spec.recording.optimizer) if dynamics.spec else self
+        return simulator.simulate(dynamics.curricula, start, pool=dynamics.pool, tests=dynamics.tests)
 
     def trained_with(self, optimizer: AdamW) -> Self:
         """A simulator of runs that are trained with `optimizer`; itself, if it knows nothing of how runs are trained."""
@@ -294,6 +352,21 @@ class Simulator(ABC):
         """What this simulator was made with, defaults included, as JSON values."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.init}  # type: ignore[arg-type]
 
+    def identity(self) -> dict[str, Any]:
+        """What a fit depends on besides runs: kind, hyperparameters, the encoder's content, the tangents' coordinates."""
+        hyperparameters = {**self.hyperparameters(), "encoder": self._encoder_fingerprint()}
+        return {
+            "simulator": [self.name, hyperparameters],
+            "coordinates": self._coordinates_digest(),
+            "format": self.format,
+        }
+
+    def _encoder_fingerprint(self) -> str | None:
+        return None
+
+    def _coordinates_digest(self) -> str | None:
+        return None
+
     def _require_fitted(self) -> Fitted:
         if self.fitted is None or self.report is None:
             raise ConfigurationError(f"{self.name}: not fitted yet; call fit(train, validation) or load a fitted one")
@@ -318,6 +391,24 @@ class Simulator(ABC):
                     f"{self.name}: {unseen.name} holds {what} examples that it was not fitted on; {self.refuses_unseen}"
                 )
         return pool, tests
+
+
+def fit_key(simulator: Simulator, dynamics: GPTDynamics, metric: str) -> str:
+    """Twelve hexadecimal digits that name a fit on the training and validation runs of `dynamics`.
+
+    simulator: bound to these runs. Equal keys mean equal fits.
+    """
+    train, validation, _ = dynamics.split()
+    sums = dynamics.provenance["runs"]
+    return fingerprint(
+        {
+            **simulator.identity(),
+            "metric": metric,
+            "dynamics": dynamics.provenance["folder"],
+            "tests": dynamics.tests.fingerprint,
+            "runs": [[sums[run] for run in part.names] for part in (train, validation)],
+        }
+    )
 
 
 def _checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndarray, np.ndarray]:

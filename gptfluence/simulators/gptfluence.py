@@ -9,7 +9,7 @@ was not fitted on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +17,10 @@ from torch import Tensor, nn
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.simulators.encoded import EncodesTexts, TextEncoder
 from gptfluence.simulators.fitting import TableModel, TableSimulator
 from gptfluence.simulators.heads import HEADS
 from gptfluence.tasks.base import TaskPool
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """What GPTfluence asks of an encoder; `gptfluence.models.encoders` has some."""
-
-    name: str
-
-    def encode(self, pool: TaskPool) -> np.ndarray:
-        """float32 [examples, dimension]"""
 
 
 class FeatureModel(TableModel):
@@ -48,7 +39,7 @@ class FeatureModel(TableModel):
 
 
 @dataclass(kw_only=True, eq=False)
-class GPTfluence(TableSimulator):
+class GPTfluence(EncodesTexts, TableSimulator):
     """The paper's simulator.
 
     markov_order: number n of previous values. Rollouts that observe fewer rows take the earlier ones as zero
@@ -72,21 +63,11 @@ class GPTfluence(TableSimulator):
             raise ConfigurationError(f"gptfluence: markov_order must be 1 or more, not {self.markov_order}")
         if self.heads not in HEADS:
             raise ConfigurationError(unknown("heads", self.heads, HEADS, where="gptfluence: "))
-        if not isinstance(self.encoder, (str, TextEncoder)):
-            raise ConfigurationError(
-                f"gptfluence: encoder must be a name or have `name` and `encode`, not a {type(self.encoder).__name__}"
-            )
+        self._check_encoder()
 
     @property
     def order(self) -> int:  # type: ignore[override]
         return self.markov_order
-
-    def _loaded_encoder(self) -> TextEncoder:
-        if isinstance(self.encoder, str):
-            from gptfluence.models import encoders  # loads transformers: only when it is needed
-
-            self.encoder = encoders.load(self.encoder)
-        return self.encoder
 
     def _checked_features(self, features: np.ndarray, examples: TaskPool, dimension: int | None = None) -> Tensor:
         features = np.asarray(features, np.float32)
@@ -128,8 +109,7 @@ class GPTfluence(TableSimulator):
         return self._checked_features(features, examples, self._model.pool.shape[1]).to(self._model.pool.device)
 
     def hyperparameters(self) -> dict[str, Any]:
-        encoder = self.encoder if isinstance(self.encoder, str) else self.encoder.name
-        return super().hyperparameters() | {"encoder": encoder, "device": "cpu"}
+        return super().hyperparameters() | {"device": "cpu"}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {key: value.detach().cpu().numpy() for key, value in self._model.state_dict().items()}

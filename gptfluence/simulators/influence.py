@@ -1,18 +1,17 @@
-"""What TracIn-CP and Grad-Dot predict for the held-out runs of a study; influences are kept as artifacts.
+"""Influences along recorded runs, and what they predict; influences are kept as artifacts.
 
 An influence depends on the run alone, so it lies in a folder of its own for each run and method, named after a hash of
-both. All methods of a profile that miss a run share one replay of it, and processes take different runs.
+both. All methods that miss a run share one replay of it, and processes take different runs.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +21,12 @@ from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.progress import Progress
 from gptfluence.gradients.products import Replayer
-from gptfluence.models.gpt import ModelSource
-from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.dynamics import GPTDynamics, Source, TrainingRun
+from gptfluence.recording.record import devices
 from gptfluence.recording.recorder import single_thread
-from gptfluence.recording.settings import Recording
+from gptfluence.recording.settings import RunSpec
 from gptfluence.recording.workers import run_seed
-from gptfluence.simulators import tracin
-from gptfluence.simulators.tracin import TracIn
+from gptfluence.simulators import replay
 from gptfluence.tasks.base import fingerprint
 
 FORMAT = 1
@@ -36,163 +34,152 @@ METRIC = "loss"  # gradients of anything else are not to be had
 FILE = "influence.parquet"
 
 
-def methods_of(simulators: Mapping[str, Mapping[str, Any]]) -> dict[str, TracIn]:
-    """Those of a profile's `simulators:` that are TracIn-CP or Grad-Dot. Raises ConfigurationError for their options."""
-    return {
-        name: tracin.create(name, options)
-        for name, options in simulators.items()
-        if options.get("kind", name) in tracin.METHODS
-    }
+class Scaled(replay.Scoring, Protocol):
+    """What is asked of a method here; see `simulators.tracin.TracIn`."""
 
-
-def applicable(names: Sequence[str], methods: Mapping[str, TracIn], metric: str, *, known: bool = True) -> list[str]:
-    """`names` without the methods of gradients if `metric` is not the loss, or examples are unseen (`known` is False).
-
-    Raises ConfigurationError if none is left.
-    """
-    left = [name for name in names if (metric == METRIC and known) or name not in methods]
-    if names and not left:
-        what = f"the loss only, not {metric!r}" if known else "the held-out runs on known examples only"
-        raise ConfigurationError(f"method {names[0]!r}: gradients explain {what}; choose another method")
-    return left
+    name: str
+    scale: str
 
 
 @dataclass(frozen=True)
 class Influences:
-    """Influences along the runs of one study and task: loaded if they were computed before, computed if not.
+    """Influences along the runs of one GPT: loaded if they were computed before, computed if not.
 
-    methods: all of the profile's, so that one replay serves them all
+    dynamics: all runs, with all their tests; its validation runs fit scales
+    methods: those that one replay of a run serves
     """
 
-    artifacts: Path
     dynamics: GPTDynamics
-    methods: Mapping[str, TracIn]
-    model: ModelSource
+    methods: Sequence[Scaled]
 
-    def predict(self, names: Sequence[str], *, observed: int = 1, device: str = "cpu") -> dict[str, np.ndarray]:
-        """For each method float32 [test runs, steps + 1, tests], from the first `observed` losses of the test runs.
+    def __post_init__(self) -> None:
+        self._known()
 
-        Raises ConfigurationError if a scale is to be fitted on validation runs and there is none.
-        """
-        _, validation, test = self.dynamics.split()
-        fitted = [name for name in names if self.methods[name].scale == "validation"]
-        if fitted and not len(validation):
+    def _known(self) -> tuple[Source, RunSpec]:
+        source, spec = self.dynamics.source, self.dynamics.spec
+        if source is None or spec is None:
             raise ConfigurationError(
-                f"method {fitted[0]!r}: its scale is fitted on validation runs, and there is none; set runs.validation to 1 "
+                f"the runs of {self.dynamics.task} do not say which GPT they are of, and how it was trained, so they cannot be "
+                "replayed; record them here (gf.record, Study), once more if they were recorded by an earlier version"
+            )
+        if self.dynamics.tests.fingerprint != spec.tests_fingerprint:
+            raise ConfigurationError(
+                f"influences are computed on all test examples of {self.dynamics.task} at once; give the runs with all of them"
+            )
+        return source, spec
+
+    def predict(self, method: Scaled, recorded: GPTDynamics, observed: int = 1) -> np.ndarray:
+        """float32 [runs, steps + 1, tests], from the first `observed` losses of the runs `recorded`.
+
+        Raises ConfigurationError if a scale is to be fitted on validation runs and there is none, or tests are others.
+        """
+        if recorded.tests.fingerprint != self.dynamics.tests.fingerprint:
+            raise ConfigurationError(f"method {method.name!r}: the tests are not those it is bound to; call bind again")
+        fitted_on = self.dynamics.split()[1] if method.scale == "validation" else None
+        if fitted_on is not None and not len(fitted_on):
+            raise ConfigurationError(
+                f"method {method.name!r}: its scale is fitted on validation runs, and there is none; set runs.validation to 1 "
                 "or more, or scale: none"
             )
-        needed = [*test.runs, *(validation.runs if fitted else ())]
-        self.compute(needed, device=device)
-        recorded = test.trajectories(METRIC)
-        return {
-            name: tracin.predict(self.load(name, test.runs), recorded[:, :observed], self._scale(name))
-            for name in names
-        }
+        self._compute([recorded, *([fitted_on] if fitted_on else ())])
+        losses, influence = recorded.trajectories(METRIC), self.load(method, recorded)
+        scale: float | np.ndarray = 1.0
+        if fitted_on is not None:
+            scale = self._scales(self.load(method, fitted_on), fitted_on.trajectories(METRIC))[None]
+        elif method.scale == "oracle":
+            scale = np.stack([self._scales(influence[k : k + 1], losses[k : k + 1]) for k in range(len(losses))])
+        return replay.predict(influence, losses[:, :observed], scale)
 
-    def _scale(self, name: str) -> float | np.ndarray:
-        _, validation, test = self.dynamics.split()
-        how = self.methods[name].scale
-        if how == "none":
-            return 1.0
-        runs = validation if how == "validation" else test
-        influence, losses = self.load(name, runs.runs), runs.trajectories(METRIC)
-        together = [slice(None)] if how == "validation" else [slice(run, run + 1) for run in range(len(runs))]
+    def _scales(self, influence: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """float64 [tests]: of each test's task the scale that fits these runs, as the published ones are."""
         of_task = np.array([example.task for example in self.dynamics.tests])
-        scales = np.empty((len(together), len(of_task)))
-        for row, chosen in enumerate(together):
-            for task in np.unique(of_task):  # one for each task, as the published ones are
-                tests = of_task == task
-                scales[row, tests] = tracin.fit_scale(influence[chosen][:, :, tests], losses[chosen][:, :, tests])
+        scales = np.empty(len(of_task))
+        for task in np.unique(of_task):
+            tests = of_task == task
+            scales[tests] = replay.fit_scale(influence[:, :, tests], losses[:, :, tests])
         return scales
 
-    def scales(self, names: Sequence[str]) -> dict[str, float | np.ndarray]:
-        """The scale of each method: 1, or float64 [1, tests], for "oracle" [test runs, tests]; equal within a task."""
-        return {name: self._scale(name) for name in names}
-
-    def load(self, name: str, runs: Sequence[TrainingRun]) -> np.ndarray:
-        """float32 [runs, steps, tests]; see `tracin.influences`. Raises ArtifactError if damaged or not there."""
+    def load(self, method: Scaled, recorded: GPTDynamics) -> np.ndarray:
+        """float32 [runs, steps, tests]; see `replay.influences`. Raises ArtifactError if damaged or not there."""
         arrays = []
-        for run in runs:
-            folder = self._folder(name, run)
+        for run in recorded.runs:
+            folder = self._folder(method, recorded, run)
             files.verify(folder)
             values = pq.read_table(folder / FILE)["influence"].to_numpy()
-            arrays.append(values.reshape(run.curriculum.steps, len(self.dynamics.tests)))
+            arrays.append(values.reshape(run.curriculum.steps, len(recorded.tests)))
         return np.stack(arrays)
 
-    def compute(self, runs: Sequence[TrainingRun], *, device: str = "cpu") -> None:
-        """Replay those of `runs` that lack an influence of any method; first those that no other process is at."""
-        runs = [run for run in runs if self._missing(run)]
-        if not runs:
+    def _compute(self, parts: Sequence[GPTDynamics]) -> None:
+        """Replay those runs that lack an influence of any method; first those that no other process is at."""
+        wanted = [(part, run) for part in parts for run in part.runs if self._missing(part, run)]
+        if not wanted:
             return
-        total = sum(run.curriculum.steps + 1 for run in runs)
-        spec = self.dynamics.provenance["spec"]
-        recorder: Replayer | None = None
+        source, spec = self._known()
+        total = sum(run.curriculum.steps + 1 for _, run in wanted)
         title = f"replaying {self.dynamics.task} with {self.dynamics.model}"
-        with single_thread(), Progress(title, total=total, runs=len(runs)) as progress:
+        recorder: Replayer | None = None
+        with single_thread(), Progress(title, total=total, runs=len(wanted)) as progress:
             try:
                 for wait in (False, True):
-                    for run in runs:
-                        with files.locked(self._lock(run), wait=wait) as mine:
-                            missing = self._missing(run) if mine else {}
+                    for part, run in wanted:
+                        with files.locked(self._lock(part, run), wait=wait) as mine:
+                            missing = self._missing(part, run) if mine else {}
                             if not missing:
                                 continue
                             if recorder is None:
-                                recording = Recording.model_validate(spec["recording"])
-                                gpt, pool, tests = self.model.load(), self.dynamics.pool, self.dynamics.tests
-                                recorder = Replayer(gpt, pool, tests, recording, device=device)
-                            seed = run_seed(spec["seed"], run.name)
-                            step = partial(progress.step, run.name)
-                            found = tracin.influences(recorder, run, missing, seed=seed, on_step=step)
+                                texts = self.dynamics.pool, self.dynamics.tests
+                                recorder = Replayer(source.gpt.load(), *texts, spec.recording, device=devices()[0])
+                            seed, step = run_seed(spec.seed, run.name), partial(progress.step, run.name)
+                            found = replay.influences(recorder, run, missing, seed=seed, on_step=step)
                             for name, influence in found.items():
-                                self._save(name, run, influence)
+                                self._save(missing[name], part, run, influence)
             finally:
                 if recorder is not None:
                     recorder.close()
 
-    def _missing(self, run: TrainingRun) -> dict[str, TracIn]:
-        """Methods whose influences along `run` are not there or damaged; one for rows that differ in scale only."""
-        missing: dict[Path, str] = {}
-        for name in self.methods:
-            folder = self._folder(name, run)
+    def _missing(self, recorded: GPTDynamics, run: TrainingRun) -> dict[str, Scaled]:
+        """Methods whose influences along `run` are not there or damaged; one of those that differ in scale only."""
+        missing: dict[str, Scaled] = {}
+        for method in self.methods:
+            folder = self._folder(method, recorded, run)
             if not folder.is_dir() or files.damage(folder):
-                missing.setdefault(folder, name)
-        return {name: self.methods[name] for name in missing.values()}
+                missing.setdefault(folder.name, method)
+        return missing
 
-    def _save(self, name: str, run: TrainingRun, influence: np.ndarray) -> None:
+    def _save(self, method: Scaled, recorded: GPTDynamics, run: TrainingRun, influence: np.ndarray) -> None:
         steps, tests = influence.shape
         table = {
             "step": np.repeat(np.arange(1, steps + 1, dtype=np.int32), tests),
             "example": np.tile(np.arange(tests, dtype=np.int32), steps),
             "influence": influence.ravel(),
         }
-        folder = self._folder(name, run)
-        if folder.is_dir():
-            problem, aside = files.damage(folder), files.set_aside(folder)
-            warnings.warn(f"{problem}; set aside as {aside.name}, computed it again", stacklevel=2)
-        with files.new_folder(folder, f"saving influences {name}") as new:
-            pq.write_table(pa.table(table), new / FILE, compression="zstd")
-            files.write_json(new / "influence.json", self._identity(name, run))
 
-    def _identity(self, name: str, run: TrainingRun) -> dict[str, Any]:
-        provenance = self.dynamics.provenance
+        def write(folder: Path) -> None:
+            pq.write_table(pa.table(table), folder / FILE, compression="zstd")
+            files.write_json(folder / "influence.json", self._identity(method, recorded, run))
+
+        files.made(self._folder(method, recorded, run), write, what=f"influences {method.name} of {run.name}")
+
+    def _identity(self, method: Scaled, recorded: GPTDynamics, run: TrainingRun) -> dict[str, Any]:
         return {
-            "dynamics": provenance["folder"],
+            "dynamics": recorded.provenance["folder"],
             "run": run.name,
-            "content": provenance["runs"][run.name],
-            "options": self.methods[name].influence_options,
+            "content": recorded.provenance["runs"][run.name],
+            "options": method.influence_options,
             "unit": "nats per token, positive where the loss falls",
             "format": FORMAT,
         }
 
-    def _folder(self, name: str, run: TrainingRun) -> Path:
-        options = self.methods[name].influence_options
+    def _folder(self, method: Scaled, recorded: GPTDynamics, run: TrainingRun) -> Path:
+        options = method.influence_options
         what = f"{options['direction']}-{options['checkpoints']}-{options['parameters']}"
-        key = fingerprint(self._identity(name, run))[:8]
-        return self.artifacts / "influence" / f"{what}-{self._slug}-{run.name}-{key}"
+        slug = re.sub(r"[^A-Za-z0-9._-]", "_", f"{recorded.task}-{recorded.model}")
+        key = fingerprint(self._identity(method, recorded, run))[:8]
+        return self._root / f"{what}-{slug}-{run.name}-{key}"
 
-    def _lock(self, run: TrainingRun) -> Path:
-        return self.artifacts / "influence" / f".{self.dynamics.provenance['folder']}-{run.name}.lock"
+    def _lock(self, recorded: GPTDynamics, run: TrainingRun) -> Path:
+        return self._root / f".{recorded.provenance['folder']}-{run.name}.lock"
 
     @property
-    def _slug(self) -> str:
-        return re.sub(r"[^A-Za-z0-9._-]", "_", f"{self.dynamics.task}-{self.dynamics.model}")
+    def _root(self) -> Path:
+        return self._known()[0].artifacts / "influence"

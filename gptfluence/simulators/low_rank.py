@@ -21,7 +21,7 @@ import numpy as np
 from gptfluence.common.errors import ConfigurationError, OutOfReachError
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator, carried
-from gptfluence.simulators.gptfluence import TextEncoder
+from gptfluence.simulators.encoded import EncodesTexts, TextEncoder
 from gptfluence.tasks.base import TaskPool
 
 KEEPS = (1.0, 0.98, 0.9)  # of an exposure, each step
@@ -95,7 +95,7 @@ def solutions(exposed: np.ndarray, values: np.ndarray, tests: np.ndarray) -> Ite
 
 
 @dataclass(kw_only=True, eq=False)
-class LowRank(Simulator):
+class LowRank(EncodesTexts, Simulator):
     """Mean trajectory plus low-rank deviations, from text features.
 
     rank: directions of text similarity that are kept, of pool and of tests
@@ -114,17 +114,10 @@ class LowRank(Simulator):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigurationError(f"low_rank: rank must be 1 or more, not {self.rank}")
-        if not isinstance(self.encoder, (str, TextEncoder)):
-            raise ConfigurationError(
-                f"low_rank: encoder must be a name or have `name` and `encode`, not a {type(self.encoder).__name__}"
-            )
+        self._check_encoder()
 
     def _features(self, examples: TaskPool) -> np.ndarray:
-        if isinstance(self.encoder, str):
-            from gptfluence.models import encoders  # loads transformers: only when it is needed
-
-            self.encoder = encoders.load(self.encoder)
-        features = np.asarray(self.encoder.encode(examples), np.float64)
+        features = np.asarray(self._loaded_encoder().encode(examples), np.float64)
         return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
     # --- fitting ---
@@ -213,10 +206,6 @@ class LowRank(Simulator):
         return predicted.astype(np.float32)
 
     # --- files ---
-
-    def hyperparameters(self) -> dict[str, Any]:
-        encoder = self.encoder if isinstance(self.encoder, str) else self.encoder.name
-        return super().hyperparameters() | {"encoder": encoder}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {

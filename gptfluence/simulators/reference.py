@@ -23,6 +23,7 @@ class Persistence(Simulator):
     """The last observed value for ever. Works for any pool, tests and curriculum."""
 
     name = "persistence"
+    trivial = True
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
         return FitReport()
@@ -52,6 +53,7 @@ class MeanTrajectory(Simulator):
     """
 
     name = "mean_trajectory"
+    trivial = True
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
         self._mean = train.trajectories(metric).mean(axis=0, dtype=np.float64).astype(np.float32)

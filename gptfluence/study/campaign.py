@@ -8,25 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, OutOfReachError, unknown
-from gptfluence.common.settings import canonical
-from gptfluence.profile.schema import Metric, Setting
+from gptfluence.profile.schema import Setting
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
-from gptfluence.recording.record import devices, named
-from gptfluence.simulators.methods import Variant
+from gptfluence.recording.record import named
+from gptfluence.recording.settings import Metric
+from gptfluence.simulators.methods import applicable
+from gptfluence.simulators.options import Variant
 from gptfluence.study.predictions import Predictions
 from gptfluence.study.runs import RunSource, metrics_of
 from gptfluence.study.texts import Texts, checked_unseen
-from gptfluence.tasks.base import Task, fingerprint
+from gptfluence.tasks.base import Task
 
 if TYPE_CHECKING:
-    from gptfluence.simulators.base import Simulator
+    from gptfluence.simulators.base import Predictor, Simulator
     from gptfluence.study.study import Study
 
 Method = str | Variant
@@ -105,7 +107,10 @@ class Campaign:
     def _texts(self, unseen: str | None) -> Texts:
         if self.own_texts is not None:
             return Texts(self.own_texts)
-        return self.study.texts_of(self, unseen)
+        texts = self.study.texts
+        if self.is_mixture:
+            return texts.of_mixture(self.setting, unseen)
+        return texts.of_task(self.setting, self.task, unseen)
 
     def tested(self, metric: Metric) -> list[str]:
         """Those of `tasks` whose tests have the metric."""
@@ -168,44 +173,41 @@ class Campaign:
     def variant(self, method: Method) -> Variant:
         return method if isinstance(method, Variant) else self.study.variant(method)
 
-    def simulator(
-        self, method: Method, *, metric: Metric = "loss", tests: Sequence[int] | None = None
-    ) -> Simulator:
+    def simulator(self, method: Method, *, metric: Metric = "loss", tests: Sequence[int] | None = None) -> Simulator:
         """The simulator of a method, fitted on the training runs (once, then loaded).
 
         tests: fit on the test examples at these positions alone (of those that have the metric)
         """
         from gptfluence.simulators.base import Simulator
 
-        variant = self.variant(method)
-        if variant.replays:
+        dynamics = self.dynamics(metric)
+        dynamics = dynamics if tests is None else dynamics.of_tests(tests)
+        folder = self._fitted(self.variant(method), dynamics, metric)  # nothing of the fit, which may hold gigabytes
+        return Simulator.from_pretrained(folder).bind(dynamics, load_encoder=self.study.encoder)
+
+    def _fitted(self, variant: Variant, dynamics: GPTDynamics, metric: Metric) -> Path:
+        """The folder of a simulator that is fitted on these runs."""
+        from gptfluence.simulators.base import Simulator, fit_key
+
+        simulator = variant.create()
+        if not isinstance(simulator, Simulator):
             raise ConfigurationError(
                 f"method {variant.method!r} is no simulator: it needs the checkpoints of the very run it explains; "
                 "Campaign.predict predicts the held-out runs with it"
             )
-        dynamics = self.dynamics(metric)
-        dynamics = dynamics if tests is None else dynamics.of_tests(tests)
-        train, validation, _ = dynamics.split()
-        simulator = variant.create().bind(train, load_encoder=self.study.encoder)
-        key = fingerprint(
-            {
-                **simulator.identity(),
-                "metric": metric,
-                "dynamics": dynamics.provenance["folder"],
-                "tests": dynamics.tests.fingerprint,
-                "runs": [[dynamics.provenance["runs"][run] for run in part.names] for part in (train, validation)],
-                "format": simulator.format,
-            }
-        )
-        place = self.study.artifacts / "simulators"
-        folder = place / f"{variant.method}-{dynamics.task}-{dynamics.model}-{metric}-{key[:8]}"
-        files.made(
-            folder,
-            lambda new: simulator.fit(train, validation, metric=metric).save_to_cache(new),
-            what=f"simulator {variant.method}",
-        )
-        del simulator  # it may hold gigabytes
-        return Simulator.from_pretrained(folder).bind(train, load_encoder=self.study.encoder)
+        simulator.bind(dynamics, load_encoder=self.study.encoder)
+
+        def fit(folder: Path) -> None:
+            train, validation, _ = dynamics.split()
+            simulator.fit(train, validation, metric=metric)
+            gradients = (
+                {"gradients": False} if "tangents" in simulator.needs else {}
+            )  # they lie in the cache of tangents
+            simulator.save_pretrained(folder, **gradients)
+
+        key = fit_key(simulator, dynamics, metric)[:8]
+        name = f"{variant.method}-{dynamics.task}-{dynamics.model}-{metric}-{key}"
+        return files.made(self.study.artifacts / "simulators" / name, fit, what=f"simulator {variant}")
 
     # --- predictions ---
 
@@ -243,22 +245,30 @@ class Campaign:
         Each simulator is loaded once, and none while another is (some hold gigabytes). tests: as in `simulator`
         """
         recorded = [self.held_out(metric) if runs is None else runs.for_metric(metric) for runs in asked]
-        found = [self.predictions(runs, metric, observed, held_out=given is None) for runs, given in zip(recorded, asked, strict=True)]
-        chosen = _applicable(self.variants(methods), metric, known=any(runs is None for runs in asked))
-        replayed = [variant for variant in chosen if variant.replays]
+        found = [
+            self.predictions(runs, metric, observed, held_out=given is None)
+            for runs, given in zip(recorded, asked, strict=True)
+        ]
+        chosen = applicable(self.variants(methods), metric, known=all(given is None for given in asked))
         for variant in chosen:
-            if variant.replays:
-                continue
-            fitted = self.simulator(variant, metric=metric, tests=tests)
+            predictor = self._predictor(variant, metric, tests)
             for predictions in found:
                 try:
-                    predictions.values[variant] = fitted.predict(predictions.recorded, observed, metric=metric)
+                    predictions.values[variant] = predictor.predict(predictions.recorded, observed, metric=metric)
                 except OutOfReachError as error:
                     predictions.refused[variant] = str(error)
-            del fitted  # before the next is loaded
-        if replayed:
-            ...
+            del predictor  # before the next is loaded
         return found
+
+    def _predictor(self, variant: Variant, metric: Metric, tests: Sequence[int] | None) -> Predictor:
+        """A method that is ready to predict: a fitted simulator, or one that replays the runs that it explains."""
+        predictor = variant.create()
+        if not predictor.replays:
+            return self.simulator(variant, metric=metric, tests=tests)
+        replaying = [
+            one for one in (options.create() for options in self.study.profile.simulators.values()) if one.replays
+        ]
+        return predictor.bind(self.dynamics(metric), together=replaying)  # one replay of a run serves all of them
 
     def predictions(
         self, runs: GPTDynamics, metric: Metric = "loss", observed: int = 1, *, held_out: bool = False
@@ -281,15 +291,3 @@ class Campaign:
         """
         predictions = self.predict(methods, metric=metric, observed=observed, runs=runs)
         return pd.concat([predictions.of(task).evaluate() for task in self.tested(metric)], ignore_index=True)
-
-
-def _applicable(variants: Sequence[Variant], metric: str, *, known: bool) -> list[Variant]:
-    """`variants` without those that replay runs, if `metric` is not the loss or examples are unseen.
-
-    Raises ConfigurationError if none is left.
-    """
-    left = [variant for variant in variants if not variant.replays or (known and metric == "loss")]
-    if variants and not left:
-        what = "the held-out runs on known examples only" if metric == "loss" else f"the loss only, not {metric!r}"
-        raise ConfigurationError(f"method {variants[0].method!r}: gradients explain {what}; choose another method")
-    return left

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.profile.schema import Metric
 from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.settings import Metric
 from gptfluence.scoring.evaluation import evaluate
-from gptfluence.simulators.methods import Variant
+from gptfluence.simulators.options import Variant
 
 if TYPE_CHECKING:
     from gptfluence.study.campaign import Campaign
@@ -64,9 +64,7 @@ class Predictions:
         frames = []
         task = self.recorded.tests[0].task if self.campaign.is_mixture else self.campaign.task
         for variant, values in self.values.items():
-            frame = evaluate(
-                values, self.recorded, metric=self.metric, observed=self.observed, reference=reference
-            )
+            frame = evaluate(values, self.recorded, metric=self.metric, observed=self.observed, reference=reference)
             columns = {
                 "setting": self.campaign.name,
                 "model": self.recorded.model,

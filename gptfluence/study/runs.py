@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.common.settings import canonical
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import PublishedModel
-from gptfluence.profile.schema import Metric, Setting
+from gptfluence.profile.schema import Setting
 from gptfluence.published import importing
 from gptfluence.recording.curriculum import Curriculum
-from gptfluence.recording.dynamics import GPTDynamics, join_tests
-from gptfluence.recording.record import record_missing
+from gptfluence.recording.dynamics import GPTDynamics, Source, join_tests
+from gptfluence.recording.record import Wanted, record_missing
+from gptfluence.recording.settings import DrawnCurricula, Metric
 from gptfluence.study.texts import Texts
 
 
@@ -70,23 +70,20 @@ class Recorded:
         unseen: str | None = None,
         ends_only: bool = False,
     ) -> GPTDynamics:
-        drawn = canonical(setting.curriculum)
-        return record_missing(
-            self.artifacts,
+        wanted = Wanted(
             setting=self.name if unseen is None else f"{self.name}-unseen_{unseen}",
-            task=texts.task,
-            model=self.model,
+            texts=texts.task,
+            source=Source(self.model, self.artifacts),
             recording=setting.recording,
-            drawn=drawn | ({"groups": list(texts.groups)} if texts.groups else {}),
+            drawn=DrawnCurricula(**setting.curriculum.model_dump(), groups=list(texts.groups) or None),
             metrics=metrics_of({bool(example.choices) for example in texts.task.tests}, setting.metrics),
             generation=setting.generation,
             seed=self.seed,
             names=list(curricula),
-            curricula=dict(curricula) if isinstance(curricula, Mapping) else {},
+            curricula=curricula if isinstance(curricula, Mapping) else {},
             ends_only=ends_only,
-            jobs=self.jobs,
-            jobs_per_device=self.jobs_per_device,
         )
+        return record_missing(wanted, jobs=self.jobs, jobs_per_device=self.jobs_per_device)
 
 
 @dataclass(frozen=True)

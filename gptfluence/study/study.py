@@ -17,11 +17,11 @@ from gptfluence.profile.load import load_profile
 from gptfluence.profile.schema import Profile, ProfileSetting, is_mixture
 from gptfluence.recording.record import default_jobs
 from gptfluence.recording.settings import Metric
-from gptfluence.simulators.methods import Variant
+from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 from gptfluence.study.runs import Imported, Recorded, metrics_of
 from gptfluence.study.texts import StudyTexts
-from gptfluence.tasks.base import TASKS, Task, fingerprint
+from gptfluence.tasks.base import TASKS, fingerprint
 from gptfluence.tasks.layouts import LAYOUTS
 from gptfluence.tasks.settings import unknown_task
 
@@ -84,9 +84,7 @@ class Study:
 
     # --- campaigns ---
 
-    def campaign(
-        self, setting: str = "fine_tuning", task: str | None = None, *, model: str | None = None
-    ) -> Campaign:
+    def campaign(self, setting: str = "fine_tuning", task: str | None = None, *, model: str | None = None) -> Campaign:
         """One GPT on one task, or in instruction tuning on the mixture of all tasks.
 
         task: default: the setting's first; model: default: the setting's first
@@ -141,13 +139,9 @@ class Study:
         return self.profile.settings[name]  # type: ignore[index]
 
     @cached_property
-    def _texts(self) -> StudyTexts:
-        return StudyTexts(self.profile)
-
-    @property
     def texts(self) -> StudyTexts:
         """The texts of the profile's tasks."""
-        return self._texts
+        return StudyTexts(self.profile)
 
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
@@ -197,5 +191,5 @@ class Study:
             raise ConfigurationError(
                 unknown("method", method, self.profile.simulators, where=f"{self._where}methods: ")
             )
-        variant = Variant(method, self.profile.simulators[method])
+        variant = Variant(method, "", self.profile.simulators[method])
         return variant.with_(**changes) if changes else variant

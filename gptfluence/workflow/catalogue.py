@@ -14,7 +14,7 @@ from typing import Any
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names
 from gptfluence.models.settings import PublishedModel
-from gptfluence.simulators import influence, takes
+from gptfluence.simulators import METHODS
 from gptfluence.study.study import Study
 
 INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
@@ -162,8 +162,6 @@ def unseen_tasks(study: Study, setting: str) -> list[str]:
 def outputs(study: Study) -> dict[str, Output]:
     """Every output that the profile can make: its name -> the notebook's run."""
     settings, found = study.profile.settings, dict[str, Output]()
-    along = influence.methods_of(study.profile.simulators)
-    study.check_simulators()  # before anything runs
 
     def fits(
         setting: str, models: Iterable[str], tasks: Iterable[str], metrics: Iterable[str], simulators: Sequence[str]
@@ -236,7 +234,11 @@ def outputs(study: Study) -> dict[str, Output]:
         texts, main = [metric for metric in metrics if metric != "loss"], paper_models(study)
         tasks, first = study.tested("instruction_tuning", "loss"), chosen.models[:1]
         loss = fits(
-            "instruction_tuning", main, tasks, ["loss"], [*learned, *(name for name in compared if name in along)]
+            "instruction_tuning",
+            main,
+            tasks,
+            ["loss"],
+            [*learned, *(name for name in compared if METHODS[study.variant(name).kind].load().replays)],
         )
         found["tab01_instruction_tuning_loss"] = Output("tab01_instruction_tuning_loss", fits=loss)
         if any(study.tested("instruction_tuning", metric) for metric in texts):
@@ -307,9 +309,8 @@ def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[st
 
 def needs_gpt(study: Study, simulators: Iterable[str]) -> bool:
     """Whether some of these "metric:simulator" need the GPT itself: they replay its training, or take its gradients."""
-    along = influence.methods_of(study.profile.simulators)
-    named = {entry.partition(":")[2] for entry in simulators}
-    return any(name.split()[0] in along or takes(study.options(name)[0], "tangents") for name in named)
+    kinds = {METHODS[study.variant(entry.partition(":")[2]).kind].load() for entry in simulators}
+    return any(kind.replays or "tangents" in kind.needs for kind in kinds)
 
 
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:

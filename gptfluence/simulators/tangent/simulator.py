@@ -1,6 +1,6 @@
 """A simulator that trains the GPT's linearisation: its tangents at a sample of coordinates, under the true optimizer.
 
-To first order, the outputs f of an example (`dynamics/tangents.py`) follow the parameters' displacement d = theta -
+To first order, the outputs f of an example (`gradients/tangents.py`) follow the parameters' displacement d = theta -
 theta_0, and the loss follows f exactly:
 
     f_i(t) = f_i(0) + J_i d_t,    g_t = sum_{i in c_t} J_i^T (p_i(t) - y_i) / tokens,    d_{t+1} = AdamW(d_t, g_t)
@@ -17,70 +17,27 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.gradients.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
 from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.record import devices
 from gptfluence.recording.settings import AdamW
-from gptfluence.simulators.base import FitReport, Simulator, carried
-from gptfluence.simulators.correction import Correction, of_others
-from gptfluence.simulators.readout import RANGES, Readout, features, losses
+from gptfluence.simulators.base import FitReport, Predictor, Simulator, carried
+from gptfluence.simulators.tangent.correction import Correction, of_others
+from gptfluence.simulators.tangent.linearised import Linearised, Side, rollouts
+from gptfluence.simulators.tangent.readout import RANGES, Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
 KINDS = ("seen", "unseen")  # of test examples: fitted on, or not
 POOL, TESTS = 0, 1  # of what was fitted
-LARGEST_LOGIT = 80.0  # exp of more does not fit float32
-
-Measure = Callable[["Side", Tensor], Tensor]  # tests, outputs float32 [rows, outputs] -> float32 [..., rows, tests]
-
-
-class Side:
-    """Tangents as torch tensors, with the rows of each example at hand.
-
-    widened: gradients as float32, in twice the memory: of tests, all of which every rollout multiplies.
-    """
-
-    def __init__(self, tangents: Tangents, *, widened: bool = False) -> None:
-        self.outputs = torch.from_numpy(tangents.outputs)
-        self.gradients = torch.from_numpy(tangents.gradients)
-        self.scale = torch.from_numpy(tangents.scale)
-        if widened:
-            self.gradients = self.gradients.float().mul_(self.scale[..., None])
-        self.token = torch.from_numpy(tangents.token)
-        self.target = torch.from_numpy(tangents.target)
-        self.example = torch.from_numpy(tangents.example)
-        owner = self.example[self.token]
-        ends = torch.searchsorted(owner, torch.arange(tangents.examples + 1))
-        self.rows = [slice(a, b) for a, b in pairwise(ends.tolist())]
-        counts = torch.bincount(self.example, minlength=tangents.examples)
-        self.tokens = counts.tolist()  # of each example
-        self._counts = counts.float()
-
-    def batch(self, examples: list[int]) -> tuple[Tensor, Tensor]:
-        """int64: the rows of a batch's outputs, and the token of the batch that each belongs to."""
-        rows = [torch.arange(self.rows[i].start, self.rows[i].stop) for i in examples]
-        before = np.cumsum([0, *(self.tokens[i] for i in examples)])
-        owner = [self.token[part] - self.token[part[0]] + int(b) for part, b in zip(rows, before[:-1], strict=True)]
-        return torch.cat(rows), torch.cat(owner)
-
-    def batch_gradients(self, checkpoint: int, examples: list[int], scratch: Tensor) -> Tensor:
-        """float32 [rows, n]: gradients of a batch's outputs, still to be scaled. Written over `scratch`: copies cost most."""
-        end = 0
-        for rows in (self.rows[i] for i in examples):
-            start, end = end, end + rows.stop - rows.start
-            scratch[start:end].copy_(self.gradients[checkpoint, rows])
-        return scratch[:end]
-
-    def mean(self, values: Tensor) -> Tensor:
-        """float32 [rows, examples]: the mean over each example's tokens of float32 [rows, tokens]."""
-        return torch.zeros(len(values), len(self.rows)).index_add_(1, self.example, values) / self._counts
+# the defaults of `TangentFeatures`, which says what they mean
+SAMPLE = {name: each.default for name, each in signature(TangentFeatures).parameters.items()}
 
 
 @dataclass
@@ -95,120 +52,13 @@ class Held:
     examples: tuple[TaskPool, TaskPool] | None = None
 
 
-@dataclass(frozen=True)
-class Linearised:
-    """Rollouts of the linearised GPT.
-
-    optimizer: of the runs that are simulated; recorded, steps: the optimizer and the length of the runs it was fitted on
-    """
-
-    coordinates: Coordinates
-    optimizer: AdamW
-    recorded: AdamW
-    steps: int
-
-    def times(self, steps: int) -> np.ndarray:
-        """float64 [steps + 1]: for each step of a simulated run the step of a recorded one at which it was as far.
-
-        As far: as much learning rate spent. Runs trained alike are at t after step t, those at twice the rate at 2 t; at
-        most at the last recorded step.
-        """
-        spent, recorded = (
-            np.cumsum([0.0, *optimizer.learning_rates(count)])
-            for optimizer, count in ((self.optimizer, steps), (self.recorded, self.steps))
-        )
-        if np.array_equal(spent, recorded):
-            return np.arange(steps + 1.0)
-        return np.interp(spent, recorded, np.arange(self.steps + 1.0))
-
-    def _mixture(self, step: float) -> list[tuple[int, float]]:
-        """The checkpoints that the tangents of this recorded step are interpolated between, and their shares."""
-        steps = self.coordinates.steps
-        after = int(np.searchsorted(steps, step))
-        if after == len(steps):
-            return [(after - 1, 1.0)]
-        if steps[after] == step:
-            return [(after, 1.0)]
-        share = (step - steps[after - 1]) / (steps[after] - steps[after - 1])
-        return [(after - 1, 1 - share), (after, share)]
-
-    def displacements(self, pool: Side, batches: np.ndarray) -> Tensor:
-        """float32 [steps + 1, n]: the sampled coordinates less their initial values, along one curriculum.
-
-        batches: int [steps, batch]
-        """
-        settings, c = self.optimizer, self.coordinates
-        weight, initial = torch.from_numpy(c.weight), torch.from_numpy(c.initial)
-        reference = torch.from_numpy(c.displacement)
-        decay = torch.from_numpy(c.decayed).float() * settings.weight_decay
-        moved, first, second = (torch.zeros(len(c)) for _ in range(3))
-        path = [moved]
-        times = self.times(len(batches))
-        curriculum = batches.tolist()
-        most = max(sum(pool.rows[i].stop - pool.rows[i].start for i in batch) for batch in curriculum)
-        scratch = torch.empty(len(c.steps), most, len(c))
-        for step, rate in enumerate(settings.learning_rates(len(batches))):
-            rows, owner = pool.batch(curriculum[step])
-            parts = [
-                (share, pool.batch_gradients(k, curriculum[step], scratch[k]), pool.scale[k][rows], k)
-                for k, share in self._mixture(times[step])
-            ]
-            outputs = sum(
-                share * (pool.outputs[k][rows] + scale * (slope @ (weight * (moved - reference[k]))))
-                for share, slope, scale, k in parts
-            )
-            residual = self._residuals(outputs, owner, pool.target[rows])
-            gradient = sum((share * scale * residual) @ slope for share, slope, scale, _ in parts)
-            if settings.max_gradient_norm is not None:
-                norm = (weight * gradient.square()).sum().sqrt()
-                gradient = gradient * torch.clamp(settings.max_gradient_norm / (norm + 1e-6), max=1.0)
-            first = torch.lerp(gradient, first, settings.betas[0])
-            second = torch.lerp(gradient.square(), second, settings.betas[1])
-            scale = (second / (1 - settings.betas[1] ** (step + 1))).sqrt_().add_(settings.eps)
-            moved = moved - rate * (first / (1 - settings.betas[0] ** (step + 1)) / scale + decay * (initial + moved))
-            path.append(moved)
-        return torch.stack(path)
-
-    @staticmethod
-    def _residuals(outputs: Tensor, owner: Tensor, target: Tensor) -> Tensor:
-        """float32 [outputs]: gradient of the mean token loss; owner: int64 [outputs], the token each belongs to."""
-        exponential = outputs.clamp(max=LARGEST_LOGIT).exp()
-        total = torch.ones(int(owner[-1]) + 1).index_add_(0, owner, exponential)
-        return (exponential / total[owner] - target.float()) / len(total)
-
-    def outputs(self, tests: Side, path: Tensor) -> Tensor:
-        """float32 [steps + 1, outputs]: the outputs of every test example along displacements [steps + 1, n]."""
-        weight = torch.from_numpy(self.coordinates.weight)
-        outputs = torch.zeros(len(path), tests.outputs.shape[1])
-        shares = torch.zeros(len(self.coordinates.steps), len(path))
-        for step, at in enumerate(self.times(len(path) - 1)):
-            for k, share in self._mixture(at):
-                shares[k, step] = share
-        for k, reference in enumerate(torch.from_numpy(self.coordinates.displacement)):
-            at = shares[k].nonzero()[:, 0]
-            change = (weight * (path[at] - reference)) @ tests.gradients[k].T
-            outputs[at] += shares[k][at, None] * (tests.outputs[k] + change)
-        return outputs.clamp_(max=LARGEST_LOGIT)
-
-
-def _rollouts(linearised: Linearised, pool: Side, tests: Side, batches: np.ndarray, measure: Measure) -> np.ndarray:
-    """float32 [curricula, ..., steps + 1, tests]: what `measure` makes of the linearisation's outputs."""
-    with torch.inference_mode():
-        return np.stack(
-            [
-                measure(tests, linearised.outputs(tests, linearised.displacements(pool, curriculum))).numpy()
-                for curriculum in batches
-            ]
-        )
-
-
 @dataclass(kw_only=True, eq=False)
 class TangentSimulator(Simulator):
     """Simulates any curriculum from the GPT's gradients; recorded runs correct it.
 
-    tangents: what takes gradients of examples (`TangentFeatures`). It is needed to fit and for unseen examples; those of
-        the fitted pool and tests are saved with what is learned, if not left out (`save_pretrained`), so that a loaded
-        simulator simulates without it.
+    coordinates, candidates, mass, seed: of the sample of the GPT's gradients; see `TangentFeatures`
+    checkpoints: steps of the first training run, the reference run, after which gradients are taken again. It is trained once
+        more up to the last of them. None: gradients of the GPT before training alone.
     use_corrections: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss
         still have readout weights from recorded runs).
     follow_reference: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
@@ -218,26 +68,94 @@ class TangentSimulator(Simulator):
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
     Unseen pool and test examples cost their gradients, and unseen tests, where the tangents have a reference run and the metric
     is the loss, one training of it.
+
+    The GPT is that of the runs it is fitted on (`bind`), or a given one (`bind_features`). It is needed to fit and for unseen
+    examples. Gradients of the fitted pool and tests are saved with what is learned, if not left out (`save_pretrained`), so
+    that a loaded simulator simulates without the GPT.
     """
 
     name = "tangent"
-    format = 7
+    format = 8
+    needs = frozenset({"tangents"})
+    moved = {"tangents": "its options stand one level higher now, e.g. tangent: {coordinates: 6144, checkpoints: [40]}"}
 
-    tangents: TangentFeatures | str | None = None
+    coordinates: int = SAMPLE["coordinates"]
+    candidates: int = SAMPLE["candidates"]
+    mass: float = SAMPLE["mass"]
+    checkpoints: tuple[int, ...] = ()
+    seed: int = SAMPLE["seed"]
     use_corrections: bool = True
     follow_reference: bool = True
 
+    tangents: TangentFeatures | None = field(default=None, init=False, repr=False)  # once bound
+
     def __post_init__(self) -> None:
-        if not isinstance(self.tangents, (TangentFeatures, str, type(None))):
+        self.checkpoints = tuple(sorted(set(self.checkpoints)))
+        for option, least in (("coordinates", 1), ("candidates", 1), ("seed", 0)):
+            if getattr(self, option) < least:
+                raise ConfigurationError(f"tangent: {option} must be {least} or more, not {getattr(self, option)}")
+        if not 0 < self.mass <= 1:
+            raise ConfigurationError(f"tangent: mass must be above 0 and at most 1, not {self.mass}")
+        if self.checkpoints and self.checkpoints[0] < 1:
+            raise ConfigurationError(f"tangent: checkpoints must be steps from 1 on, not {self.checkpoints[0]}")
+
+    def bind(
+        self,
+        dynamics: GPTDynamics,
+        *,
+        load_encoder: Callable[[str], Any] | None = None,
+        together: Sequence[Predictor] = (),
+    ) -> Self:
+        """Take gradients of the GPT that `dynamics` was recorded from, and keep them beside the runs.
+
+        The reference run is the first training run. Raises ConfigurationError if the GPT is not known, or if the simulator was
+        fitted on other examples.
+        """
+        source, spec = dynamics.source, dynamics.spec
+        if source is None or spec is None:
             raise ConfigurationError(
-                f"tangent: tangents must be a TangentFeatures, not a {type(self.tangents).__name__}"
+                f"tangent: it needs the GPT's gradients, but the runs of {dynamics.task} do not say which GPT they are of; "
+                "record them again where they are (gf.record, Study: no run is lost), or call bind_features with "
+                "TangentFeatures(gpt, pool, recording)"
             )
+        reference = None
+        if self.checkpoints:
+            reference = next((run for run in dynamics.runs if run.split == "train"), dynamics.runs[0]).curriculum
+        self.tangents = TangentFeatures(
+            source.gpt,
+            dynamics.pool,
+            spec.recording,
+            coordinates=self.coordinates,
+            candidates=self.candidates,
+            mass=self.mass,
+            seed=self.seed,
+            reference=reference,
+            checkpoints=self.checkpoints,
+            cache=source.artifacts / "tangents",
+            device=devices()[0],
+        )
+        return self if self.fitted is None else self.load_gradients(dynamics.pool, dynamics.tests)
+
+    def bind_features(self, tangents: TangentFeatures) -> Self:
+        """Take gradients by `tangents`, whose settings become this simulator's options."""
+        self.tangents = tangents
+        self.coordinates, self.candidates, self.mass = tangents.size, tangents.candidates, tangents.mass
+        self.checkpoints, self.seed = tuple(tangents.checkpoints), tangents.seed
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"tangents": self._source("naming a fit").fingerprint}
+
+    def _coordinates_digest(self) -> str:
+        # equal settings need not draw the same coordinates everywhere, and a fit is of those that it was made with
+        return self._source("naming a fit").coordinates.digest
 
     def _source(self, purpose: str) -> TangentFeatures:
-        if not isinstance(self.tangents, TangentFeatures):
+        if self.tangents is None:
+            which = f" with fingerprint {self._taken_by}" if self.fitted is not None else ""
             raise ConfigurationError(
-                f"tangent: {purpose} needs the GPT's gradients: set tangents=TangentFeatures(gpt, pool, recording)"
-                + (f" with fingerprint {self.tangents}" if self.tangents else "")
+                f"tangent: {purpose} needs the GPT's gradients: call bind(dynamics) with the runs it was fitted on, or "
+                f"bind_features(TangentFeatures(gpt, pool, recording)){which}"
             )
         return self.tangents
 
@@ -245,12 +163,12 @@ class TangentSimulator(Simulator):
         source = self._source(purpose)
         if source.fingerprint != self._taken_by:
             raise ConfigurationError(
-                f"tangent: it was fitted with the tangents {self._taken_by}, not {source.fingerprint}; give `tangents` of the "
+                f"tangent: it was fitted with the tangents {self._taken_by}, not {source.fingerprint}; give those of the "
                 "same model, pool, recording settings, sample and reference"
             )
         if not source.coordinates.agrees(self._linearised.coordinates):
             raise ConfigurationError(
-                "tangent: `tangents` have drawn other coordinates than it was fitted with, as another device or version may, or "
+                "tangent: the tangents have drawn other coordinates than it was fitted with, as another device or version may, or "
                 "their reference run went otherwise; give those of the fit, with their cache, or fit again"
             )
         return source
@@ -276,8 +194,8 @@ class TangentSimulator(Simulator):
         if which not in held.tangents:
             if held.examples is None:
                 raise ConfigurationError(
-                    "tangent: it was saved without gradients; set `tangents` and call load_gradients(pool, tests) with the "
-                    "pool and the tests of the runs it was fitted on"
+                    "tangent: it was saved without gradients; call bind(dynamics) with the runs it was fitted on, or "
+                    "bind_features(tangents) and load_gradients(pool, tests)"
                 )
             source = self._same_source("loading gradients")
             held.tangents[which] = source.of(held.examples[which], trained=which == POOL)
@@ -296,6 +214,8 @@ class TangentSimulator(Simulator):
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
         begin = time.perf_counter()
+        if self.tangents is None:
+            self.bind(train)
         source = self._source("fitting")
         optimizer = source.recording.optimizer
         if isinstance(optimizer.learning_rate, dict):
@@ -315,7 +235,7 @@ class TangentSimulator(Simulator):
             self._readout = None
             predicted = of_loss = self._rolled(*self._sides, self._batches)
         else:
-            simulated = _rollouts(self._linearised, *self._sides, self._batches, features)
+            simulated = rollouts(self._linearised, *self._sides, self._batches, features)
             self._readout = Readout.fit(simulated, recorded)
             predicted, of_loss = self._readout.apply(simulated), simulated[:, 0]
         before = train.runs[0].trajectories["loss"][0]  # the loss is always recorded
@@ -423,7 +343,7 @@ class TangentSimulator(Simulator):
     def _rolled(self, pool: Side, tests: Side, batches: np.ndarray, linearised: Linearised | None = None) -> np.ndarray:
         """float32 [curricula, steps + 1, tests]: the metric, by the linearisation alone."""
         measure = losses if self._readout is None else self._readout.measure
-        return _rollouts(linearised or self._linearised, pool, tests, batches, measure)
+        return rollouts(linearised or self._linearised, pool, tests, batches, measure)
 
     @staticmethod
     def _checked_rates(train: GPTDynamics, optimizer: AdamW) -> None:
@@ -521,9 +441,7 @@ class TangentSimulator(Simulator):
         return super(TangentSimulator, light).save_pretrained(folder)
 
     def hyperparameters(self) -> dict[str, Any]:
-        tangents = self.tangents
-        given = tangents.fingerprint if isinstance(tangents, TangentFeatures) else tangents
-        return super().hyperparameters() | {"tangents": given}
+        return super().hyperparameters() | {"checkpoints": list(self.checkpoints)}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         optimizers, stored = {"optimizer": self._linearised.recorded}, self._held.tangents

@@ -9,14 +9,12 @@ examples share, and is predicted as the mean of what may come: between 0 and 1 w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gptfluence.simulators.tangent import Side
+from gptfluence.simulators.tangent.linearised import Side
 
 RANGES = {"accuracy": (0.0, 1.0), "bleu": (0.0, 100.0), "rouge_l": (0.0, 1.0)}
 SHARPNESS = 4.0  # of the soft share: sigmoid(SHARPNESS x margin in nats)
@@ -50,7 +48,7 @@ def features(tests: Side, outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Readout:
-    """metric = weights . features + what is the same for all curricula (see `tangent.Correction`)."""
+    """metric = weights . features + what is the same for all curricula (see `correction.Correction`)."""
 
     weights: np.ndarray  # float64 [features]
 

@@ -1,0 +1,95 @@
+"""The table of methods: what can predict a trajectory, a row each.
+
+To add a method, write one class (a dataclass whose fields, with their defaults, are its options) and one row here.
+Nothing heavy is imported before a method is used, so that the command line and the figures can read the table at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from gptfluence.common.errors import ConfigurationError, unknown
+
+if TYPE_CHECKING:
+    from gptfluence.simulators.base import Predictor
+    from gptfluence.simulators.options import Variant
+
+
+class Line(NamedTuple):
+    """How a method is drawn: a colour of Okabe and Ito's colour-blind-safe palette, and never by colour alone."""
+
+    color: str
+    dash: str | tuple
+    marker: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """One kind of method.
+
+    name: what profiles call it (`kind`); where: "module:Class" below `gptfluence`; printed: its name in figures and tables
+    """
+
+    name: str
+    where: str
+    printed: str
+    line: Line
+
+    def load(self) -> type[Predictor]:
+        """The class. The first call imports its module."""
+        module, _, attribute = self.where.partition(":")
+        return getattr(import_module(f"gptfluence.{module}"), attribute)
+
+
+_TRACIN = Line("#009E73", (0, (4, 1.5, 1, 1.5)), "^")
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("gptfluence", "simulators.gptfluence:GPTfluence", "GPTfluence", Line("#0072B2", "-", "o")),
+        Method("simfluence", "simulators.simfluence:Simfluence", "Simfluence", Line("#D55E00", (0, (4, 1.5)), "s")),
+        Method(
+            "tangent", "simulators.tangent:TangentSimulator", "Tangent simulator", Line("#56B4E9", (0, (8, 1.5)), "P")
+        ),
+        Method(
+            "low_rank", "simulators.low_rank:LowRank", "Low-rank deviations", Line("#5E3C99", (0, (5, 1, 1, 1)), "<")
+        ),
+        Method("persistence", "simulators.reference:Persistence", "Persistence", Line("#767676", (0, (1, 2.5)), "x")),
+        Method(
+            "mean_trajectory",
+            "simulators.reference:MeanTrajectory",
+            "Mean trajectory",
+            Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
+        ),
+        Method("tracin_cp_all", "simulators.tracin:TracInAll", "TracIn-CP (all)", _TRACIN),
+        Method("tracin_cp_10", "simulators.tracin:TracIn10", "TracIn-CP (10)", _TRACIN),
+        Method("tracin_cp_update", "simulators.tracin:TracInUpdate", "TracIn-CP (update)", _TRACIN),
+        Method("grad_dot", "simulators.tracin:GradDot", "Grad-Dot", Line("#CC79A7", (0, (1, 1.2)), "D")),
+    )
+}
+
+
+def method_of(kind: str) -> Method:
+    """The row of this kind. Raises ConfigurationError that lists the known ones."""
+    if kind not in METHODS:
+        raise ConfigurationError(unknown("method", kind, METHODS))
+    return METHODS[kind]
+
+
+def applicable(variants: Sequence[Variant], metric: str, *, known: bool = True) -> list[Variant]:
+    """Those of `variants` that predict this metric; known=False: and examples that they were not fitted on.
+
+    A method that refuses unseen examples by itself, with a reason, stays. Raises ConfigurationError if none is left.
+    """
+    left = []
+    for variant in variants:
+        kind = method_of(variant.kind).load()
+        if (kind.metrics is None or metric in kind.metrics) and (known or not kind.replays):
+            left.append(variant)
+    if variants and not left:
+        what = f"the loss only, not {metric!r}" if known else "the held-out runs on known examples only"
+        raise ConfigurationError(f"method {variants[0].method!r}: gradients explain {what}; choose another method")
+    return left
