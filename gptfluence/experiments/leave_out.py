@@ -20,23 +20,21 @@ import numpy as np
 import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.experiments import shifted
-from gptfluence.experiments.shifted import SETTING
+from gptfluence.experiments.shifted import Measured, seed_of
 from gptfluence.gradients.products import GRADIENT_ELEMENTS, Replayer
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.recording.kinds import replaced
 from gptfluence.recording.record import devices
 from gptfluence.recording.recorder import single_thread
-from gptfluence.recording.settings import Recording
 from gptfluence.recording.workers import run_seed
 from gptfluence.scoring import deviations
 from gptfluence.simulators.tracin import TracIn
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign, Method
 
 ALL = "all"  # the row over counterfactuals of every size
 SCORES = {"tracin_cp_10": TracIn(checkpoints=10), "grad_dot": TracIn(checkpoints="final")}
-COLUMNS = ["setting", "model", "task", "metric", "left_out", "method", "curricula", "value", "low", "high", "undefined"]
+COLUMNS = ["setting", "model", "task", "metric", "left_out", "method", "variant", "runs", "value", "low", "high"]
 
 
 @dataclass(frozen=True)
@@ -125,55 +123,58 @@ def scored_losses(
 
 
 def leave_out(
-    study: Study, task: str, simulators: Sequence[str], scores: Sequence[str], *, sizes: Sequence[int], draws: int
-) -> tuple[pd.DataFrame, list[GPTDynamics]]:
+    campaign: Campaign, methods: Sequence[Method], scores: Sequence[str], *, sizes: Sequence[int], draws: int
+) -> Measured:
     """Linear datamodelling scores of final losses, over the counterfactuals of each size, and over all of them.
 
-    simulators: of the profile; scores: of `SCORES`. Returns a frame with `COLUMNS` (left_out: a size or "all"; curricula:
-    how many) and the runs it is computed from. Raises ConfigurationError as `counterfactuals`.
+    methods: simulators of the profile; scores: of `SCORES`. Returns a frame with `COLUMNS` (left_out: a size or "all"; runs:
+    how many counterfactuals) and `undefined`. Raises ConfigurationError as `counterfactuals`.
     """
     for name in scores:
         if name not in SCORES:
             raise ConfigurationError(unknown("score", name, SCORES, where="leave-out: "))
-    base = shifted.held_out(study, task)
+    base = campaign.held_out()
     run = base.runs[0]
-    seed = [study.profile.seed, shifted.seed_of("leave-out", task)]
+    seed = [campaign.study.profile.seed, seed_of("leave-out", campaign.task)]
     chosen = counterfactuals(run.curriculum, sizes, draws, seed=seed)
     curricula = [one.curriculum for one in chosen]
-    recorded = shifted.losses_only(study).record(curricula, SETTING, task, ends_only=True)
+    recorded = campaign.losses_only.record(curricula, ends_only=True)
     by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
     order = [by_run[curriculum] for curriculum in curricula]  # equal curricula are recorded once
     truth = recorded.trajectories("loss")[order]
-    [(simulated, _)] = shifted.simulate(study, task, [recorded], simulators)
-    predicted = {name: values[order, -1].astype(np.float64) for name, values in simulated.items()}
-    predicted |= _scored(study, base, run, scores, curricula, truth[0, 0])
+    [simulated] = campaign.predict_each(methods, [recorded])
+    predicted = {
+        (variant.method, variant.variant): values[order, -1].astype(np.float64)
+        for variant, values in simulated.values.items()
+    }
+    scored = _scored(base, run, scores, curricula, truth[0, 0])
+    predicted |= {(name, ""): values for name, values in scored.items()}
     size_of = np.array([len(one.dropped) for one in chosen])
     rows = []
     for size in (*sizes, ALL):
         mask = np.ones(len(size_of), bool) if size == ALL else size_of == size
         for name, values in predicted.items():
             found = deviations.linear_datamodelling_score(values[mask], truth[mask, -1])
-            rows.append((SETTING, base.model, task, "loss", str(size), name, int(mask.sum()), *found))
-    return pd.DataFrame(rows, columns=COLUMNS), [base, recorded]
+            common = (campaign.name, base.model, campaign.task, "loss", str(size), *name, int(mask.sum()))
+            rows.append((*common, *found))
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), [base, recorded])
 
 
 def _scored(
-    study: Study,
-    base: GPTDynamics,
-    run: TrainingRun,
-    scores: Sequence[str],
-    curricula: Sequence[Curriculum],
-    start: np.ndarray,
+    base: GPTDynamics, run: TrainingRun, scores: Sequence[str], curricula: Sequence[Curriculum], start: np.ndarray
 ) -> dict[str, np.ndarray]:
+    """Score -> float64 [curricula, tests], final losses by gradients along `run` of `base`."""
     if not scores:
         return {}
-    spec = base.provenance["spec"]
-    recording = Recording.model_validate(spec["recording"]).model_copy(update={"record_pool": False})
+    source, spec = base.source, base.spec
+    assert source is not None
+    assert spec is not None
+    recording = spec.recording.model_copy(update={"record_pool": False})
     examples = np.unique(run.curriculum.batches).tolist()
     methods = {name: SCORES[name] for name in scores}
-    gpt = study.model(base.model).load()
+    gpt = source.gpt.load()
     with single_thread(), Replayer(gpt, base.pool, base.tests, recording, device=devices()[0]) as recorder:
-        products = example_products(recorder, run, methods, examples, seed=run_seed(spec["seed"], run.name))
+        products = example_products(recorder, run, methods, examples, seed=run_seed(spec.seed, run.name))
     rates = recording.optimizer.learning_rates(run.curriculum.steps)
     return {
         name: scored_losses(products[name], method, rates, examples, curricula, start)
