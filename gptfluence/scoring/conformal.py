@@ -1,25 +1,29 @@
 """Bands around simulated trajectories that hold the recorded ones with a chosen probability: split conformal prediction.
 
-A band is as wide at step t as the simulator's typical error there, times one number q, so that a whole path is inside or is
-not; and it widens with the whole run's distance from what is typical. The score of a path is how many such errors it is off
-at its worst step,
+The score S of a path compares its error at each step with the typical error of the simulator there. The worst step
+counts:
 
-    S = max_t |y_t - yhat_t| / (error_t w),        band: yhat_t +- q error_t w,
+    S = max_t |y_t - yhat_t| / (error_t w),        band: yhat_t +- q error_t w.
 
-and q is a quantile of the scores of calibration runs, which the simulator was not fitted on (Vovk et al., 2005; Lei et al.,
-2018, arXiv:1604.04173, whose locally weighted bands these are). w is 1 for a run that is simulated to lie no further from the
-mean simulated run than the furthest fitted run does, root mean squared over steps and test examples; k for one k times as
-far. So a run that is taken to move further is taken to be predicted worse in proportion, which no calibration run can show.
+q is a quantile of the scores of calibration runs, on which the simulator was not fitted (Vovk et al., 2005). Bands of
+this form are the locally weighted ones of Lei et al., 2018 (arXiv:1604.04173). They hold the whole path or they do not.
 
-What is promised: if calibration runs and the new run are exchangeable (curricula drawn alike, the same GPT and settings),
-a path is inside with at least the chosen probability, averaged over calibration sets, curricula and test examples; not for
-each curriculum, nor for each test example. Paths of one run share its curriculum and are not independent. `unit="run"` takes
-this into account as two-layer exchangeability does (Lee, Barber, Willett, 2023, arXiv:2306.06342): the guarantee holds
-whatever the dependence within a run, at the price of wider bands, and of at least level / (1 - level) calibration runs.
-`unit="path"` takes paths for exchangeable; with few calibration runs its coverage varies from one calibration set to the
-next. (w depends on a run's curriculum and first values and on fitted runs alone, which changes nothing of this.) For a
-curriculum unlike the calibration ones (repeated, sorted, biased, another learning rate) nothing is promised: w is a guess
-there, and measured.
+w is one number for each run. It is 1 if the simulated run lies no further from the mean simulated run than the furthest
+fitted run does, and k if it lies k times as far; distances are root mean squares over steps and test examples. So the
+band of a run that moves further is wider in proportion. This is an assumption that no calibration run can test.
+
+The guarantee: if the new run is drawn like the calibration runs (curricula, GPT and settings), a path is inside with at
+least the chosen probability. This is an average over calibration sets, curricula and test examples. It does not hold
+for each curriculum or each test example by itself. Paths of one run share its curriculum and are not independent:
+
+- unit="run" allows for this by two-layer exchangeability (Lee, Barber, Willett, 2023, arXiv:2306.06342). The guarantee
+  holds however the paths of a run depend on each other. The bands are wider, and at least level / (1 - level)
+  calibration runs are needed.
+- unit="path" takes paths as exchangeable. With few calibration runs the coverage varies from one calibration set to the
+  next.
+
+w depends only on the curriculum and first values of a run and on the fitted runs, so it leaves the guarantee as it is.
+For a curriculum unlike the calibration ones (repeated, sorted, biased, another learning rate) there is no guarantee.
 """
 
 from __future__ import annotations
@@ -32,16 +36,16 @@ import numpy as np
 from gptfluence.common.errors import ConfigurationError, unknown
 
 UNITS = ("path", "run")
-FLOOR = 1e-3  # of the largest typical error: where a simulator is as good as exact, a band has still some width
+FLOOR = 1e-3  # of the largest typical error; it gives a band some width at steps where a simulator is almost exact
 
 
 @dataclass(frozen=True)
 class Typical:
-    """What is typical of a simulator on runs that do not calibrate; those it was fitted on will do.
+    """The typical error and spread of a simulator, from runs that do not calibrate, such as those it was fitted on.
 
-    error: float64 [steps + 1], root mean squared error at each step, 0 where observed
+    error: float64 [steps + 1], root mean squared error at each step; 0 at observed steps
     centre: float64 [steps + 1, tests], the mean of the simulated runs
-    distance: from it to the furthest simulated run, root mean squared over steps and test examples
+    distance: from the centre to the furthest simulated run, root mean squared over steps and test examples
     """
 
     error: np.ndarray
@@ -50,7 +54,7 @@ class Typical:
 
     @classmethod
     def of(cls, predicted: np.ndarray, recorded: np.ndarray, *, observed: int = 1) -> Typical:
-        """Both: float [runs, steps + 1, tests]. Raises ConfigurationError for errors that are not finite, or all 0."""
+        """From float [runs, steps + 1, tests] each. Raises ConfigurationError if errors are not finite or all are 0."""
         predicted = np.asarray(predicted, np.float64)
         error = predicted - recorded
         if error.ndim != 3 or not error.size:
@@ -58,31 +62,36 @@ class Typical:
         typical = np.sqrt(np.square(error).mean(axis=(0, 2)))
         if not (np.isfinite(typical).all() and typical.max() > 0):
             raise ConfigurationError(
-                "bands: the simulator's errors are not finite, or 0 at every step; bands need one that does not diverge"
+                "bands: the simulator's errors are not finite, or are 0 at every step; choose a simulator that does not "
+                "diverge"
             )
         floor = FLOOR * typical.max()
         typical = np.maximum(typical, floor)
         typical[:observed] = 0
         centre = predicted.mean(axis=0)
         distance = float(np.sqrt(np.square(predicted - centre).mean(axis=(1, 2)).max()))
-        return cls(typical, centre, max(distance, floor))  # less than the floor is rounding, not a distance
+        return cls(typical, centre, max(distance, floor))  # a distance below the floor is rounding
 
     def widening(self, predicted: np.ndarray) -> np.ndarray:
-        """float64 [..., 1, 1], 1 or more: w of float [..., steps + 1, tests]; values that are not finite do not count."""
+        """w of simulated runs, float [..., steps + 1, tests]: float64 [..., 1, 1], 1 or more; only finite values count."""
         squares = np.square(predicted - self.centre[: predicted.shape[-2]])
         finite = np.isfinite(squares)
         total, count = (part.sum(axis=(-2, -1), keepdims=True) for part in (np.where(finite, squares, 0), finite))
         return np.maximum(1.0, np.sqrt(total / np.maximum(count, 1)) / self.distance)
 
     def extended(self, steps: int) -> Typical:
-        """For longer runs: beyond the end of the fitted ones the last typical error and the last mean stand."""
+        """The same for runs of `steps` steps. Beyond the fitted steps the last typical error and the last mean are kept."""
         at = np.minimum(np.arange(steps + 1), len(self.error) - 1)
         return Typical(self.error[at], self.centre[at], self.distance)
 
 
 @dataclass(frozen=True)
 class Bands:
-    """quantile: typical errors on either side, inf if nothing can be promised; runs: how many calibrated."""
+    """Calibrated bands.
+
+    quantile: half the width, in typical errors; inf if there are too few calibration runs for the level
+    level: the promised probability; unit: "path" or "run"; runs: how many runs calibrated
+    """
 
     typical: Typical
     quantile: float
@@ -92,9 +101,9 @@ class Bands:
     observed: int = 1
 
     def around(self, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper edge, float64, of float [..., steps + 1, tests]; of fewer steps than fitted: the first of them.
+        """The lower and the upper edge, float64, around float [..., steps + 1, tests].
 
-        Raises ConfigurationError for more steps than the bands were made for.
+        Shorter runs take the first of the typical errors. Raises ConfigurationError for more steps than the bands have.
         """
         predicted = np.asarray(predicted, np.float64)
         error = self.typical.error
@@ -109,7 +118,7 @@ class Bands:
         return predicted - half, predicted + half
 
     def covered(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-        """bool [..., tests]: whether the whole recorded path after what was observed lies inside.
+        """bool [..., tests]: whether the whole recorded path after the observed steps lies inside.
 
         Raises ConfigurationError if `recorded` was not measured at every step.
         """
@@ -121,7 +130,7 @@ class Bands:
 
 
 def scores(predicted: np.ndarray, recorded: np.ndarray, typical: Typical, *, observed: int = 1) -> np.ndarray:
-    """float64 [runs, tests]: max over predicted steps of |error| / (typical error, widened); inf if a path is not finite."""
+    """S of each path, float64 [runs, tests]; inf if a path is not finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         predicted = np.asarray(predicted, np.float64)
         error = np.abs(predicted - recorded) / typical.widening(predicted)
@@ -138,10 +147,10 @@ def calibrate(
     unit: str = "path",
     observed: int = 1,
 ) -> Bands:
-    """Bands from calibration runs, float [runs, steps + 1, tests], and what is `Typical` of others.
+    """Bands from calibration runs, float [runs, steps + 1, tests], and the `Typical` of other runs.
 
-    The quantile is the smallest score with at least the share `level` of all scores at or below it, where one more path
-    (unit "path") or one more run (unit "run") counts as infinitely bad; inf if there are too few for the level.
+    The scores count as if there were one more path (unit "path") or one more run (unit "run") with infinite scores. The
+    quantile is the smallest score that at least the share `level` of all scores do not exceed; inf if there is none.
 
     Raises ConfigurationError for a level outside (0, 1), an unknown unit, or shapes that disagree.
     """
@@ -155,13 +164,12 @@ def calibrate(
         or np.shape(predicted)[1:] != typical.centre.shape
     ):
         raise ConfigurationError(
-            f"bands: predicted {list(np.shape(predicted))}, recorded {list(np.shape(recorded))} and what is typical "
+            f"bands: the shapes of predicted {list(np.shape(predicted))}, recorded {list(np.shape(recorded))} and typical "
             f"{list(typical.centre.shape)} disagree; give [runs, steps + 1, tests] of the same tests and as many steps"
         )
     found = scores(predicted, recorded, typical, observed=observed)
     count = found.size if unit == "path" else len(found)
-    # the share of the scores that is needed, with one more unit at infinity; rounded before it is rounded up, since
-    # 0.9 * 10 / 9 * 9 is not 9 in binary
+    # how many scores the quantile must reach; rounded first, because 0.9 * 10 / 9 * 9 is not exactly 9 in binary
     needed = int(np.ceil(np.round(level * (count + 1) / count * found.size, 9)))
     ordered = np.sort(found, axis=None)
     quantile = float(ordered[needed - 1]) if needed <= found.size else float("inf")
@@ -180,9 +188,9 @@ def mean_width(bands: Bands, predicted: np.ndarray) -> np.ndarray:
 
 
 def calibration_names(names: Sequence[str], count: int) -> tuple[list[str], list[str]]:
-    """Training runs to fit on, and the last `count` of them, left out to calibrate on.
+    """The names of training runs to fit on, and of the last `count`, which are left out to calibrate on.
 
-    Raises ConfigurationError unless two at least are left to fit on and `count` is 1 or more.
+    Raises ConfigurationError if `count` is below 1 or leaves fewer than two runs to fit on.
     """
     if not 1 <= count <= len(names) - 2:
         raise ConfigurationError(

@@ -1,9 +1,10 @@
-"""What of a curriculum's own effect a simulator predicts: the severe part of the evaluation.
+"""How much of the curriculum's effect, beyond the mean trajectory, a simulator predicts.
 
-Most of a trajectory is the same for every curriculum drawn alike, so small errors and high rank correlations of final losses
-come from the mean trajectory for nothing. Measured here is what the curriculum changes. Intervals are percentile bootstrap
-intervals; what is drawn again are whole runs, since test examples of one run share its curriculum. Of two or three runs an
-interval says little more than their range; of one run there is none (nan).
+Most of a trajectory is the same for all curricula drawn alike. So the mean trajectory alone already has small errors
+and high rank correlations of final losses. This module measures the rest: what the curriculum changes.
+
+Intervals are percentile bootstrap intervals. Whole runs are drawn again, because the test examples of one run share its
+curriculum. For two or three runs an interval says little more than their range, and for one run it is nan.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """A statistic with its interval. undefined: how many of what it is averaged over (runs, test examples) had no value."""
+    """A statistic with its interval. undefined: how many of the averaged runs or test examples had no value."""
 
     value: float
     low: float
@@ -33,7 +34,7 @@ class Interval(NamedTuple):
 
 
 def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray, *, seed: int = 0) -> Interval:
-    """R2_dev = 1 - sum(mse) / sum(mse_mean_trajectory) over runs, both float [runs]; see `evaluation.explained_deviation`."""
+    """R2_dev = 1 - sum(mse) / sum(mse_mean_trajectory) over runs, with its interval. Both: float [runs]."""
     mse, reference = _one_each("explained_deviation", mse, mse_mean_trajectory, dimensions=1)
 
     def statistic(error: np.ndarray, of_mean: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -44,7 +45,7 @@ def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray, *, see
 
 
 def mean_over_runs(values: np.ndarray, *, seed: int = 0) -> Interval:
-    """The mean of float [runs] where it is defined, with its interval; nan if it is nowhere."""
+    """The mean over the runs that have a value, with its interval; nan if none has. values: float [runs]."""
     values = np.asarray(values, np.float64)
     defined = values[~np.isnan(values)]
     if not len(defined):
@@ -53,18 +54,18 @@ def mean_over_runs(values: np.ndarray, *, seed: int = 0) -> Interval:
 
 
 def change_spearman(predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """float [runs]: per run, over test examples, the rank correlation of predicted and recorded *changes*, last value less first.
+    """The rank correlation over test examples of predicted and recorded changes, the last value minus the first: float [runs].
 
-    Both: float [runs, steps + 1, tests]. Unlike the final-step Spearman it gives nothing for starting where the run starts.
+    Both: float [runs, steps + 1, tests]. Unlike the final-step Spearman it does not reward the known first value.
     """
     predicted, recorded = _one_each("change_spearman", predicted, recorded, dimensions=3)
     return spearman(predicted[:, -1] - predicted[:, 0], recorded[:, -1] - recorded[:, 0])
 
 
 def deviation_spearman(predicted: np.ndarray, recorded: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """float [runs]: the same of deviations at the last step, value less that of the mean training trajectory.
+    """The same for deviations at the last step, the value minus that of the mean training trajectory: float [runs].
 
-    mean: float [tests], the mean trajectory's last value. The mean trajectory itself has none (nan): it deviates nowhere.
+    mean: float [tests], the last value of the mean trajectory. The mean trajectory has no deviations, so its score is nan.
     """
     predicted, recorded = _one_each("deviation_spearman", predicted, recorded, dimensions=3)
     mean = np.asarray(mean, np.float64)
@@ -73,18 +74,18 @@ def deviation_spearman(predicted: np.ndarray, recorded: np.ndarray, mean: np.nda
             f"deviation_spearman: mean has shape {list(mean.shape)}, not [tests] = [{predicted.shape[2]}]; give the last "
             "row of the mean trajectory"
         )
-    # what float32 leaves of the mean trajectory's own deviations must not pass for an order
+    # the mean trajectory's own deviations are rounding errors of float32; they are not to be ranked
     deviations = predicted[:, -1] - mean
     deviations[np.abs(deviations) < 1e-5 * np.maximum(np.abs(mean), 1)] = 0
     return spearman(deviations, recorded[:, -1] - mean)
 
 
 def linear_datamodelling_score(predicted: np.ndarray, recorded: np.ndarray, *, seed: int = 0) -> Interval:
-    """Over curricula, the rank correlation of predicted and true metric of one test example; the mean over test examples.
+    """The rank correlation over curricula of the predicted and true metric of a test example, averaged over test examples.
 
-    Both: float [curricula, tests]. After Park et al., 2023 (arXiv:2303.14186), where curricula are random subsets. A method
-    that predicts the same for every curriculum has no score: such test examples are left out and counted. The interval
-    draws curricula again.
+    Both: float [curricula, tests]. After Park et al., 2023 (arXiv:2303.14186), where curricula are random subsets. A test
+    example for which a method predicts the same value on every curriculum has no score; it is left out and counted. For
+    the interval, curricula are drawn again.
     """
     predicted, recorded = _one_each("linear_datamodelling_score", predicted, recorded, dimensions=2)
     each = spearman(predicted, recorded, axis=0)
@@ -104,10 +105,10 @@ def linear_datamodelling_score(predicted: np.ndarray, recorded: np.ndarray, *, s
 
 
 def by_horizon(predicted: np.ndarray, recorded: np.ndarray, mean: np.ndarray, *, observed: int = 1) -> pd.DataFrame:
-    """How errors grow with the distance from what was observed: columns run (position), step, mse, mse_mean_trajectory.
+    """The error at each predicted step: columns run (position), step, mse, mse_mean_trajectory.
 
     predicted, recorded: float [runs, steps + 1, tests]; mean: the mean training trajectory, float [steps + 1, tests].
-    Errors of a step are means over test examples, in the metric's unit squared.
+    Errors are means over test examples, in the metric's unit squared.
     """
     predicted, recorded = _one_each("by_horizon", predicted, recorded, dimensions=3)
     if not 1 <= observed < predicted.shape[1]:
@@ -130,7 +131,7 @@ def _interval(samples: tuple[np.ndarray, ...], statistic: Callable, seed: int) -
     if len(samples[0]) < 2 or not np.isfinite(value):
         return Interval(value, nan, nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant samples, whose interval is a point
+        warnings.simplefilter("ignore")  # scipy warns of constant samples; their interval is a point
         found = bootstrap(
             samples,
             statistic,

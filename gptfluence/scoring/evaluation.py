@@ -1,7 +1,7 @@
 """How far predicted trajectories are from recorded ones (paper, section 4.1).
 
-What was observed is not predicted, so it does not count. Errors are means over predicted steps for each (run, test
-example); "mean(std)" in the paper's tables is over all runs x tests, with the population standard deviation.
+Observed steps are not predicted, so they do not count. An error is a mean over the predicted steps of one test example
+in one run. "mean(std)" in the paper's tables is over all runs and tests, with the population standard deviation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COLUMNS = ["run", "statistic", "value"]
 
 def spearman(predicted: np.ndarray, recorded: np.ndarray, *, axis: int = -1) -> np.ndarray:
     """Spearman's rank correlation along an axis of two float arrays of equal shape; nan where one is constant or not finite."""
-    from scipy.stats import rankdata  # most of a second, which a figure without ranks need not wait
+    from scipy.stats import rankdata  # imported here, because it takes most of a second
 
     predicted, recorded = (np.asarray(values, np.float64) for values in (predicted, recorded))
     finite = (np.isfinite(predicted) & np.isfinite(recorded)).all(axis=axis)
@@ -36,14 +36,14 @@ def evaluate(
     observed: int = 1,
     reference: GPTDynamics | np.ndarray,
 ) -> pd.DataFrame:
-    """One row for each run of `recorded` and statistic: a tidy frame with columns run, statistic, value.
+    """A tidy frame with columns run, statistic and value: one row for each run of `recorded` and each statistic.
 
     predicted: float [runs, steps + 1, tests], in the metric's unit; the first `observed` rows are left out
-    reference: what R2_dev compares with, from *training* runs: GPTDynamics, whose mean trajectory is taken, or that
-        mean trajectory as float [steps + 1, tests], or one for each run, [runs, steps + 1, tests]
+    reference: the trajectory that R2_dev compares with. Give the *training* runs as GPTDynamics, whose mean trajectory is
+        taken, or a mean trajectory as float [steps + 1, tests], or one for each run, [runs, steps + 1, tests]
 
     Statistics of a run (unit u of the metric):
-        trajectories                how many (= tests)
+        trajectories                their number, which is the number of tests
         all_steps_mse, _std         mean and population standard deviation over tests of the MSE over steps; u^2
         all_steps_mae, _std         the same of the mean absolute error; u
         final_step_spearman         rank correlation over tests of the last values; nan if undefined
@@ -53,7 +53,7 @@ def evaluate(
 
     Raises ConfigurationError if shapes disagree, recorded values are nan or nothing is left to evaluate.
     """
-    from gptfluence.simulators.base import diverged  # here, because it brings torch, and with it seconds
+    from gptfluence.simulators.base import diverged  # imported here, because it imports torch, which takes seconds
 
     truth = recorded.trajectories(metric).astype(np.float64)
     predicted = np.asarray(predicted, np.float64)
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def _mean_trajectory(reference: GPTDynamics | np.ndarray, metric: str, truth: np.ndarray) -> tuple[np.ndarray, float]:
-    """The reference, float64, fit to broadcast over `truth` [runs, steps + 1, tests] and its largest absolute value."""
+    """The reference, float64 in a shape that broadcasts over `truth` [runs, steps + 1, tests], and its largest magnitude."""
     if isinstance(reference, GPTDynamics):
         values = reference.trajectories(metric).astype(np.float64)
         mean, scale = values.mean(axis=0), float(np.abs(values).max())
@@ -118,20 +118,20 @@ def _mean_trajectory(reference: GPTDynamics | np.ndarray, metric: str, truth: np
 def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> float:
     """R2_dev = 1 - sum(mse) / sum(mse_mean_trajectory): 1 for a perfect simulator, 0 for the mean training trajectory.
 
-    Both: float, over the same trajectories. nan if the mean trajectory is exact, so that nothing is left to explain.
+    Both: float, over the same trajectories. nan if the mean trajectory is exact, because nothing is left to explain.
     """
     total = float(np.sum(mse_mean_trajectory))
     return 1 - float(np.sum(mse)) / total if total > 0 else float("nan")
 
 
 def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """Aggregate rows of `evaluate` over runs: columns (any others,) statistic, value, std, std_over_runs, undefined.
+    """Rows of `evaluate` averaged over runs: columns statistic, value, std, std_over_runs and undefined.
 
-    Columns of `results` besides run, statistic and value (task, method, model, ...) tell groups apart and are kept.
+    Other columns of `results` (task, method, model, ...) tell groups apart and are kept.
 
-        all_steps_mse, all_steps_mae    mean and population std over all runs x tests; std_over_runs of the runs' means
-        final_step_spearman             mean and population std over runs where defined; `undefined` counts the rest
-        r2_dev                          from the pooled errors, 1 - sum / sum; std_over_runs of each run's own
+        all_steps_mse, all_steps_mae    mean and population std over all runs x tests; std_over_runs: of the runs' means
+        final_step_spearman             mean and population std over runs that have one; `undefined` counts the others
+        r2_dev                          1 - sum / sum over all runs; std_over_runs: of the runs' own R2_dev
         mse_mean_trajectory, all_steps_mse_not_diverged    mean over the trajectories
         diverged, trajectories, runs    counts
 
