@@ -295,25 +295,35 @@ def test_the_code_of_the_pages_is_python():
 
 
 @pytest.mark.slow
-def test_the_readmes_lines_run(gpt, tmp_path, monkeypatch):
-    """On a nano GPT instead of one from the Hub, and fewer and shorter runs; all names and arguments are the README's."""
-    [block] = [block for block in code("README.md") if block.startswith("import gptfluence")]
+def test_the_lines_of_python_run(gpt, tmp_path, monkeypatch):
+    """Those of README.md, then those of docs/own_text.md on the same runs; a nano GPT stands for the one from the Hub."""
     words = [("joy", "positive"), ("bore", "negative")]
-    rows = [f'{{"text": "A {words[k % 2][0]} of {k} scenes.", "label": "{words[k % 2][1]}"}}' for k in range(120)]
+    rows = [f'{{"text": "A {words[k % 2][0]} of {k} scenes.", "label": "{words[k % 2][1]}"}}' for k in range(40)]
     (tmp_path / "reviews.jsonl").write_text("\n".join(rows))
     gpt.model.save_pretrained(tmp_path / "model")
     gpt.tokenizer.save_pretrained(tmp_path / "model")
-    for old, new in {
+    smaller = {
         "EleutherAI/pythia-14m": str(tmp_path / "model"),
-        "runs=12, subset=48, batch=4, epochs=2": "runs=6, subset=16, batch=4, epochs=4",
-    }.items():
+        "runs=12, subset=48, batch=4, epochs=2": "runs=5, subset=16, batch=4, epochs=4",
+        "test_size=64": "test_size=8",
+    }
+    [block] = [block for block in code("README.md") if block.startswith("import gptfluence")]
+    for old, new in smaller.items():
         assert block.count(old) == 1
         block = block.replace(old, new)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPTFLUENCE_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("GPTFLUENCE_JOBS", "1")
     namespace: dict = {}
-    exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["predicted"].shape == (2, 17, 64)
-    assert "all_steps_mse" in set(
+    exec(compile(block, "the code of README.md", "exec"), namespace)
+    assert namespace["predicted"].shape == (2, 17, 8)
+    assert {"all_steps_mse", "mse_mean_trajectory"} <= set(
         gf.evaluate(namespace["predicted"], namespace["test"], reference=namespace["train"])["statistic"]
     )
+    ran = 0
+    for block in code("docs/own_text.md"):
+        if "test.curricula[0]" in block or "predicted = " in block or "TangentSimulator" in block:
+            exec(compile(block, "the code of docs/own_text.md", "exec"), namespace)
+            ran += 1
+    assert ran == 3
+    assert namespace["simulator"].report.selected_by
