@@ -35,6 +35,14 @@ COLUMNS = {  # notebook -> the column of its CSV that the columns of its table a
     "ext07_ablation": "kind",
 }
 STATISTICS = ("r2_dev", "lds")
+ENTRIES = {  # entries of profiles and notebooks that are not named after their method
+    "tangent_quarter": "A quarter of the coordinates",
+    "tangent_one_candidate": "One candidate a token",
+    "tangent_base": "Tangents of the base model alone",
+    "tangent_uncorrected": "Not corrected by recorded runs",
+    "tangent_base_uncorrected": "Base model alone, not corrected",
+    "tangent_unfollowed": "Reference run not followed",
+}
 TANGENT = {  # folder of figures/ -> what it holds, and how many runs simulators are fitted on there
     "mini": ("nano GPT of 0.49M parameters, five generated tasks (`mini`)", "25 + 2"),
     "mini-sizes": ("nano GPTs of 0.08M and 1.8M parameters, two generated tasks (`mini-sizes`)", "25 + 2"),
@@ -69,9 +77,20 @@ def filled(text: str) -> str:
 
 
 def read(name: str) -> pd.DataFrame:
-    """figures/NAME.csv."""
-    frame = pd.read_csv(ROOT / "figures" / f"{name}.csv", dtype={"left_out": str}, keep_default_na=True)
-    return _of_old_names(frame, name)
+    """figures/NAME.csv, with another column `printed`: what the page calls the method, or the variant of it."""
+    frame = pd.read_csv(ROOT / "figures" / f"{name}.csv", dtype={"left_out": str, "variant": str})
+    frame = _of_old_names(frame, name)
+    if "method" not in frame:
+        return frame
+    variants = frame["variant"].fillna("") if "variant" in frame else [""] * len(frame)
+    return frame.assign(printed=[printed(*pair) for pair in zip(frame["method"], variants, strict=True)])
+
+
+def printed(method: str, variant: str = "") -> str:
+    """What the pages call a method."""
+    if variant:
+        return names.method(method, variant)
+    return ENTRIES.get(method) or names.method(method)
 
 
 def _of_old_names(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -170,10 +189,8 @@ WRITERS: dict[str, Callable[..., str | None]] = {
 
 def _pivot(scores: pd.DataFrame, column: str) -> pd.DataFrame:
     """Printed names of methods down, `column` across, both in the order of the frame."""
-    printed = [names.method(method) for method in scores["method"]]
-    scores = scores.assign(printed=printed)
     table = scores.pivot(index="printed", columns=column, values="value")
-    return table.loc[list(dict.fromkeys(printed)), list(dict.fromkeys(scores[column]))]
+    return table.loc[list(dict.fromkeys(scores["printed"])), list(dict.fromkeys(scores[column]))]
 
 
 def _markdown(title: str, rows: Sequence[pd.DataFrame]) -> str:
