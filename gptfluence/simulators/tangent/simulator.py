@@ -134,7 +134,9 @@ class TangentSimulator(Simulator):
             cache=source.artifacts / "tangents",
             device=devices()[0],
         )
-        return self if self.fitted is None else self.load_gradients(dynamics.pool, dynamics.tests)
+        if self.report is None:  # not fitted yet, or being fitted
+            return self
+        return self.load_gradients(dynamics.pool, dynamics.tests)
 
     def bind_features(self, tangents: TangentFeatures) -> Self:
         """Take gradients by `tangents`, whose settings become this simulator's options."""
