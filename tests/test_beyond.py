@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.experiments import band_coverage, shifted
-from gptfluence.experiments.leave_out import SCORES, counterfactuals, example_products, leave_out, scored_losses
+from gptfluence.experiments.leave_out import SCORES, counterfactuals, leave_out
 from gptfluence.experiments.search import candidate, check_tests, compare, search
 from gptfluence.experiments.what_if import Changes, ask
 from gptfluence.gradients.products import Replayer
@@ -21,6 +21,7 @@ from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.settings import Recording
 from gptfluence.simulators.reference import MeanTrajectory
+from gptfluence.simulators.replay import example_products, scored_losses
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.workflow import catalogue

@@ -287,7 +287,7 @@ def test_two_runs_do_not_learn_from_the_reference_run_what_it_is_worth(dynamics,
     assert "corrected" not in unseen
     three = TangentSimulator().bind_features(features).fit(train, validation)
     assert three.report.selected_by.count("corrected") >= 2
-    assert not two.fit(replace(train, runs=train.runs[:2]))._corrections["unseen"].coefficients.any()
+    assert not two.fit(replace(train, runs=train.runs[:2]))._chosen["unseen"].correction.coefficients.any()
 
 
 def test_tangents_that_are_not_those_of_the_fit_are_refused(dynamics, nano, sst2, webnlg, tmp_path):
@@ -399,9 +399,9 @@ def test_corrections_are_dropped_if_they_do_not_help_on_validation_runs(dynamics
         ],
     )
     dropped = TangentSimulator().bind_features(features).fit(lifted, bent)
-    assert not dropped._corrections["seen"].coefficients.any()
+    assert not dropped._chosen["seen"].correction.coefficients.any()
     assert "seen tests: tangents of tangents" in dropped.report.selected_by
-    assert TangentSimulator().bind_features(features).fit(lifted)._corrections["seen"].coefficients.any()
+    assert TangentSimulator().bind_features(features).fit(lifted)._chosen["seen"].correction.coefficients.any()
     # nor if they are not asked for, whatever they would help
     plain = TangentSimulator(use_corrections=False).bind_features(features).fit(lifted, lifted)
     assert plain.report.selected_by == "no correction, as asked for"
@@ -523,7 +523,7 @@ def test_a_study_makes_caches_and_reloads_it(tmp_path):
     unseen = TaskPool("other", test.tests.examples[:2])  # a study's simulator finds its GPT by itself; it follows a run
     assert not list(tmp_path.glob("tangents/*-losses/*"))
     assert again.simulate(test.curricula, start(test)[..., :2], tests=unseen).shape[2] == 2
-    assert again._corrections["unseen"].coefficients.any() == bool(list(tmp_path.glob("tangents/*-losses/*")))
+    assert again._chosen["unseen"].correction.coefficients.any() == bool(list(tmp_path.glob("tangents/*-losses/*")))
     with pytest.raises(
         ConfigurationError,
         match=r"simulators\.tangent\.coordinate: .*'coordinate' is not known; known: coordinates, candidates, mass, checkp",

@@ -21,7 +21,7 @@ import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.experiments.shifted import Measured, seed_of
-from gptfluence.gradients.products import GRADIENT_ELEMENTS, Replayer
+from gptfluence.gradients.products import Replayer
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.recording.kinds import replaced
@@ -29,11 +29,12 @@ from gptfluence.recording.record import devices
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.workers import run_seed
 from gptfluence.scoring import deviations
-from gptfluence.simulators.tracin import TracIn
+from gptfluence.simulators.replay import example_products, scored_losses
+from gptfluence.simulators.tracin import GradDot, TracIn10
 from gptfluence.study.campaign import Campaign, Method
 
 ALL = "all"  # the row over counterfactuals of every size
-SCORES = {"tracin_cp_10": TracIn(checkpoints=10), "grad_dot": TracIn(checkpoints="final")}
+SCORES = {"tracin_cp_10": TracIn10(), "grad_dot": GradDot()}
 COLUMNS = ["setting", "model", "task", "metric", "left_out", "method", "variant", "runs", "value", "low", "high"]
 
 
@@ -66,60 +67,6 @@ def counterfactuals(
             dropped = np.sort(rng.choice(examples, size, replace=False))
             found.append(Counterfactual(tuple(dropped.tolist()), replaced(curriculum, dropped.tolist(), rng)))
     return found
-
-
-def example_products(
-    recorder: Replayer, run: TrainingRun, methods: dict[str, TracIn], examples: Sequence[int], *, seed: int
-) -> dict[str, dict[int, np.ndarray]]:
-    """Gradient products at the checkpoints that each method needs: method -> state -> float32 [examples, tests].
-
-    recorder: of the run's pool, tests and recording; examples: positions in the pool; seed: as the run was recorded with.
-    Products are in (nats per token)^2 per unit of weight; a positive one means that training on the example lowers the loss.
-    """
-    wanted = {name: sorted(set(method.states(run.curriculum.steps).tolist())) for name, method in methods.items()}
-    found: dict[str, dict[int, np.ndarray]] = {name: {} for name in methods}
-    gradients = {which: recorder.gradients(which) for which in {method.parameters for method in methods.values()}}
-
-    def score(state: int) -> None:
-        for which, of in gradients.items():
-            names = [name for name in methods if methods[name].parameters == which and state in wanted[name]]
-            if not names:
-                continue
-            room = max(1, GRADIENT_ELEMENTS // sum(p.numel() for p in of.parameters.values()))
-            products = np.empty((len(examples), len(recorder.tests)), np.float32)
-            for start in range(0, len(examples), room):
-                rows = list(examples[start : start + room])
-                each = of.per_example(recorder.pool_batch(rows))
-                directions = [{name: values[k] for name, values in each.items()} for k in range(len(rows))]
-                for batch in recorder.test_batches:
-                    columns = batch.rows.cpu().numpy()
-                    for k, values in enumerate(of.products(batch, directions)):
-                        products[start + k, columns] = values.cpu().numpy()
-            for name in names:
-                found[name][state] = products
-
-    recorder.record(run.name, run.curriculum, seed=seed, ends_only=True, on_step=score)
-    return found
-
-
-def scored_losses(
-    products: dict[int, np.ndarray],
-    method: TracIn,
-    rates: Sequence[float],
-    examples: Sequence[int],
-    curricula: Sequence[Curriculum],
-    start: np.ndarray,
-) -> np.ndarray:
-    """float64 [curricula, tests]: final losses by gradient scores, from `start`, float [tests]. Scale without meaning."""
-    row = {example: k for k, example in enumerate(examples)}
-    out = []
-    for curriculum in curricula:
-        value = np.asarray(start, np.float64).copy()
-        for step, state in enumerate(method.states(curriculum.steps).tolist()):
-            rows = [row[example] for example in curriculum.batches[step].tolist()]
-            value -= rates[step] * products[state][rows].sum(axis=0, dtype=np.float64)
-        out.append(value)
-    return np.stack(out)
 
 
 def leave_out(

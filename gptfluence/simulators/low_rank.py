@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,11 +70,16 @@ def exposures(batches: np.ndarray, rates: np.ndarray, keep: float, coordinates: 
     return out
 
 
-Solution = tuple[np.ndarray, np.ndarray, np.ndarray]
+class Solution(NamedTuple):
+    """Weights float64 [rank, rank], mean exposure [steps + 1, rank] and mean trajectory [steps + 1, tests]."""
+
+    weights: np.ndarray
+    exposed: np.ndarray
+    mean: np.ndarray
 
 
 def solutions(exposed: np.ndarray, values: np.ndarray, tests: np.ndarray) -> Iterator[tuple[float, Solution]]:
-    """For each ridge, infinite at last: weights [rank, rank], mean exposure [steps + 1, rank], mean trajectory [steps + 1, tests].
+    """For each ridge, infinite at last, its solution.
 
     exposed: float64 [runs, steps + 1, rank]; values: float64 [runs, steps + 1, tests]; tests: float64 [tests, rank]
 
@@ -91,7 +96,28 @@ def solutions(exposed: np.ndarray, values: np.ndarray, tests: np.ndarray) -> Ite
         weights = np.zeros_like(rotated)
         if np.isfinite(ridge) and both.max() > 0:
             weights = pool_axes @ (rotated / (both + ridge * both.max())) @ test_axes.T
-        yield ridge, (weights, middle, mean)
+        yield ridge, Solution(weights, middle, mean)
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """What was fitted: deviations from the mean trajectory of any curriculum.
+
+    keep: of an exposure, each step; rates: float64 [steps], learning rates relative to their mean
+    """
+
+    keep: float
+    rates: np.ndarray
+    pool: Directions
+    tests: Directions
+    solution: Solution
+
+    def __call__(
+        self, batches: np.ndarray, pool: np.ndarray | None = None, tests: np.ndarray | None = None
+    ) -> np.ndarray:
+        """float64 [curricula, steps + 1, tests]; batches: int [curricula, steps, batch]; features of others than the fitted."""
+        exposed = exposures(batches, self.rates[: batches.shape[1]], self.keep, self.pool(pool))
+        return (exposed - self.solution.exposed[: exposed.shape[1]]) @ self.solution.weights @ self.tests(tests).T
 
 
 @dataclass(kw_only=True, eq=False)
@@ -128,27 +154,23 @@ class LowRank(EncodesTexts, Simulator):
         rates = train.runs[0].learning_rate
         known = rates is not None and np.isfinite(rates).all()  # published runs may come without
         rates = rates.astype(np.float64) if known else np.ones(train.batches.shape[1])
-        self._rates = rates / max(float(rates.mean()), 1e-300)
+        rates = rates / max(float(rates.mean()), 1e-300)
         runs = train
         if validation is not None and validation.batches.shape == (len(validation), *train.batches.shape[1:]):
             runs = replace(train, runs=(*train.runs, *validation.runs))
-        choice, rule = self._choose(runs, metric, features)
-        self._keep, self._own, ridge = choice
-        self._directions = tuple(Directions.of(values, self.rank, self._own) for values in features)
-        exposed = exposures(train.batches, self._rates, self._keep, self._directions[0](None))
+        (keep, self._own, ridge), rule = self._choose(runs, metric, rates, features)
+        pool, tests = (Directions.of(values, self.rank, self._own) for values in features)
+        exposed = exposures(train.batches, rates, keep, pool(None))
         values = train.trajectories(metric).astype(np.float64)
-        found = dict(solutions(exposed, values, self._directions[1](None)))
-        self._weights, self._exposed, self._mean = found[ridge]
+        self._deviations = Deviations(keep, rates, pool, tests, dict(solutions(exposed, values, tests(None)))[ridge])
         self._carried = np.ones((2, len(self._mean) - 1))  # a loss is what it is, and what it is off is taken to stay
         if metric != "loss":
-            left = train.trajectories(metric) - self._deviations(
-                train.batches, self._keep, self._directions, *found[ridge]
-            )
+            left = train.trajectories(metric) - self._deviations(train.batches)
             self._carried = np.stack([carried(left - level) for level in (self._mean, self._change[:, None])])
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
 
     def _choose(
-        self, runs: GPTDynamics, metric: str, features: tuple[np.ndarray, np.ndarray]
+        self, runs: GPTDynamics, metric: str, rates: np.ndarray, features: tuple[np.ndarray, np.ndarray]
     ) -> tuple[tuple[float, float, float], str]:
         """keep, own and ridge with the least all-steps error on runs left out, and the rule in words."""
         nothing = (1.0, 0.0, np.inf)
@@ -159,7 +181,7 @@ class LowRank(EncodesTexts, Simulator):
         values = runs.trajectories(metric).astype(np.float64)
         for keep, own in product(KEEPS, OWN):
             of_pool, of_tests = (Directions.of(part, self.rank, own)(None) for part in features)
-            exposed = exposures(runs.batches, self._rates, keep, of_pool)
+            exposed = exposures(runs.batches, rates, keep, of_pool)
             for held in (np.arange(len(runs)) % folds == k for k in range(folds)):
                 for ridge, (weights, middle, mean) in solutions(exposed[~held], values[~held], of_tests):
                     predicted = (exposed[held] - middle) @ weights @ of_tests.T + mean
@@ -172,11 +194,12 @@ class LowRank(EncodesTexts, Simulator):
         )
         return best, rule
 
-    def _deviations(self, batches, keep, directions, weights, middle, _mean, pool=None, tests=None) -> np.ndarray:
-        exposed = exposures(batches, self._rates[: batches.shape[1]], keep, directions[0](pool))
-        return (exposed - middle[: exposed.shape[1]]) @ weights @ directions[1](tests).T
-
     # --- rollouts ---
+
+    @property
+    def _mean(self) -> np.ndarray:
+        """float64 [steps + 1, tests]: the mean recorded trajectory."""
+        return self._deviations.solution.mean
 
     @property
     def _change(self) -> np.ndarray:
@@ -194,8 +217,7 @@ class LowRank(EncodesTexts, Simulator):
                 f"low_rank: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; there is no "
                 "mean beyond them"
             )
-        parts = self._weights, self._exposed, self._mean
-        predicted = self._deviations(batches, self._keep, self._directions, *parts, pool=pool, tests=tests)
+        predicted = self._deviations(batches, pool, tests)
         if tests is None:
             predicted = predicted + self._mean[: steps + 1]
         else:
@@ -208,25 +230,25 @@ class LowRank(EncodesTexts, Simulator):
     # --- files ---
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        fit = self._deviations
         arrays = {
-            "weights": self._weights,
-            "exposed": self._exposed,
-            "mean": self._mean,
-            "rates": self._rates,
-            "chosen": np.array([self._keep, self._own]),
+            **fit.solution._asdict(),
+            "rates": fit.rates,
+            "chosen": np.array([fit.keep, self._own]),
             "carried": self._carried,
         }
-        for side, directions in zip(("pool", "tests"), self._directions, strict=True):
+        for side, directions in (("pool", fit.pool), ("tests", fit.tests)):
             arrays |= {f"{side}.{key}": value for key, value in vars(directions).items()}
         return arrays
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         assert self.fitted is not None
-        self._weights, self._exposed, self._mean = arrays["weights"], arrays["exposed"], arrays["mean"]
-        self._rates, (self._keep, self._own) = arrays["rates"], arrays["chosen"].tolist()
-        self._carried = arrays["carried"]
-        self._directions = tuple(
+        solution = Solution(*(arrays[key] for key in Solution._fields))
+        keep, self._own = arrays["chosen"].tolist()
+        pool, tests = (
             Directions(*(arrays[f"{side}.{key}"] for key in ("mean", "axes", "fitted"))) for side in ("pool", "tests")
         )
+        self._deviations = Deviations(keep, arrays["rates"], pool, tests, solution)
+        self._carried = arrays["carried"]
         if self._mean.shape != (self.fitted.steps + 1, self.fitted.tests_size):
             raise ValueError(f"mean has shape {list(self._mean.shape)}")

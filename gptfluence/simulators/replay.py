@@ -6,14 +6,15 @@ each method asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from gptfluence.common.errors import RecordingError
-from gptfluence.gradients.products import Direction, ExampleGradients, Replayer
+from gptfluence.gradients.products import GRADIENT_ELEMENTS, Direction, ExampleGradients, Replayer
+from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import TrainingRun
 
 DIRECTION_ELEMENTS = 2**26  # numbers that directions may hold at once (256 MiB)
@@ -140,3 +141,60 @@ def predict(influence: np.ndarray, observed: np.ndarray, scale: float | np.ndarr
     change = np.cumsum(influence[:, known - 1 :], axis=1, dtype=np.float64)
     later = observed[:, -1:] - np.atleast_2d(scale)[:, None] * change
     return np.concatenate([observed, later], axis=1).astype(np.float32)
+
+
+# --- scores of single examples --------------------------------------------------------------------------------------------
+
+
+def example_products(
+    recorder: Replayer, run: TrainingRun, methods: Mapping[str, Scoring], examples: Sequence[int], *, seed: int
+) -> dict[str, dict[int, np.ndarray]]:
+    """Gradient products at the checkpoints that each method needs: method -> state -> float32 [examples, tests].
+
+    recorder: of the run's pool, tests and recording; examples: positions in the pool; seed: as the run was recorded with.
+    Products are in (nats per token)^2 per unit of weight; a positive one means that training on the example lowers the loss.
+    """
+    wanted = {name: sorted(set(method.states(run.curriculum.steps).tolist())) for name, method in methods.items()}
+    found: dict[str, dict[int, np.ndarray]] = {name: {} for name in methods}
+    gradients = {which: recorder.gradients(which) for which in {method.parameters for method in methods.values()}}
+
+    def score(state: int) -> None:
+        for which, of in gradients.items():
+            names = [name for name in methods if methods[name].parameters == which and state in wanted[name]]
+            if not names:
+                continue
+            room = max(1, GRADIENT_ELEMENTS // sum(p.numel() for p in of.parameters.values()))
+            products = np.empty((len(examples), len(recorder.tests)), np.float32)
+            for start in range(0, len(examples), room):
+                rows = list(examples[start : start + room])
+                each = of.per_example(recorder.pool_batch(rows))
+                directions = [{name: values[k] for name, values in each.items()} for k in range(len(rows))]
+                for batch in recorder.test_batches:
+                    columns = batch.rows.cpu().numpy()
+                    for k, values in enumerate(of.products(batch, directions)):
+                        products[start + k, columns] = values.cpu().numpy()
+            for name in names:
+                found[name][state] = products
+
+    recorder.record(run.name, run.curriculum, seed=seed, ends_only=True, on_step=score)
+    return found
+
+
+def scored_losses(
+    products: dict[int, np.ndarray],
+    method: Scoring,
+    rates: Sequence[float],
+    examples: Sequence[int],
+    curricula: Sequence[Curriculum],
+    start: np.ndarray,
+) -> np.ndarray:
+    """float64 [curricula, tests]: final losses by gradient scores, from `start`, float [tests]. Scale without meaning."""
+    row = {example: k for k, example in enumerate(examples)}
+    out = []
+    for curriculum in curricula:
+        value = np.asarray(start, np.float64).copy()
+        for step, state in enumerate(method.states(curriculum.steps).tolist()):
+            rows = [row[example] for example in curriculum.batches[step].tolist()]
+            value -= rates[step] * products[state][rows].sum(axis=0, dtype=np.float64)
+        out.append(value)
+    return np.stack(out)

@@ -28,13 +28,13 @@ from gptfluence.gradients.tangents import Coordinates, TangentFeatures, Tangents
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.record import devices
 from gptfluence.recording.settings import AdamW
-from gptfluence.simulators.base import FitReport, Predictor, Simulator, carried
-from gptfluence.simulators.tangent.correction import Correction, of_others
+from gptfluence.simulators.base import FitReport, Predictor, Simulator
+from gptfluence.simulators.tangent.choice import KINDS, Choice, Chosen, Compared
+from gptfluence.simulators.tangent.correction import Correction
 from gptfluence.simulators.tangent.linearised import Linearised, Side, rollouts
 from gptfluence.simulators.tangent.readout import RANGES, Readout, features, losses
 from gptfluence.tasks.base import TaskPool
 
-KINDS = ("seen", "unseen")  # of test examples: fitted on, or not
 POOL, TESTS = 0, 1  # of what was fitted
 # the defaults of `TangentFeatures`, which says what they mean
 SAMPLE = {name: each.default for name, each in signature(TangentFeatures).parameters.items()}
@@ -134,7 +134,9 @@ class TangentSimulator(Simulator):
             cache=source.artifacts / "tangents",
             device=devices()[0],
         )
-        return self if self.fitted is None else self.load_gradients(dynamics.pool, dynamics.tests)
+        if self.report is None:  # not fitted yet, or being fitted
+            return self
+        return self.load_gradients(dynamics.pool, dynamics.tests)
 
     def bind_features(self, tangents: TangentFeatures) -> Self:
         """Take gradients by `tangents`, whose settings become this simulator's options."""
@@ -251,94 +253,32 @@ class TangentSimulator(Simulator):
         left_out = 1 < len(apart) < len(train)
         if left_out:
             predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
-        self._mean = predicted.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._residual = (recorded - predicted).mean(axis=0, dtype=np.float64).astype(np.float32)
+        compared = Compared(predicted, recorded, np.arange(recorded.shape[1], dtype=float))
+        self._mean, self._residual = compared.mean, compared.residual
         # other tests, too, can be followed along the reference run; what is theirs alone is told from what all tests share
         follows = self.follow_reference and bool(followed) and metric == "loss"
         self._of_reference = followed[0].mean(axis=1, keepdims=True) if follows else None
         own = [] if self._of_reference is None else [followed[0] - self._of_reference]
-        # coefficients of what is the reference run's own cannot be learned from that run
-        rule = self._correct(own, left_out or not own, predicted, recorded, validation, metric)
+        choice = Choice(
+            compared,
+            self._compared(validation, metric) if validation is not None and self.use_corrections else None,
+            own,
+            learns=self.use_corrections,
+            learns_unseen=left_out or not own,  # what is the reference run's own cannot be learned from that run
+            stays=self._readout is None,
+        )
+        self._chosen, rule = choice.chosen()
         return FitReport(seconds=time.perf_counter() - begin, selected_by=rule)
+
+    def _compared(self, runs: GPTDynamics, metric: str) -> Compared:
+        recorded = runs.trajectories(metric)
+        times = self._linearised.times(recorded.shape[1] - 1)
+        return Compared(self._rolled(*self._sides, runs.batches), recorded, times)
 
     @property
     def _shared(self) -> np.ndarray:
         """float32 [steps + 1, 1]: what the linearisation was off on average over tests."""
         return self._residual.mean(axis=1, keepdims=True)
-
-    def _correct(
-        self,
-        own: list[np.ndarray],
-        learns_unseen: bool,
-        predicted: np.ndarray,
-        recorded: np.ndarray,
-        validation: GPTDynamics | None,
-        metric: str,
-    ) -> str:
-        """Choose the corrections of fitted tests and of others; say how.
-
-        own: what the reference run was off at each fitted test, less its mean over these, if other tests follow it;
-        learns_unseen: whether coefficients of other tests may be learned from `recorded`
-        """
-        kinds = dict(zip(KINDS, ([self._residual], [*own, self._shared]), strict=True))
-        fitted: dict[str, Correction] = {}
-        if self.use_corrections and len(recorded) > 1:
-            others = of_others(recorded - predicted)
-            fitted["seen"] = Correction.fit(predicted, recorded, [others])
-            if learns_unseen:
-                fitted["unseen"] = Correction.fit(predicted, recorded, [*own, others.mean(axis=2, keepdims=True)])
-        rule = "corrections from training runs, each left out in turn" if fitted else "one training run: no correction"
-        if not self.use_corrections:
-            rule = "no correction, as asked for"
-        truth = simulated = None
-        if self.use_corrections and validation is not None:
-            truth, simulated = validation.trajectories(metric), self._rolled(*self._sides, validation.batches)
-            rule = "validation all-steps MSE"
-        self._corrections, self._carried = {}, {}
-        for label, off in kinds.items():
-            candidates = {
-                "tangents": Correction.constant(len(off), 0, 0),
-                "corrected": fitted.get(label),
-                "off as before": Correction.constant(len(off), 1, 0),
-                "mean trajectory": Correction.constant(len(off), 1, -1),  # of unseen tests its estimate
-            }
-            candidates = {name: each for name, each in candidates.items() if each is not None}
-            kept = "corrected" if label in fitted else "tangents"
-            if simulated is not None:
-                errors = {
-                    name: self._error(each, off, simulated, truth, predicted, recorded)
-                    for name, each in candidates.items()
-                }
-                kept = min(errors, key=errors.__getitem__)
-                listed = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
-                rule += f"; {label} tests: {kept} of {listed}"
-            self._corrections[label] = candidates[kept]
-            self._carried[label] = self._carries(candidates[kept], off, predicted, recorded)
-        return rule
-
-    def _carries(
-        self, correction: Correction, off: Sequence[np.ndarray], predicted: np.ndarray, recorded: np.ndarray
-    ) -> np.ndarray:
-        """`base.carried` after this correction; a loss is what it is, and what it is off is taken to stay."""
-        if self._readout is None:
-            return np.ones(len(self._mean) - 1)
-        times = np.arange(len(self._mean), dtype=float)
-        return carried(recorded - correction.apply(predicted, off, self._mean, times))
-
-    def _error(
-        self,
-        correction: Correction,
-        off: Sequence[np.ndarray],
-        simulated: np.ndarray,
-        truth: np.ndarray,
-        predicted: np.ndarray,
-        recorded: np.ndarray,
-    ) -> float:
-        """All-steps MSE on validation runs: `simulated` before correction, `truth` recorded; the others are training runs."""
-        share = self._carries(correction, off, predicted, recorded)[0]
-        corrected = correction.apply(simulated, off, self._mean, self._linearised.times(truth.shape[1] - 1))
-        corrected = corrected + share * (truth[:, :1] - corrected[:, :1])
-        return float(np.square(corrected - truth)[:, 1:].mean())
 
     def _rolled(self, pool: Side, tests: Side, batches: np.ndarray, linearised: Linearised | None = None) -> np.ndarray:
         """float32 [curricula, steps + 1, tests]: the metric, by the linearisation alone."""
@@ -402,7 +342,7 @@ class TangentSimulator(Simulator):
         self, tests: TaskPool, of_tests: Side, source: TangentFeatures
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """What `Correction.apply` needs to know of other tests: every c, and the mean of the fitted runs."""
-        correction = self._corrections["unseen"].coefficients
+        correction = self._chosen["unseen"].correction.coefficients
         if not correction.any():
             nothing = np.zeros((len(self._mean), 1), np.float32)
             return [nothing] * (len(correction) - 1), nothing
@@ -419,8 +359,8 @@ class TangentSimulator(Simulator):
         of_pool, of_tests, off, mean, label = prepared
         predicted = self._rolled(of_pool, of_tests, batches)
         times = self._linearised.times(batches.shape[1])
-        predicted = self._corrections[label].apply(predicted, off, mean, times)
-        shares, seen = self._carried[label], observed.shape[1]
+        predicted = self._chosen[label].correction.apply(predicted, off, mean, times)
+        shares, seen = self._chosen[label].carried, observed.shape[1]
         predicted += shares[min(seen, len(shares)) - 1] * (observed[:, -1:] - predicted[:, seen - 1 : seen])
         if self._readout is not None:
             predicted = predicted.clip(*RANGES[self._require_fitted().metric])
@@ -455,8 +395,8 @@ class TangentSimulator(Simulator):
             "taken_by": np.frombuffer(self._taken_by.encode(), np.uint8),
             "residual": self._residual,
             "mean": self._mean,
-            **{f"correction.{label}": each.coefficients for label, each in self._corrections.items()},
-            **{f"carried.{label}": shares for label, shares in self._carried.items()},
+            **{f"correction.{label}": each.correction.coefficients for label, each in self._chosen.items()},
+            **{f"carried.{label}": each.carried for label, each in self._chosen.items()},
             **({} if self._of_reference is None else {"of_reference": self._of_reference}),
             **({"readout": self._readout.weights} if self._readout else {}),
         }
@@ -476,6 +416,7 @@ class TangentSimulator(Simulator):
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._taken_by = arrays["taken_by"].tobytes().decode()
         self._of_reference = arrays.get("of_reference")
-        self._corrections = {label: Correction(arrays[f"correction.{label}"]) for label in KINDS}
-        self._carried = {label: arrays[f"carried.{label}"] for label in KINDS}
+        self._chosen = {
+            label: Chosen(Correction(arrays[f"correction.{label}"]), arrays[f"carried.{label}"]) for label in KINDS
+        }
         self._readout = Readout(arrays["readout"]) if "readout" in arrays else None
