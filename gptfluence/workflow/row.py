@@ -210,8 +210,8 @@ def resolve(
     if not models:
         size = row.name.rpartition("_")[2]
         raise NotInProfileError(
-            f"{where}{row.label.lower()} is of a model of size {size}, and there is none; choose one by the parameter "
-            f"`model`: {', '.join(setting.models)}"
+            f"{row.label.lower()} is of a model of size {size}, and profile {study.profile.name!r} has none in "
+            f"{row.setting}; choose one by the parameter `model`: {', '.join(setting.models)}"
         )
     if (row.trains or row.beyond) and not all(about.trains(study, model) for model in models):
         raise NotInProfileError(f"{where}{row.name} trains {', '.join(models)}, which has published runs only")
