@@ -15,7 +15,7 @@ from pathlib import Path
 from gptfluence.common.errors import GPTfluenceError
 from gptfluence.profile.load import PROFILES
 from gptfluence.study.study import Study
-from gptfluence.workflow import catalogue, methods
+from gptfluence.workflow import catalogue, row
 
 PROFILE = str(config.get("profile", "mini"))
 ONLY = str(config.get("only") or "*")
@@ -38,7 +38,7 @@ CORES = workflow.cores or 1
 SHARE = 1 if len(RUNS) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
 ON_GPU = {name for name, runs in RUNS.items() if runs.model in TRAINED_ON_GPU}
-FITTED_ON_GPU = {name for name in ON_GPU if any(methods.needs_gpt(STUDY, variant) for _, variant in FITTING[name])}
+FITTED_ON_GPU = {name for name in ON_GPU if any(row.needs_gpt(variant) for _, variant in FITTING[name])}
 TRAINING = [name for name, output in NOTEBOOKS.items() if output.row.trains]
 # Notebooks that train share the cores: each needs several for a part of its time only.
 TRAINING_CORES = max(1, CORES // min(4, len(TRAINING) or 1))
@@ -53,7 +53,7 @@ def options(name):
 
 
 def variants(name):
-    return shlex.quote(json.dumps([[metric, methods.as_json(variant)] for metric, variant in FITTING[name]]))
+    return shlex.quote(json.dumps([[metric, row.to_json(variant)] for metric, variant in FITTING[name]]))
 
 
 def on_gpu(name):
@@ -173,7 +173,7 @@ rule notebook:
         lambda wildcards: f"{workflow.basedir}/notebooks/{made_by(wildcards.run)}.ipynb",
         lambda wildcards: needed(wildcards.run),
         sources("experiments"),
-        of_workflow("notebook.py", "row.py", "methods.py"),
+        of_workflow("notebook.py", "row.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:

@@ -23,7 +23,8 @@ from gptfluence.recording.settings import Recording
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
-from gptfluence.workflow import catalogue, methods
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.row import needs_gpt
 
 FEW = (
     "settings.fine_tuning.runs={train: 4, validation: 1, test: 2}",
@@ -443,10 +444,10 @@ def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
 def test_what_needs_the_gpt_is_known(study):
     beyond = {name: output for name, output in catalogue.chosen(study).items() if name.startswith(("ext", "explore"))}
     assert [name for name, output in beyond.items() if not output.row.trains] == ["ext02_horizon"]
-    assert methods.needs_gpt(study, methods.variant(study, "tangent"))
-    assert methods.needs_gpt(study, methods.variant(study, "tracin_cp_all"))
-    assert not methods.needs_gpt(study, methods.variant(study, "gptfluence", markov_order=2))
-    assert not methods.needs_gpt(study, methods.variant(study, "simfluence"))
+    assert needs_gpt(study.variant("tangent"))
+    assert needs_gpt(study.variant("tracin_cp_all"))
+    assert not needs_gpt(study.variant("gptfluence", markov_order=2))
+    assert not needs_gpt(study.variant("simfluence"))
 
 
 @pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper"])

@@ -14,8 +14,9 @@ from typing import Any
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.drawing import names
+from gptfluence.models.settings import PublishedModel
+from gptfluence.simulators.options import Variant
 from gptfluence.study.study import Study
-from gptfluence.workflow.methods import Variant
 from gptfluence.workflow.row import (
     NotInProfileError,
     Output,
@@ -54,10 +55,10 @@ UNSEEN = {
 def orders(study: Study) -> list[int]:
     """The Markov orders of table 10 after which a run has steps left to predict."""
     setting = study.setting(FINE)
-    if study.is_published(setting.model):
+    if isinstance(study.model(setting.model).config, PublishedModel):
         return list(ORDERS)  # its curricula are not the profile's, and long enough
-    curriculum = setting.curriculum.for_model(setting.model)
-    steps = curriculum.subset_size // curriculum.batch_size * int(curriculum.epochs)  # type: ignore[arg-type]
+    curriculum = study.campaign(FINE).setting.curriculum
+    steps = curriculum.subset_size // curriculum.batch_size * curriculum.epochs
     return [order for order in ORDERS if order < steps]
 
 
@@ -296,7 +297,6 @@ def outputs(study: Study) -> dict[str, Output]:
 
     Outputs that one run of a notebook makes need the same: what any of them needs.
     """
-    study.check_simulators()  # before anything runs
     found: dict[str, Output] = {}
     for row in ROWS:
         try:

@@ -47,9 +47,10 @@ def record(
     from gptfluence.study.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    recorded = [study.dynamics(setting, task, model=model)]
+    campaign = study.campaign(setting, task, model=model)
+    recorded = [campaign.dynamics()]
     if unseen:
-        recorded += [study.unseen_dynamics(setting, task, unseen=part, model=model) for part in ("training", "test")]
+        recorded += [campaign.unseen(part) for part in ("training", "test")]
     for dynamics in recorded:
         print(dynamics)
         print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
@@ -77,20 +78,28 @@ def fit(
     ] = None,
 ) -> None:
     """Fit methods on the training runs of a task, which are recorded if they are missing. Without names: all methods."""
+    from gptfluence.simulators.methods import method_of
     from gptfluence.study.study import Study
-    from gptfluence.workflow import methods as about
+    from gptfluence.workflow.row import from_json
 
     study = Study.load(profile, overrides or (), jobs=jobs)
+    campaign = study.campaign(setting, task, model=model)
     if variants is not None:
-        wanted = [(metric, about.from_json(study, value)) for metric, value in json.loads(variants)]
+        wanted = [(metric, from_json(value)) for metric, value in json.loads(variants)]
     else:
         named = [(metric or "loss", name) for metric, _, name in (given.rpartition(":") for given in methods or ())]
-        names = named or [("loss", name) for name in study.methods(setting=setting)]
-        wanted = [(metric, about.variant(study, name)) for metric, name in names]
+        named = named or [("loss", name) for name in study.methods(setting=setting)]
+        wanted = [(metric, study.variant(name)) for metric, name in named]
     for metric, variant in wanted:
-        said = about.make(study, variant, metric, setting=setting, task=task, model=model)
-        print(f"{metric}: {variant.text}: {said}", flush=True)
-    _write_index(index, {"setting": setting, "task": task, "model": model, "fitted": [[m, v.text] for m, v in wanted]})
+        kind = method_of(variant.kind).load()
+        if kind.trivial or kind.replays:  # nothing to fit, but perhaps runs to replay
+            found = campaign.predict([variant], metric=metric)
+            said = f"predicted {len(found.recorded)} held-out runs"
+        else:
+            said = str(campaign.simulator(variant, metric=metric).report)
+        print(f"{metric}: {variant}: {said}", flush=True)
+    fitted = [[metric, str(variant)] for metric, variant in wanted]
+    _write_index(index, {"setting": setting, "task": task, "model": model, "fitted": fitted})
 
 
 @app.command()

@@ -18,9 +18,10 @@ from gptfluence.common import provenance
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import figures
+from gptfluence.simulators.options import Variant
+from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
-from gptfluence.workflow.methods import Variant
 from gptfluence.workflow.row import NotInProfileError, Output, methods_of, resolve, tasks_of, varied
 
 if TYPE_CHECKING:
@@ -131,27 +132,24 @@ class Notebook:
     def evaluate(
         self, variants: Sequence[Variant] = (), *, observed: int = 1, unseen: str | None = None
     ) -> pd.DataFrame:
-        """Every variant on the held-out runs of every model, metric and task: the tidy frame of `Study.evaluate`.
+        """Every variant on the held-out runs of every model, metric and task: the tidy frame of `Campaign.evaluate`.
 
         variants: in place of the notebook's own
         observed: how many values the methods are given; unseen: evaluate on runs with unseen examples instead
         """
-        return pd.concat(
-            [
-                self.study.evaluate(
-                    self.setting,
-                    metric=metric,
-                    tasks=tasks,
-                    methods=[variant.text for variant in variants or self.variants],
-                    model=model,
-                    observed=observed,
-                    unseen=unseen,
-                )
-                for model in self.models
-                for metric, tasks in self.tested.items()
-            ],
-            ignore_index=True,
-        )
+        found = []
+        for model in self.models:
+            for metric, tasks in self.tested.items():
+                for campaign in self.study.campaigns(self.setting, tasks, models=[model]):
+                    runs = campaign.unseen(unseen, metric) if unseen else None
+                    options = {"metric": metric, "observed": observed, "runs": runs}
+                    found.append(campaign.evaluate(variants or self.variants, **options))
+        return pd.concat(found, ignore_index=True)
+
+    @property
+    def campaigns(self) -> list[Campaign]:
+        """The campaigns that the notebook is of: model by model, in fine-tuning one for each task."""
+        return self.study.campaigns(self.setting, self.tasks, models=self.models)
 
     def choose(self, parameter: str, value: Any, allowed: Sequence[Any]) -> None:
         """Raise ConfigurationError unless `value` (or each of its items) is among `allowed`."""

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names as printed
+from gptfluence.models.settings import PublishedModel
+from gptfluence.profile.schema import is_mixture
+from gptfluence.simulators.methods import method_of
+from gptfluence.simulators.options import Variant, read_options
+from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
-from gptfluence.workflow import methods as about
-from gptfluence.workflow.methods import Variant
+
+if TYPE_CHECKING:
+    from gptfluence.simulators.base import Predictor
 
 Selector = Callable[[Study, Sequence[str]], list[str]]  # (study, names that there are) -> those chosen
 Panel = tuple[str, str]  # metric, task
@@ -35,6 +41,15 @@ class Runs:
     @property
     def name(self) -> str:
         return f"{self.setting}--{self.model}--{self.task or 'mixture'}"
+
+    def campaign(self, study: Study) -> Campaign:
+        """The campaign whose runs they are."""
+        return study.campaign(self.setting, self.task or None, model=self.model)
+
+
+def kind_of(study: Study, method: str) -> type[Predictor]:
+    """The class of a method of a profile."""
+    return method_of(study.variant(method).kind).load()
 
 
 def everything(study: Study, names: Sequence[str]) -> list[str]:
@@ -81,7 +96,7 @@ def baselines_and(*wanted: str) -> Selector:
     """Methods: those of `wanted` that there are, and the baselines; nothing if there are none of `wanted`."""
 
     def select(study: Study, names: Sequence[str]) -> list[str]:
-        found = [name for name in names if name in wanted or about.is_trivial(study, name)]
+        found = [name for name in names if name in wanted or kind_of(study, name).trivial]
         return found if set(found) & set(wanted) else []
 
     return select
@@ -89,12 +104,12 @@ def baselines_and(*wanted: str) -> Selector:
 
 def fitted(study: Study, names: Sequence[str]) -> list[str]:
     """Methods that are fitted on runs: neither baselines nor methods that replay the held-out run."""
-    return [name for name in names if not about.is_trivial(study, name) and not about.replays(study, name)]
+    return [name for name in names if not kind_of(study, name).trivial and not kind_of(study, name).replays]
 
 
 def simulating(study: Study, names: Sequence[str]) -> list[str]:
     """Methods that do not replay the held-out run: all but TracIn-CP and Grad-Dot."""
-    return [name for name in names if not about.replays(study, name)]
+    return [name for name in names if not kind_of(study, name).replays]
 
 
 def one_of_each(study: Study, names: Sequence[str]) -> list[str]:
@@ -182,7 +197,7 @@ def tasks_of(row: Row, study: Study) -> list[str]:
 def methods_of(row: Row, study: Study) -> list[str]:
     """The methods of a profile that the notebook of a row may be asked for."""
     known = row.able(study, list(study.profile.simulators))
-    return [name for name in known if not row.varies or about.has_option(study, name, row.varies)]
+    return [name for name in known if not row.varies or row.varies in study.variant(name).options.arguments()]
 
 
 def resolve(
@@ -213,7 +228,7 @@ def resolve(
             f"{row.label.lower()} is of a model of size {size}, and profile {study.profile.name!r} has none in "
             f"{row.setting}; choose one by the parameter `model`: {', '.join(setting.models)}"
         )
-    if (row.trains or row.beyond) and not all(about.trains(study, model) for model in models):
+    if (row.trains or row.beyond) and any(isinstance(study.model(model).config, PublishedModel) for model in models):
         raise NotInProfileError(f"{where}{row.name} trains {', '.join(models)}, which has published runs only")
     panels = _panels(row, study, tasks, metrics)
     if not panels:
@@ -235,11 +250,34 @@ def varied(row: Row, study: Study, methods: Sequence[str], values: Sequence[Any]
     """Each method with each value of the option that a row varies, and with further options; baselines as they are."""
     variants = []
     for name in methods:
-        if row.varies and not about.is_trivial(study, name):
-            variants += [about.variant(study, name, **{row.varies: value}, **options) for value in values]
+        if row.varies and not kind_of(study, name).trivial:
+            variants += [study.variant(name, **{row.varies: value}, **options) for value in values]
         else:
-            variants.append(about.variant(study, name))
+            variants.append(study.variant(name))
     return variants
+
+
+def takes_time(variant: Variant, metric: str, *, unseen: bool) -> bool:
+    """Whether something is to be made before a method predicts a metric: a fit, or a replay of the held-out runs."""
+    kind = method_of(variant.kind).load()
+    refuses = unseen and (kind.replays or kind.refuses_unseen)
+    return not (kind.trivial or refuses) and (kind.metrics is None or metric in kind.metrics)
+
+
+def needs_gpt(variant: Variant) -> bool:
+    """Whether a method needs the GPT itself: it replays its training, or takes its gradients."""
+    kind = method_of(variant.kind).load()
+    return kind.replays or "tangents" in kind.needs
+
+
+def to_json(variant: Variant) -> dict[str, Any]:
+    """A variant as plain JSON, for a job of the workflow."""
+    return {"method": variant.method, "variant": variant.variant, "options": variant.options.model_dump(mode="json")}
+
+
+def from_json(values: Mapping[str, Any]) -> Variant:
+    """The variant that `to_json` wrote."""
+    return Variant(values["method"], values["variant"], read_options(values["method"], values["options"]))
 
 
 def _panels(row: Row, study: Study, tasks: Sequence[str], metrics: Sequence[str]) -> list[Panel]:
@@ -257,7 +295,7 @@ def _needs(
     needs: dict[Runs, list[tuple[str, Variant]]] = {}
     for model in models:
         for metric, task in panels:
-            wanted = needs.setdefault(Runs(row.setting, model, "" if about.is_mixture(row.setting) else task), [])
-            able = [one for one in variants if about.takes_time(study, one, metric, unseen=bool(row.unseen))]
+            wanted = needs.setdefault(Runs(row.setting, model, "" if is_mixture(row.setting) else task), [])
+            able = [one for one in variants if takes_time(one, metric, unseen=bool(row.unseen))]
             wanted += [pair for one in able if (pair := (metric, one)) not in wanted]
     return needs
