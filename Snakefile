@@ -1,20 +1,21 @@
-# The graph: record the runs of each GPT, fit the simulators on them, run each notebook, put everything on one page.
+# The steps of a study: record the runs of each GPT, fit methods on them, execute each notebook, write the page.
 #
-# It holds no logic of its own: `gptfluence.workflow.catalogue` says what the notebooks need, and jobs call the `gptfluence` command,
-# which keeps what it makes in content-addressed artifacts, so that a notebook run by hand finds the same. Files below
-# build/ only tell Snakemake what is done.
+# What each notebook needs stands in the catalogue (gptfluence/workflow/catalogue.py). Every job calls the `gptfluence` command,
+# which keeps runs and fits as artifacts and finds them again, just as a notebook executed by hand does. The files in build/
+# only tell Snakemake which steps are done.
 #
 #   ./run_all.sh                                   on the cores of this machine
 #   ./run_all.sh --profile pythia -- --executor slurm --jobs 100
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
-from gptfluence.profile.load import PROFILES
-from gptfluence.workflow import catalogue
 from gptfluence.common.errors import GPTfluenceError
+from gptfluence.profile.load import PROFILES
 from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue, row
 
 PROFILE = str(config.get("profile", "mini"))
 ONLY = str(config.get("only") or "*")
@@ -24,51 +25,70 @@ try:
     WANTED = catalogue.chosen(STUDY, ONLY)
 except GPTfluenceError as error:
     raise WorkflowError(str(error)) from None
-FITTING = catalogue.merged(WANTED)
+NOTEBOOKS = catalogue.runs_of_notebooks(WANTED)  # by name: several outputs may come from one run of a notebook
+RUNS = {runs.name: runs for runs in catalogue.before(NOTEBOOKS.values())}
+FITTING = {runs.name: pairs for runs, pairs in catalogue.before(NOTEBOOKS.values()).items()}  # (metric, variant)
 BUILD = f"build/{STUDY.label}"
 PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(PROFILES / f"{PROFILE}.yaml")
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
 REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build {shlex.quote(BUILD)}"
 COMPLETE = f"{BUILD}/report/complete"
 CORES = workflow.cores or 1
-# GPTs side by side on one core each, or one after the other on all of them: what leaves no core idle. One GPU takes them in turn.
-SHARE = 1 if len(FITTING) >= CORES else CORES
+# If there are enough GPTs to occupy all cores, each is recorded on one core; otherwise they take turns on all cores.
+SHARE = 1 if len(RUNS) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
-ON_GPU = {runs for runs in FITTING if FITTING[runs][0].model in TRAINED_ON_GPU}
-FITTED_ON_GPU = {runs for runs in ON_GPU if catalogue.needs_gpt(STUDY, FITTING[runs][1])}
-TRAINING = [run for run in WANTED if WANTED[run].trains]
-# Of a notebook that trains, which records runs side by side for part of its time.
+ON_GPU = {name for name, runs in RUNS.items() if runs.model in TRAINED_ON_GPU}
+FITTED_ON_GPU = {name for name in ON_GPU if any(row.needs_gpt(variant) for _, variant in FITTING[name])}
+TRAINING = [name for name, output in NOTEBOOKS.items() if output.row.trains]
+# Notebooks that train share the cores: each needs several for a part of its time only.
 TRAINING_CORES = max(1, CORES // min(4, len(TRAINING) or 1))
-ALONE = [run for run in WANTED if not WANTED[run].fits] if SHARE == 1 and not TRAINED_ON_GPU else []
+ALONE = [name for name, output in NOTEBOOKS.items() if not output.needs] if SHARE == 1 and not TRAINED_ON_GPU else []
 
 
-def options(runs):
-    found = FITTING[runs][0]
-    task = f"--task {found.task} " if found.task else ""
-    return f"--setting {found.setting} --model {shlex.quote(found.model)} {task}{STUDY_OPTIONS}"
+def options(name):
+    """What tells `gptfluence record` and `gptfluence fit` which runs are meant."""
+    runs = RUNS[name]
+    task = f"--task {runs.task} " if runs.task else ""
+    return f"--setting {runs.setting} --model {shlex.quote(runs.model)} {task}{STUDY_OPTIONS}"
 
 
-def on_gpu(run):
-    return WANTED[run].trains and STUDY.setting(next(iter(STUDY.profile.settings))).model in TRAINED_ON_GPU
+def variants(name):
+    return shlex.quote(json.dumps([[metric, row.to_json(variant)] for metric, variant in FITTING[name]]))
 
 
-def parameters(run):
-    return shlex.quote(json.dumps({"profile": PROFILE, "overrides": OVERRIDES, **WANTED[run].parameters}))
+def on_gpu(name):
+    return NOTEBOOKS[name].row.trains and bool(TRAINED_ON_GPU & set(NOTEBOOKS[name].models))
 
 
-def needed(run):
-    return [f"{BUILD}/fit/{runs.name}.json" for runs in WANTED[run].fits] + (
-        [f"{BUILD}/unseen/{runs.name}.json" for runs in WANTED[run].fits] if WANTED[run].unseen else []
-    )
+def made_by(name):
+    return catalogue.notebook_of(NOTEBOOKS[name].row)
 
 
-def package(*modules):
-    """The sources that a step's numbers come from: editing one has the step look again for what it needs."""
-    return sorted(str(path) for module in modules for path in Path(workflow.basedir, "gptfluence").glob(module))
+def parameters(name):
+    given = {"profile": PROFILE, "overrides": OVERRIDES, **NOTEBOOKS[name].row.parameters}
+    return shlex.quote(json.dumps(given))
 
 
-RECORDED_BY = package("tasks/**/*.py", "models/gpt.py", "recording/*.py")
-DRAWN_BY = package("drawing/*.py", "experiments/*.py", "paper/*", "scoring/*.py", "study/*.py", "workflow/notebook.py")
+def needed(name):
+    """The marks of the steps that a notebook waits for."""
+    steps = ["fit", "unseen"] if NOTEBOOKS[name].row.unseen else ["fit"]
+    return [f"{BUILD}/{step}/{runs.name}.json" for step in steps for runs in NOTEBOOKS[name].needs]
+
+
+def sources(room):
+    """The files of a room of the package and of all rooms below it, in the order that pyproject.toml gives.
+
+    Each step depends on the code that makes its numbers: when the code was edited, the step checks again what it needs.
+    """
+    [contract] = tomllib.loads(Path(workflow.basedir, "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    start = next(index for index, rooms in enumerate(layers) if room in rooms)
+    folders = [Path(workflow.basedir, "gptfluence", name) for rooms in layers[start:] for name in rooms]
+    return sorted(str(path) for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".csv"))
+
+
+def of_workflow(*patterns):
+    return sorted(str(path) for one in patterns for path in Path(workflow.basedir, "gptfluence/workflow").glob(one))
 
 
 rule all:
@@ -76,8 +96,7 @@ rule all:
         COMPLETE,
 
 
-# The rule below makes the page when everything went well; when something failed, this does, and says what. Its page does not
-# stand for the rule's: the next run is to try again.
+# If a job fails, write the page anyway, list what failed, and remove the mark of completeness so that the next run tries again.
 onerror:
     shell("rm -f {COMPLETE}; {REPORT} >&2 || true")
 
@@ -85,7 +104,7 @@ onerror:
 rule collect:
     input:
         PROFILE_FILE,
-        RECORDED_BY,
+        sources("recording"),
     output:
         f"{BUILD}/collect/{{runs}}.json",
     log:
@@ -94,7 +113,7 @@ rule collect:
         f"{BUILD}/benchmarks/collect-{{runs}}.tsv"
     params:
         options=lambda wildcards: options(wildcards.runs),
-    priority: 2  # what others wait for comes first
+    priority: 2  # first, because other jobs wait for it
     threads: lambda wildcards: CORES if wildcards.runs in ON_GPU else SHARE
     resources:
         mem_mb=lambda wildcards: 32000 if wildcards.runs in ON_GPU else 4000,
@@ -128,7 +147,7 @@ rule unseen:
 rule fit:
     input:
         f"{BUILD}/collect/{{runs}}.json",
-        package("simulators/*.py", "gradients/*.py", "models/encoders.py"),
+        sources("simulators"),
     output:
         f"{BUILD}/fit/{{runs}}.json",
     log:
@@ -137,7 +156,7 @@ rule fit:
         f"{BUILD}/benchmarks/fit-{{runs}}.tsv"
     params:
         options=lambda wildcards: options(wildcards.runs),
-        simulators=lambda wildcards: " ".join(map(shlex.quote, FITTING[wildcards.runs][1])),
+        variants=lambda wildcards: variants(wildcards.runs),
     priority: 1
     threads: lambda wildcards: CORES if wildcards.runs in FITTED_ON_GPU else 1
     resources:
@@ -145,19 +164,20 @@ rule fit:
         runtime=24 * 60,
         gpu=lambda wildcards: 1 if wildcards.runs in FITTED_ON_GPU else 0,
     shell:
-        "gptfluence fit {params.simulators} {params.options} --jobs 1 "
+        "gptfluence fit --variants {params.variants} {params.options} --jobs 1 "
         "--index {output} > {log} 2>&1"
 
 
 rule notebook:
     input:
-        lambda wildcards: f"{workflow.basedir}/notebooks/{WANTED[wildcards.run].notebook}.ipynb",
+        lambda wildcards: f"{workflow.basedir}/notebooks/{made_by(wildcards.run)}.ipynb",
         lambda wildcards: needed(wildcards.run),
-        DRAWN_BY,
+        sources("experiments"),
+        of_workflow("notebook.py", "row.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:
-        notebook=lambda wildcards: WANTED[wildcards.run].notebook,
+        notebook=lambda wildcards: made_by(wildcards.run),
         parameters=lambda wildcards: parameters(wildcards.run),
     log:
         f"{BUILD}/logs/notebook-{{run}}.log",
@@ -169,19 +189,19 @@ rule notebook:
         runtime=24 * 60,
         gpu=lambda wildcards: 1 if on_gpu(wildcards.run) else 0,
     shell:
-        # Snakemake would give torch as many threads, and sums in another order other numbers
+        # one thread: with more, torch adds in another order, and the numbers differ
         "GPTFLUENCE_JOBS={threads} OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 gptfluence run-notebook {params.notebook} --output {output} --parameters {params.parameters} "
         f"--failure {shlex.quote(BUILD)}/failures/{{wildcards.run}}.json > {{log}} 2>&1"
 
 
-# The same for notebooks that wait for no other job: the longest of them would keep one core busy at the end.
+# Notebooks that wait for no other job start first: the longest of them, started last, would end long after all others.
 use rule notebook as notebook_alone with:
     priority: 3
     wildcard_constraints:
         run="|".join(map(re.escape, ALONE)) or "-",
 
 
-# Others that train take longer than those that draw, and come before them for the same reason.
+# Notebooks that train take longer than those that only draw, and start before them for the same reason.
 use rule notebook as notebook_training with:
     priority: 1
     threads: TRAINING_CORES
@@ -194,8 +214,8 @@ ruleorder: notebook_alone > notebook_training > notebook
 
 rule report:
     input:
-        expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=WANTED),
-        package("workflow/page.py", "workflow/outcomes.py", "workflow/templates/*"),
+        expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=NOTEBOOKS),
+        of_workflow("*.py", "templates/*"),
     output:
         f"{BUILD}/report/index.html",
         touch(COMPLETE),

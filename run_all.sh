@@ -315,12 +315,12 @@ json() { printf '"%s"' "$(printf %s "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 study_label() {
     "$python" - "$profile" "${only:-*}" "$@" <<'EOF'
 import sys
-from gptfluence import plan
-from gptfluence.errors import GPTfluenceError
-from gptfluence.study import Study
+from gptfluence.common.errors import GPTfluenceError
+from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
 try:
     study = Study.load(sys.argv[1], sys.argv[3:])
-    plan.chosen(study, sys.argv[2])
+    catalogue.chosen(study, sys.argv[2])
     print(study.label)
 except GPTfluenceError as error:
     sys.exit(f"error: {error}")

@@ -23,7 +23,7 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-task: str = "sst2"
+task: str = ""  # SST-2
 runs: int = 8  # recorded to fit on; two more are kept apart
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
@@ -48,7 +48,7 @@ study = nb.study.with_overrides(
 # loss of every test example is measured before training and after every update. Runs that were recorded before are loaded.
 
 # %%
-dynamics = study.dynamics("fine_tuning", task)
+dynamics = study.dynamics("fine_tuning", nb.task)
 dynamics
 
 # %%
@@ -75,7 +75,7 @@ print(f"difference between runs (variance)             {losses.var(axis=0, ddof=
 
 # %%
 train, validation, test = dynamics.split()
-simulators = {name: study.simulator(name, "fine_tuning", task) for name in ("gptfluence", "tangent")}
+simulators = {name: study.simulator(name, "fine_tuning", nb.task) for name in ("gptfluence", "tangent")}
 {name: simulator.report for name, simulator in simulators.items()}
 
 # %% [markdown]
@@ -95,7 +95,7 @@ what_if, simulated["gptfluence"].shape
 # ## 4. Compare with really training on it
 
 # %%
-truth = study.record(what_if, "fine_tuning", task)
+truth = study.record(what_if, "fine_tuning", nb.task)
 reference = train.trajectories("loss").mean(axis=0)[: what_if.steps + 1]
 predicted = {
     "persistence": np.broadcast_to(start, reference[None].shape),
@@ -103,20 +103,21 @@ predicted = {
     **simulated,
 }
 scores = [
-    gf.evaluate(values, truth, reference=reference).assign(task=task, method=name) for name, values in predicted.items()
+    gf.evaluate(values, truth, reference=reference).assign(task=nb.task, method=name)
+    for name, values in predicted.items()
 ]
 table = gf.tables.methods_by_task(gf.summarize(pd.concat(scores)))
 table
 
 # %%
-frame = gf.figures.trajectory_frame({task: (truth, predicted)}, metric="loss", examples=4)
+frame = gf.figures.trajectory_frame({nb.task: (truth, predicted)}, metric="loss", examples=4)
 picture = gf.figures.plot_trajectories(frame, metric="loss")
 picture
 
 # %%
 caption = (
     f"A curriculum that nobody trained on, simulated and then really trained. {study.profile.title} ({truth.model}), task "
-    f"{gf.names.task(task)}; simulators fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
+    f"{gf.names.task(nb.task)}; simulators fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
 reading = f"{gf.figures.reading(frame)} Over all test examples: {gf.tables.reading(table)}"
-nb.save_figure(picture, frame, "explore_quickstart", caption=caption, sources=[dynamics, truth], reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=[dynamics, truth], reading=reading)

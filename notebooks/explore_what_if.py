@@ -24,7 +24,7 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-task: str = "sst2"
+task: str = ""  # SST-2
 method: str = "tangent"
 run: int = 0  # the held-out run whose curriculum is changed
 drop: list[int] = []  # positions in the pool; of none given at all: a quarter of the run's examples is dropped
@@ -47,7 +47,7 @@ from gptfluence.experiments.what_if import Changes, ask
 
 nb = gf.Notebook("explore_what_if", globals())
 nb.choose("examples", examples, range(1, 12))
-test = nb.study.dynamics("fine_tuning", task).split()[2]
+test = nb.study.dynamics("fine_tuning", nb.task).split()[2]
 if not (drop or repeat or first or last or rewrite):
     drop = np.unique(test.curricula[run].batches)[::4].tolist()
 changes = Changes(tuple(drop), tuple(repeat), times, tuple(first), tuple(last), tuple(rewrite))
@@ -58,7 +58,7 @@ for position in [*drop[:2], *repeat[:2], *first[:1], *last[:1]]:
 # Simulated first, then trained; the mean over all test examples:
 
 # %%
-answer = ask(nb.study, task, changes, run=run, method=method, level=level)
+answer = ask(nb.study, nb.task, changes, run=run, method=method, level=level)
 answer.table().T
 
 # %%
@@ -74,7 +74,7 @@ shown = (
     else f"{len(drop)} of {len(np.unique(test.curricula[run].batches))} examples dropped"
 )
 caption = (
-    f"A held-out curriculum of {gf.names.task(task)} changed by hand ({shown}), simulated by {gf.names.method(method)} inside {level:.0%} "
+    f"A held-out curriculum of {gf.names.task(nb.task)} changed by hand ({shown}), simulated by {gf.names.method(method)} inside {level:.0%} "
     f"bands and then really trained. {nb.study.profile.title} ({answer.base.model}). Bands are calibrated on unchanged curricula, for single "
     "test examples; they promise nothing for changed ones."
 )

@@ -33,7 +33,7 @@
 profile: str = "mini"
 tasks: list[str] = []  # all of the profile
 models: list[str] = []  # the profile's first; others: those of settings.fine_tuning.models
-simulators: list[str] = ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+methods: list[str] = []  # the baselines, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 kinds: list[str] = [
     "alike",
     "few",
@@ -46,7 +46,7 @@ kinds: list[str] = [
     "unseen_tests",
     "unseen_pool",
 ]
-metrics: list[str] = ["accuracy", "bleu", "rouge_l"]  # besides the loss: SST-2 and WebNLG drawn alike, where recorded
+other_metrics: list[str] = []  # accuracy, BLEU and ROUGE-L (of SST-2 and WebNLG drawn alike) where they are recorded
 runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
@@ -62,10 +62,8 @@ nb = gf.Notebook("ext01_explained_deviation", globals())
 known = {**shifted.KINDS, **shifted.UNSEEN}
 nb.choose("kinds", kinds, list(known))
 nb.choose("runs", runs, range(1, 1001))
-nb.choose("metrics", metrics, ["accuracy", "bleu", "rouge_l"])
-nb.choose("models", models, nb.study.setting("fine_tuning").models)
-sizes = models or [nb.study.setting("fine_tuning").model]
-chosen = nb.parameters["tasks"] or nb.study.tested("fine_tuning", "loss")
+further = nb.output("ext01_other_metrics")
+nb.choose("other_metrics", other_metrics, further.row.metrics)
 for kind in kinds:
     print(f"{kind:12} {known[kind]}")
 
@@ -77,7 +75,7 @@ for kind in kinds:
 # one of the training runs; *one recorded run* is what that run's own losses are worth.
 
 # %%
-results, sources = shifted.explained(nb.study, chosen, kinds, nb.study.methods(simulators), runs=runs, models=sizes)
+results, sources = shifted.explained(nb.study, nb.tasks, kinds, nb.methods, runs=runs, models=nb.models)
 explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["model", "task", "curricula"], columns="simulator", values="value", sort=False).round(2)
 
@@ -91,7 +89,7 @@ ranks.pivot_table(index=["model", "task", "curricula"], columns="simulator", val
 
 # %%
 titles = explained["task"].map(gf.names.task)
-if len(sizes) > 1:
+if len(nb.models) > 1:
     titles += ", " + explained["model"]
 frame = explained.assign(panel=titles).rename(columns={"curricula": "x", "simulator": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
@@ -106,8 +104,8 @@ picture
 # every text*; what is above it is luck. (Step 0 is observed, and its score stands until the next texts.)
 
 # %%
-of_metrics = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
-others, of_others = shifted.other_metrics(nb.study, of_metrics, metrics, nb.study.methods(simulators), models=sizes)
+metrics = other_metrics or further.row.metrics
+others, of_others = shifted.other_metrics(nb.study, further.tasks, metrics, nb.methods, models=nb.models)
 others[others["statistic"] == "r2_dev"].pivot_table(
     index=["model", "task", "metric"], columns="simulator", values="value", sort=False
 ).round(3)
@@ -116,7 +114,7 @@ others[others["statistic"] == "r2_dev"].pivot_table(
 held = explained[explained["curricula"] == "alike"]["runs"].max()
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
-    f"{nb.study.profile.title} ({', '.join(sizes)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
+    f"{nb.study.profile.title} ({', '.join(nb.models)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
     "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest, and the other way "
     "round, in the runs drawn alike, whose own mean is the 0; a tangent simulator with a reference run measures these tests along "
     "one training run, the first, trained again, and the row of one recorded run is that run as it is; unseen pool: the "
@@ -135,17 +133,17 @@ nb.save_figure(
 
 # %%
 if others.empty:
-    print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(of_metrics)}")
+    print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(further.tasks) or 'its tasks'}")
 else:
     drawn = others[others["statistic"] == "r2_dev"].rename(columns={"simulator": "series"})
     drawn = drawn.assign(
-        panel="drawn alike" if len(sizes) == 1 else drawn["model"],
+        panel="drawn alike" if len(nb.models) == 1 else drawn["model"],
         x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric),
     )
     picture = intervals.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
-        f"{nb.study.profile.title} ({', '.join(sizes)}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
+        f"{nb.study.profile.title} ({', '.join(nb.models)}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
         "share of the deviation that is luck of sampling, from the same runs recorded twice. Bars: 90% bootstrap intervals over "
         "runs."
     )

@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
-simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
@@ -39,8 +39,7 @@ from gptfluence.drawing.curves import plot_curves
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext02_horizon", globals())
-chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
-results, sources = shifted.by_step(nb.study, chosen, nb.study.methods(simulators))
+results, sources = shifted.by_step(nb.study, nb.tasks, nb.methods)
 results.head()
 
 # %% [markdown]
@@ -54,7 +53,7 @@ relative[np.unique(np.linspace(1, relative.columns.max(), 6).round().astype(int)
 # %%
 frame = results.rename(columns={"simulator": "series", "run": "repeat", "step": "x"})
 frame = frame.assign(panel=frame["task"].map(gf.names.task), value=np.sqrt(frame["mse"]))
-ylabels = {gf.names.task(task): "error (RMS, nats per target token)" for task in chosen}
+ylabels = {gf.names.task(task): "error (RMS, nats per target token)" for task in nb.tasks}
 picture = plot_curves(frame, xlabel="training step", ylabels=ylabels)
 picture
 
@@ -65,7 +64,7 @@ caption = (
     "before training."
 )
 sentences = []
-for task in chosen:
+for task in nb.tasks:
     last = relative.loc[task].iloc[:, -1].sort_values()
     better = [gf.names.method(name) for name, value in last.items() if value < 1 and name != "mean_trajectory"]
     sentences.append(

@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
-simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 counts: list[int] = [1, 2, 5, 10, 25]  # training runs; counts above what the profile has are left out
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
@@ -42,11 +42,10 @@ from gptfluence.experiments import shifted
 nb = gf.Notebook("ext03_runs_needed", globals())
 available = nb.study.setting().runs.train
 used = [count for count in counts if count <= available]
-chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
 used
 
 # %%
-results, sources = shifted.runs_needed(nb.study, chosen, nb.study.methods(simulators), used)
+results, sources = shifted.runs_needed(nb.study, nb.tasks, nb.methods, used)
 explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["task", "runs"], columns="simulator", values="value", sort=False).round(2)
 
@@ -55,7 +54,7 @@ frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
     columns={"runs": "x", "simulator": "series"}
 )
 picture = intervals.plot_intervals(
-    frame, xlabel="training runs", ylabel="R²dev", floor=-1.0, columns=len(chosen), panel_height=1.9
+    frame, xlabel="training runs", ylabel="R²dev", floor=-1.0, columns=len(nb.tasks), panel_height=1.9
 )
 picture
 
@@ -71,7 +70,7 @@ costs = []
 for source in sources:
     one = source.curricula[0]
     run = one.steps * (3 * one.batches.shape[1] + len(source.tests))
-    for name in nb.study.methods(simulators):
+    for name in nb.methods:
         if nb.study.options(name)[0] == "tangent":
             taken = nb.study.simulator(name, "fine_tuning", source.task).forwards
             costs.append((gf.names.task(source.task), gf.names.method(name), run, taken, taken / run))

@@ -30,7 +30,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
-simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 scores: list[str] = ["tracin_cp_10", "grad_dot"]  # by gradients along the run itself
 sizes: list[int] = []  # examples left out; of none given 1, 1/32, 1/8 and 1/4 of the subset
 draws: int = 8  # sets of each size, each of which costs a training
@@ -42,20 +42,15 @@ import pandas as pd
 
 import gptfluence as gf
 from gptfluence.drawing import intervals
-from gptfluence.experiments import shifted
 from gptfluence.experiments.leave_out import leave_out
 
 nb = gf.Notebook("ext04_leave_out", globals())
 subset = nb.study.setting().curriculum.subset_size
 left_out = sizes or sorted({max(1, subset // part) for part in (subset, 32, 8, 4)})
-chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
 print(f"{left_out} of {subset} examples left out, {draws} sets each")
 
 # %%
-found = {
-    task: leave_out(nb.study, task, nb.study.methods(simulators), scores, sizes=left_out, draws=draws)
-    for task in chosen
-}
+found = {task: leave_out(nb.study, task, nb.methods, scores, sizes=left_out, draws=draws) for task in nb.tasks}
 results = pd.concat([frame for frame, _ in found.values()], ignore_index=True)
 sources = [source for _, runs in found.values() for source in runs]
 results.pivot_table(index=["task", "left_out"], columns="method", values="value", sort=False).round(2)
@@ -67,7 +62,7 @@ picture = intervals.plot_intervals(
     frame,
     xlabel="training examples left out",
     ylabel="linear datamodelling score",
-    columns=len(chosen),
+    columns=len(nb.tasks),
     panel_height=1.9,
 )
 picture

@@ -31,7 +31,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
-simulators: list[str] = ["mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"]
+methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "faster"]
 runs: int = 3  # recorded of each kind but `alike`
 calibration: int = 8  # training runs left out of the fit
@@ -49,9 +49,8 @@ from gptfluence.scoring import conformal
 nb = gf.Notebook("ext05_bands", globals())
 nb.choose("kinds", kinds, list(shifted.KINDS))
 nb.choose("unit", unit, conformal.UNITS)
-chosen = shifted.chosen_tasks(nb.study, nb.parameters["tasks"])
 options = {"calibration": calibration, "level": level, "runs": runs}
-results, paths, sources = band_coverage.covered(nb.study, chosen, kinds, nb.study.methods(simulators), **options)
+results, paths, sources = band_coverage.covered(nb.study, nb.tasks, kinds, nb.methods, **options)
 
 # %% [markdown]
 # Coverage (of whole paths) and mean width in nats per target token. `unit` "run" promises the same whatever paths of one

@@ -27,8 +27,8 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-task: str = "sst2"
-simulators: list[str] = ["gptfluence", "low_rank", "tangent"]
+task: str = ""  # SST-2
+methods: list[str] = []  # GPTfluence, low-rank deviations, the tangent simulator
 candidates: int = 2000
 best: int = 10
 tests: list[int] = []  # positions of the test examples whose final loss is to be low; all
@@ -44,9 +44,7 @@ from gptfluence.experiments.search import compare
 
 nb = gf.Notebook("ext06_curriculum_search", globals())
 nb.choose("candidates", candidates, range(1, 10_000_001))
-results, found, sources = compare(
-    nb.study, task, nb.study.methods(simulators), tests=tests, count=candidates, best=best
-)
+results, found, sources = compare(nb.study, nb.task, nb.methods, tests=tests, count=candidates, best=best)
 
 # %% [markdown]
 # The best candidates by each simulator, by their numbers (each can be drawn again from its number alone).
@@ -64,7 +62,7 @@ means = results.groupby(["choice", "simulator"], sort=False)[["simulated", "reco
 means.round(4)
 
 # %%
-runs = results[(results["choice"] == "random") & (results["simulator"] == simulators[0])]["recorded"]
+runs = results[(results["choice"] == "random") & (results["simulator"] == nb.methods[0])]["recorded"]
 long = means.melt(["choice", "simulator"], ["simulated", "recorded"], "what").assign(
     panel=lambda f: "simulated final loss"
 )
@@ -79,7 +77,7 @@ picture
 
 # %%
 caption = (
-    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(task)}: the best of {candidates} "
+    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(nb.task)}: the best of {candidates} "
     f"simulated curricula, a random one (mean of {len(runs)} held-out runs; bar: from the lowest to the highest), and curricula of the examples "
     f"with the highest (hardest) and lowest (easiest) loss of the base model. Left: simulated, right: really trained. "
     f"{nb.study.profile.title} ({sources[0].model})."

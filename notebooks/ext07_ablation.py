@@ -60,9 +60,8 @@ known = {
 nb.choose("variants", variants, list(known))
 nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
 nb.choose("runs", runs, range(1, 1001))
-chosen = nb.parameters["tasks"] or shifted.chosen_tasks(nb.study)[:1]
 # candidates of labelled tasks are the label words, whatever their number
-labelled = all(nb.study.is_labelled(task) for task in chosen)
+labelled = all(nb.study.is_labelled(task) for task in nb.tasks)
 same = {
     "tangent_one_candidate": labelled or tangents["candidates"] == 1,
     **dict.fromkeys(("tangent_base", "tangent_base_uncorrected", "tangent_unfollowed"), not tangents["checkpoints"]),
@@ -77,7 +76,7 @@ study = nb.study.with_overrides(
 used
 
 # %%
-results, sources = shifted.explained(study, chosen, kinds, ["tangent", *used], runs=runs, against="tangent")
+results, sources = shifted.explained(study, nb.tasks, kinds, ["tangent", *used], runs=runs, against="tangent")
 results = results[results["simulator"] != shifted.ONE_RUN]
 explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["task", "simulator"], columns="curricula", values="value", sort=False).round(2)
@@ -100,7 +99,7 @@ differences.pivot(index=["task", "simulator"], columns="curricula", values="text
 # before`: the linearisation at the level of the recorded runs). For unseen tests it is chosen by itself, in each of two fits.
 
 # %%
-for task in chosen:
+for task in nb.tasks:
     for name in ["tangent", *used]:
         rule = study.simulator(name, "fine_tuning", task).report.selected_by
         print(f"{gf.names.task(task)}, {gf.names.method(name)}: {rule.partition('; unseen')[0]}")

@@ -70,4 +70,4 @@ caption = (
     "before training."
 )
 reading = overview.reading(frame, runs=len(train))
-nb.save_figure(picture, frame, "fig01_overview", caption=caption, sources=[dynamics], reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

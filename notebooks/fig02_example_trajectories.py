@@ -37,24 +37,20 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 # %%
 import gptfluence as gf
 from gptfluence.drawing import gallery
-from gptfluence.workflow import catalogue
 
-nb = gf.Notebook("fig02_example_trajectories", globals(), "instruction_tuning")
+nb = gf.Notebook("fig02_example_trajectories", globals())
 nb.choose("examples", examples, range(1, 9))
-setting = "instruction_tuning"
-panels = catalogue.panels_of(nb.study, setting, catalogue.EXAMPLE_PANELS)
-gallery.panel_names(panels)
+gallery.panel_names(nb.panels)
 
 # %% [markdown]
 # The held-out runs of each panel's task, and what every method predicts for them. The mean trajectory is simulated in any
 # case: R²dev compares with it.
 
 # %%
-drawn = [method for method in nb.methods if methods or not method.endswith(("_10", "_oracle", "_update"))]
-methods_used = list(dict.fromkeys([*drawn, "mean_trajectory"]))
+methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
 simulated = {
-    (metric, task): nb.study.simulate(setting, task, metric=metric, methods=methods_used, model=nb.model)
-    for metric, task in panels
+    (metric, task): nb.study.simulate(nb.setting, task, metric=metric, methods=methods_used, model=nb.model)
+    for metric, task in nb.panels
 }
 
 # %%
@@ -76,9 +72,9 @@ gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "tas
 recorded = [test for test, _ in simulated.values()]
 caption = (
     f"Trajectories of test examples in instruction tuning on a held-out curriculum, recorded and simulated from the first "
-    f"value: {gallery.panel_names(panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    f"value: {gallery.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
     "GPTfluence's error."
 )
-reported = {metric: gallery.reported(setting, metric, nb.model) for metric, _ in panels}
+reported = {metric: gallery.reported(nb.setting, metric, nb.model) for metric, _ in nb.panels}
 reading = gallery.reading(frame, results, reported)
-nb.save_figure(picture, frame, "fig02_example_trajectories", caption=caption, sources=recorded, reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

@@ -29,7 +29,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 model: str = ""  # the profile's first
-intervals: list[int] = [1, 2, 4, 6, 8, 10]
+intervals: list[int] = []  # 1, 2, 4, 6, 8 and 10
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # GPTfluence and Simfluence
 coarsening: str = "hold"  # as in the paper; or interpolate
@@ -39,11 +39,9 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 # %%
 import gptfluence as gf
 
-nb = gf.Notebook("fig03_checkpoint_interval", globals(), "instruction_tuning")
+nb = gf.Notebook("fig03_checkpoint_interval", globals())
 nb.choose("intervals", intervals, range(1, 1001))
 nb.choose("coarsening", coarsening, ["hold", "interpolate"])
-fitted = [name for name in ("simfluence", "gptfluence") if name in nb.study.profile.simulators]
-nb.choose("methods", methods, fitted)
 dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
 dynamics
 
@@ -51,13 +49,9 @@ dynamics
 # Only the training runs of a fit are seen at checkpoints alone; validation and held-out runs are compared at every step.
 
 # %%
-baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]
-change = "" if coarsening == "hold" else f" coarsening={coarsening}"
-variants = {f"{name} checkpoint_interval={c}{change}": c for name in methods or fitted for c in sorted(set(intervals))}
-results = nb.study.evaluate(
-    "instruction_tuning", metric="loss", tasks=nb.tasks, methods=[*baselines, *variants], model=nb.model
-)
-results["interval"] = results["method"].map(variants)
+change = {} if coarsening == "hold" else {"coarsening": coarsening}
+results = nb.evaluate(nb.varied(sorted(set(intervals or nb.values)), **change))
+results["interval"] = results["method"].str.extract(r"checkpoint_interval=(\d+)")[0].astype(float)
 results.head(8)
 
 # %%
@@ -76,4 +70,4 @@ caption = (
     "baselines, which are not fitted on steps. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.charts.sweep_reading(frame, "interval", "interval")
-nb.save_figure(picture, frame, "fig03_checkpoint_interval", caption=caption, sources=[dynamics], reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

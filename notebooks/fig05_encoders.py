@@ -36,18 +36,14 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 # %%
 import gptfluence as gf
 
-nb = gf.Notebook("fig05_encoders", globals(), "instruction_tuning")
-compared = encoders or nb.study.profile.encoders
+nb = gf.Notebook("fig05_encoders", globals())
 dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
 dynamics
 
 # %%
-baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]
-variants = {f"gptfluence encoder={encoder}": encoder for encoder in compared}
-results = nb.study.evaluate(
-    "instruction_tuning", metric="loss", tasks=nb.tasks, methods=[*baselines, *variants], model=nb.model
-)
-results["encoder"] = results["method"].map(variants)
+compared = encoders or nb.values
+results = nb.evaluate(nb.varied(compared))
+results["encoder"] = results["method"].map({f"gptfluence encoder={encoder}": encoder for encoder in compared})
 results.head(8)
 
 # %%
@@ -66,4 +62,4 @@ caption = (
     "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.charts.sweep_reading(frame, "encoder", "encoder")
-nb.save_figure(picture, frame, "fig05_encoders", caption=caption, sources=[dynamics], reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

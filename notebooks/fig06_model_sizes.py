@@ -34,22 +34,15 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import pandas as pd
-
 import gptfluence as gf
 
-nb = gf.Notebook("fig06_model_sizes", globals(), "instruction_tuning")
-shown = [*gf.names.TRIVIAL, "simfluence", "gptfluence"]
-compared = nb.methods if methods else [name for name in nb.methods if name in shown]
-sizes = gf.names.by_size(nb.models)
-dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in sizes]
+nb = gf.Notebook("fig06_model_sizes", globals())
+nb.models = gf.names.by_size(nb.models)
+dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in nb.models]
 dynamics
 
 # %%
-results = pd.concat(
-    nb.study.evaluate("instruction_tuning", metric="loss", tasks=nb.tasks, methods=compared, model=model)
-    for model in sizes
-)
+results = nb.evaluate()
 results.head(8)
 
 # %%
@@ -75,4 +68,4 @@ caption = (
     "R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT."
 )
 reading = gf.charts.sweep_reading(frame, "model", "GPT") + " " + gf.comparisons.reading(table, ["model"])
-nb.save_figure(picture, frame, "fig06_model_sizes", caption=caption, sources=dynamics, reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

@@ -34,7 +34,7 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-task: str = "sst2"  # a classification task
+task: str = ""  # the first whose targets are labels
 seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
 flipped_fraction: float = 0.2  # the paper's is 0.4
 runs: int = 8  # recorded on the flipped pool for GPTfluence to be fitted on
@@ -53,7 +53,7 @@ nb = gf.Notebook("fig07_mislabelled_data", globals())
 experiments = [
     Experiment(
         nb.study,
-        task,
+        nb.task,
         seed=seed,
         flipped_fraction=flipped_fraction,
         runs=runs,
@@ -88,7 +88,7 @@ picture
 
 # %%
 caption = (
-    f"Finding mislabelled training data: {gf.names.task(task)}, {flipped_fraction:.0%} of the labels of {len(first.flipped)} "
+    f"Finding mislabelled training data: {gf.names.task(nb.task)}, {flipped_fraction:.0%} of the labels of {len(first.flipped)} "
     f"training examples flipped (in the paper 40%); learning rate {learning_rate_factor:g} times the profile's. {nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds; "
     "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
     f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
@@ -97,7 +97,6 @@ reading = " ".join(f"{panel}: {mean_and_range(part, flipped_fraction)}" for pane
 nb.save_figure(
     picture,
     frame,
-    "fig07_mislabelled_data",
     caption=caption,
     sources=[experiment.dynamics for experiment in experiments],
     reading=reading,

@@ -29,7 +29,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 model: str = ""  # the profile's first
-methods: list[str] = ["persistence", "mean_trajectory", "gptfluence"]  # those that can simulate what they have not seen
+methods: list[str] = []  # GPTfluence and the baselines
 unseen: str = "training"  # which examples are unseen: training, test or both
 examples: int = 2  # panels for each metric and task
 overrides: list[str] = []  # changes to the profile
@@ -38,13 +38,11 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 # %%
 import gptfluence as gf
 from gptfluence.drawing import gallery
-from gptfluence.workflow import catalogue
 
 nb = gf.Notebook("fig08_unseen_examples", globals())
 nb.choose("unseen", unseen, list(gallery.UNSEEN))
 nb.choose("examples", examples, range(1, 9))
-panels = catalogue.panels_of(nb.study, "fine_tuning", catalogue.UNSEEN_PANELS, unseen=True)
-gallery.panel_names(panels)
+gallery.panel_names(nb.panels)
 
 # %%
 methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
@@ -52,7 +50,7 @@ simulated = {
     (metric, task): nb.study.simulate(
         "fine_tuning", task, metric=metric, methods=methods_used, model=nb.model, unseen=unseen
     )
-    for metric, task in panels
+    for metric, task in nb.panels
 }
 
 # %%
@@ -75,10 +73,10 @@ recorded = [test for test, _ in simulated.values()]
 what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
     f"Trajectories with unseen {what} examples in fine-tuning, recorded and simulated from the first value: "
-    f"{gallery.panel_names(panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    f"{gallery.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
     "GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gallery.reading(frame, results, {})
-for metric, task in panels:
+for metric, task in nb.panels:
     reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded[0].model)}".rstrip()
-nb.save_figure(picture, frame, "fig08_unseen_examples", caption=caption, sources=recorded, reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

@@ -37,8 +37,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("fig09_convergence", globals())
-fitted = [name for name in nb.study.profile.simulators if nb.study.is_fitted(name)]
-nb.choose("methods", methods, fitted)
 dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
 dynamics
 
@@ -46,7 +44,7 @@ dynamics
 reports = {
     (task, name): nb.study.simulator(name, "fine_tuning", task, model=nb.model).report
     for task in nb.tasks
-    for name in methods or [name for name in nb.study.methods() if name in fitted]
+    for name in nb.methods
 }
 reports
 
@@ -62,4 +60,4 @@ caption = (
     "validation runs. Marks: the epoch that is kept. An epoch visits every transition of the training runs once."
 )
 reading = gf.charts.convergence_reading(frame)
-nb.save_figure(picture, frame, "fig09_convergence", caption=caption, sources=dynamics, reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

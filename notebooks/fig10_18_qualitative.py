@@ -45,25 +45,19 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 # %%
 import gptfluence as gf
 from gptfluence.drawing import gallery
-from gptfluence.workflow import catalogue
 
-nb = gf.Notebook("fig10_18_qualitative", globals(), catalogue.gallery_setting(figure))
-nb.choose("figure", figure, list(range(10, 19)))
+nb = gf.Notebook("fig10_18_qualitative", globals())
 nb.choose("examples", examples, range(1, 9))
-setting, metric, _ = catalogue.gallery(figure)
-nb.choose("tasks", tasks, nb.study.tested(setting, metric))
-nb.model = model or catalogue.gallery_model(nb.study, figure)
-chosen = [task for task in nb.study.tested(setting, metric) if task in nb.tasks]
+[metric] = nb.metrics
 
 # %% [markdown]
 # Every method simulates the held-out runs. The mean trajectory is among them in any case: R²dev compares with it.
 
 # %%
-drawn = [method for method in nb.methods if methods or gf.names.family(method) not in ("tracin_cp", "grad_dot")]
-methods_used = list(dict.fromkeys([*drawn, "mean_trajectory"]))
+methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
 simulated = {
-    (metric, task): nb.study.simulate(setting, task, metric=metric, methods=methods_used, model=nb.model)
-    for task in chosen
+    (metric, task): nb.study.simulate(nb.setting, task, metric=metric, methods=methods_used, model=nb.model)
+    for task in nb.tasks
 }
 
 # %% [markdown]
@@ -90,9 +84,9 @@ gf.summarize(results).query("statistic == 'r2_dev'").pivot(index="task", columns
 recorded = [test for test, _ in simulated.values()]
 printed = gf.names.metric(metric)
 caption = (
-    f"{printed[0].upper()}{printed[1:]} of test examples during {setting.replace('_', '-')} on a held-out curriculum, "
+    f"{printed[0].upper()}{printed[1:]} of test examples during {nb.setting.replace('_', '-')} on a held-out curriculum, "
     f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Panels of a "
     "task: examples at equal ranks of GPTfluence's error, from the best to the worst predicted."
 )
-reading = gallery.reading(frame, results, {metric: gallery.reported(setting, metric, nb.model)})
-nb.save_figure(picture, frame, catalogue.gallery_name(figure), caption=caption, sources=recorded, reading=reading)
+reading = gallery.reading(frame, results, {metric: gallery.reported(nb.setting, metric, nb.model)})
+nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

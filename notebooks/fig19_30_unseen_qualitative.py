@@ -36,7 +36,7 @@
 profile: str = "mini"
 figure: int = 20
 model: str = ""  # the profile's first
-methods: list[str] = ["persistence", "mean_trajectory", "gptfluence"]  # those that can simulate what they have not seen
+methods: list[str] = []  # GPTfluence and the baselines
 examples: int = 4  # panels
 overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
@@ -44,13 +44,10 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 # %%
 import gptfluence as gf
 from gptfluence.drawing import gallery
-from gptfluence.workflow import catalogue
 
 nb = gf.Notebook("fig19_30_unseen_qualitative", globals())
-nb.choose("figure", figure, list(range(19, 31)))
 nb.choose("examples", examples, range(1, 17))
-task, metric, unseen = catalogue.unseen_gallery(figure)
-catalogue.panels_of(nb.study, "fine_tuning", [(metric, task)], unseen=True)
+[(metric, task)], [unseen] = nb.panels, nb.row.unseen
 
 # %%
 methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
@@ -82,4 +79,4 @@ caption = (
 )
 reading = gallery.reading(frame, results, {})
 reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded.model)}".rstrip()
-nb.save_figure(picture, frame, catalogue.gallery_name(figure), caption=caption, sources=[recorded], reading=reading)
+nb.save_figure(picture, frame, caption=caption, sources=[recorded], reading=reading)

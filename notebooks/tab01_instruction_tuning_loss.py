@@ -36,23 +36,17 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import pandas as pd
-
 import gptfluence as gf
 
-nb = gf.Notebook("tab01_instruction_tuning_loss", globals(), "instruction_tuning")
-sizes = nb.models if models else gf.plan.paper_models(nb.study)
-dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in sizes]
+nb = gf.Notebook("tab01_instruction_tuning_loss", globals())
+dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in nb.models]
 dynamics
 
 # %% [markdown]
 # Every method simulates the held-out runs of every GPT; one row for each run and statistic.
 
 # %%
-results = pd.concat(
-    nb.study.evaluate("instruction_tuning", metric="loss", tasks=nb.tasks, methods=nb.methods, model=model)
-    for model in sizes
-)
+results = nb.evaluate()
 results.head(8)
 
 # %% [markdown]
@@ -75,7 +69,7 @@ gf.comparisons.spread(summary).drop(columns=["setting", "metric"])
 known = summary["method"].map(gf.names.family)
 gradients = known.isin(["tracin_cp", "grad_dot"]).any()
 caption = (
-    f"Loss simulation in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(sizes)}); "
+    f"Loss simulation in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}); "
     f"{len(dynamics[0].split()[2])} held-out runs, {len(dynamics[0].tests)} test "
     "examples over all tasks; mean (standard deviation over runs and examples). Paper: table 1, Pythia on the real tasks"
     + (", whose TracIn-CP and Grad-Dot rows are scaled on the test run itself" if gradients else "")
@@ -89,4 +83,4 @@ caption = (
     + ". R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.comparisons.reading(table, ["model"])
-nb.save_table(table, "tab01_instruction_tuning_loss", caption=caption, sources=dynamics, reading=reading)
+nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

@@ -44,7 +44,7 @@ dynamics
 # Every method simulates the held-out runs; one row for each run and statistic.
 
 # %%
-results = nb.study.evaluate("fine_tuning", metric="loss", tasks=nb.tasks, methods=nb.methods)
+results = nb.evaluate()
 results.head(12)
 
 # %% [markdown]
@@ -73,4 +73,4 @@ caption = (
     "R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.tables.reading(table)
-nb.save_table(table, "tab02_fine_tuning_loss", caption=caption, sources=dynamics, reading=reading)
+nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

@@ -36,23 +36,14 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import pandas as pd
-
 import gptfluence as gf
 
-nb = gf.Notebook("tab03_instruction_tuning_generation", globals(), "instruction_tuning")
-nb.choose("metrics", metrics, ["bleu", "rouge_l"])
-tested = gf.plan.tested(nb.study, "instruction_tuning", metrics or ["bleu", "rouge_l"], nb.tasks)
-sizes = nb.models if models else gf.plan.paper_models(nb.study)
-dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in sizes]
-tested
+nb = gf.Notebook("tab03_instruction_tuning_generation", globals())
+dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in nb.models]
+nb.tested
 
 # %%
-results = pd.concat(
-    nb.study.evaluate("instruction_tuning", metric=metric, tasks=having, methods=nb.methods, model=model)
-    for model in sizes
-    for metric, having in tested.items()
-)
+results = nb.evaluate()
 results.head(8)
 
 # %% [markdown]
@@ -75,9 +66,9 @@ gf.comparisons.spread(summary).drop(columns=["setting"])
 interval = nb.study.setting("instruction_tuning").generation.every
 every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
 caption = (
-    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(sizes)}); "
+    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}); "
     f"{len(dynamics[0].split()[2])} held-out runs; mean (standard deviation over runs and examples). Paper: table 3, Pythia "
     f"on the real tasks. Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.comparisons.reading(table, ["model", "metric"])
-nb.save_table(table, "tab03_instruction_tuning_generation", caption=caption, sources=dynamics, reading=reading)
+nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

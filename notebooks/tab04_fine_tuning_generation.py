@@ -34,22 +34,14 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import pandas as pd
-
 import gptfluence as gf
 
 nb = gf.Notebook("tab04_fine_tuning_generation", globals())
-nb.choose("metrics", metrics, ["bleu", "rouge_l"])
-tested = gf.plan.tested(nb.study, "fine_tuning", metrics or ["bleu", "rouge_l"], nb.tasks)
-text_tasks = list(dict.fromkeys(task for having in tested.values() for task in having))
-dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in text_tasks]
+dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
 dynamics
 
 # %%
-results = pd.concat(
-    nb.study.evaluate("fine_tuning", metric=metric, tasks=having, methods=nb.methods, model=nb.model)
-    for metric, having in tested.items()
-)
+results = nb.evaluate()
 results.head(8)
 
 # %% [markdown]
@@ -78,4 +70,4 @@ caption = (
     f"Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.comparisons.reading(table, ["metric"])
-nb.save_table(table, "tab04_fine_tuning_generation", caption=caption, sources=dynamics, reading=reading)
+nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

@@ -36,39 +36,22 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import pandas as pd
-
 import gptfluence as gf
 
 nb = gf.Notebook("tab10_markov_order", globals())
-chosen = nb.tasks if tasks else gf.plan.of_paper(nb.tasks, gf.plan.ORDER_TASKS)
-dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in chosen]
+dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
 steps = dynamics[0].curricula[0].steps
 nb.choose("orders", orders, range(1, steps))
-tried = orders or [order for order in gf.plan.ORDERS if order < steps]
-known = [metric for metric in nb.study.setting("fine_tuning").metrics if metric != "accuracy"]
-nb.choose("metrics", metrics, known)
-tested = gf.plan.tested(nb.study, "fine_tuning", metrics or known, chosen)
-tried, tested
+tried = orders or nb.values
+tried, nb.tested
 
 # %% [markdown]
 # One simulator for each order, task and metric; all are judged on the steps after the first max(orders) values.
 
 # %%
-baselines = [name for name in gf.names.TRIVIAL if name in nb.study.profile.simulators]
-variants = {f"gptfluence markov_order={order}": order for order in tried}
-results = pd.concat(
-    nb.study.evaluate(
-        "fine_tuning",
-        metric=metric,
-        tasks=having,
-        methods=[*baselines, *variants],
-        model=nb.model,
-        observed=max(tried),
-    )
-    for metric, having in tested.items()
-).drop(columns=["setting", "model"])
-results["order"] = results["method"].map(variants)
+variants = nb.varied(tried)
+results = nb.evaluate(variants, observed=max(tried)).drop(columns=["setting", "model"])
+results["order"] = results["method"].map({f"gptfluence markov_order={order}": order for order in tried})
 results.head(8)
 
 # %%
@@ -106,7 +89,7 @@ caption = (
     "mean training trajectory."
 )
 reading = gf.comparisons.best_variants(table, ["metric"], "gptfluence")
-nb.save_table(table, "tab10_markov_order", caption=caption, sources=dynamics, reading=reading)
+nb.save_table(table, caption=caption, sources=dynamics, reading=reading)
 caption = (
     f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
     "standard deviation over runs. R2_dev = 1 - MSE / MSE of the mean training trajectory."

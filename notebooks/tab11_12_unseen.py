@@ -43,35 +43,22 @@ import pandas as pd
 
 import gptfluence as gf
 
-nb = gf.Notebook("tab11_12_unseen", globals(), setting)
-kept = gf.plan.unseen_tasks(nb.study, setting)
-nb.choose("tasks", tasks, [task for task in nb.study.tested(setting) if nb.study.keeps_unseen(task)])
-able = [name for name in nb.study.profile.simulators if name in gf.names.TRIVIAL or name == "gptfluence"]
-nb.choose("methods", methods, able)
-metrics = [metric for metric in nb.study.setting(setting).metrics if metric != "accuracy"]
-tested = gf.plan.tested(nb.study, setting, metrics, nb.tasks if tasks else kept)
-tested
+nb = gf.Notebook("tab11_12_unseen", globals())
+nb.tested
 
 # %% [markdown]
 # Runs on unseen examples, recorded for this; no simulator is fitted on them.
 
 # %%
-cases = ["training", "test", "both"]
 dynamics = [
     nb.study.unseen_dynamics(setting, task if setting == "fine_tuning" else None, unseen=unseen, model=nb.model)
-    for unseen in cases
-    for task in (tested["loss"] if setting == "fine_tuning" else [None])
+    for unseen in nb.row.unseen
+    for task in (nb.tasks if setting == "fine_tuning" else [None])
 ]
 dynamics
 
 # %%
-results = pd.concat(
-    nb.study.evaluate(
-        setting, metric=metric, tasks=having, methods=methods or able, model=nb.model, unseen=unseen
-    ).assign(unseen=unseen)
-    for unseen in cases
-    for metric, having in tested.items()
-)
+results = pd.concat(nb.evaluate(unseen=unseen).assign(unseen=unseen) for unseen in nb.row.unseen)
 results.head(8)
 
 # %%
@@ -89,7 +76,6 @@ table
 gf.comparisons.spread(summary)
 
 # %%
-name = "tab11_unseen_fine_tuning" if setting == "fine_tuning" else "tab12_unseen_instruction_tuning"
 caption = (
     f"Examples that no simulator was fitted on, {setting.replace('_', ' ')}. Measured: {nb.study.profile.title} "
     f"({dynamics[0].model}); {len(dynamics[0])} runs a case; mean (standard deviation over runs and examples). Simfluence "
@@ -97,4 +83,4 @@ caption = (
     "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
 )
 reading = gf.comparisons.reading(table, ["unseen", "metric"])
-nb.save_table(table, name, caption=caption, sources=dynamics, reading=reading)
+nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

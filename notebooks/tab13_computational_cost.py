@@ -94,4 +94,4 @@ for method, row in wide.iterrows():
     ratio = row[most] / wide.loc["simfluence", most]
     growth = f"; {row[most] / row[least]:.3g} times from a batch of {least} to {most}" if most > least else ""
     lines.append(f"{gf.names.method(method)}: {row[most]:.3g} FLOPs, {ratio:.3g} times Simfluence's{growth}.")
-nb.save_table(table, "tab13_computational_cost", caption=caption, sources=[], reading=" ".join(lines))
+nb.save_table(table, caption=caption, sources=[], reading=" ".join(lines))

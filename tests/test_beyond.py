@@ -25,6 +25,7 @@ from gptfluence.simulators.replay import example_products, scored_losses
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.workflow import catalogue
+from gptfluence.workflow.row import needs_gpt
 
 FEW = (
     "settings.fine_tuning.runs={train: 4, validation: 1, test: 2}",
@@ -432,19 +433,22 @@ def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
     assert "explore_quickstart" in paper
     assert all(name.startswith(("tab", "fig", "explore_quickstart")) for name in paper)
     assert set(catalogue.chosen(study, "ext*")) == {name for name in beyond if name.startswith("ext")}
-    of_tasks = {name: {runs.task for runs in everything[name].fits} for name in everything if name.startswith("ext0")}
+    of_tasks = {name: {runs.task for runs in everything[name].needs} for name in everything if name.startswith("ext0")}
     assert of_tasks["ext01_explained_deviation"] == {"rte", "sst2", "webnlg"}
     assert of_tasks["ext03_runs_needed"] == {"sst2", "webnlg"}
-    fits = catalogue.merged(catalogue.chosen(study, "ext01*"))
-    assert all("loss:tangent" in simulators and "loss:persistence" not in simulators for _, simulators in fits.values())
+    for pairs in catalogue.before(catalogue.chosen(study, "ext01*").values()).values():
+        methods = {(metric, variant.method) for metric, variant in pairs}
+        assert ("loss", "tangent") in methods
+        assert ("loss", "persistence") not in methods
 
 
 def test_what_needs_the_gpt_is_known(study):
     beyond = {name: output for name, output in catalogue.chosen(study).items() if name.startswith(("ext", "explore"))}
-    assert [name for name, output in beyond.items() if not output.trains] == ["ext02_horizon"]
-    assert catalogue.needs_gpt(study, ["loss:gptfluence", "loss:tangent"])
-    assert catalogue.needs_gpt(study, ["loss:tracin_cp_all"])
-    assert not catalogue.needs_gpt(study, ["loss:gptfluence markov_order=2", "bleu:simfluence"])
+    assert [name for name, output in beyond.items() if not output.row.trains] == ["ext02_horizon"]
+    assert needs_gpt(study.variant("tangent"))
+    assert needs_gpt(study.variant("tracin_cp_all"))
+    assert not needs_gpt(study.variant("gptfluence", markov_order=2))
+    assert not needs_gpt(study.variant("simfluence"))
 
 
 @pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper"])
@@ -453,4 +457,5 @@ def test_profiles_have_the_simulators_and_keep_them_out_of_the_papers_tables(pro
     assert set(shifted.SIMULATORS) <= set(study.profile.simulators)
     for setting in study.profile.settings:
         assert not {"tangent", "low_rank"} & set(study.methods(setting=setting))
-    assert catalogue.BEYOND == shifted.SIMULATORS
+    output = catalogue.outputs(study)["ext01_explained_deviation"]
+    assert set(output.methods) == set(shifted.SIMULATORS)

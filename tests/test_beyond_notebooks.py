@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 FITTED = ["mean_trajectory", "simfluence", "low_rank", "tangent"]
-NAMED = f"simulators: [{', '.join(FITTED)}]"
+NAMED = f"methods: [{', '.join(FITTED)}]"
 
 
 def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def test_bands(papermill):
 
 @pytest.mark.slow
 def test_search_and_what_if(papermill):
-    arguments = ("candidates: 12", "best: 2", "simulators: [low_rank, tangent]", "tests: [0, 3]")
+    arguments = ("candidates: 12", "best: 2", "methods: [low_rank, tangent]", "tests: [0, 3]")
     frame = saved(papermill("ext06_curriculum_search", *arguments), "ext06_curriculum_search")
     assert set(frame["choice"]) == {"best", "hardest", "easiest", "random"}
     assert np.isfinite(frame[["simulated", "recorded"]]).all(axis=None)
@@ -143,7 +143,14 @@ def test_search_and_what_if(papermill):
 
 @pytest.mark.slow
 def test_what_if_from_the_shell(tmp_path: Path):
-    command = [sys.executable, "-c", "from gptfluence.cli import main; main()", "what-if", "--profile", "smoke"]
+    command = [
+        sys.executable,
+        "-c",
+        "from gptfluence.workflow.cli import main; main()",
+        "what-if",
+        "--profile",
+        "smoke",
+    ]
     command += ["--task", "sst2", "--set", "settings.fine_tuning.metrics=[loss]", "--jobs", "1"]
     options = {"capture_output": True, "text": True, "env": {**os.environ, "GPTFLUENCE_ARTIFACTS": str(tmp_path)}}
     picture = tmp_path / "answer.png"

@@ -130,8 +130,9 @@ def test_figures_10_to_18(notebook, parameters, name, panels, series):
 @pytest.mark.parametrize("figure", [19, 27, 30])
 def test_figures_19_to_30(notebook, figure):
     frame, facts = notebook("fig19_30_unseen_qualitative", figure=figure, examples=2)
-    task, _, unseen = catalogue.unseen_gallery(figure)
-    assert facts["name"] == catalogue.gallery_name(figure)
+    row = catalogue.row_of("fig19_30_unseen_qualitative", {"figure": figure})
+    [(_, task)], [unseen] = row.panels, row.unseen
+    assert facts["name"] == row.name
     check_trajectories(frame, facts, panels=2, series=TRIVIAL | {"gptfluence"})
     assert set(frame["task"]) == {task}
     known = {example.id for example in Study.load("smoke").task(task).tests}

@@ -19,9 +19,11 @@ from gptfluence.drawing.figures import plot_trajectories
 from gptfluence.drawing.typeset import Table
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
+from gptfluence.workflow.catalogue import label_of, title_of
 from gptfluence.workflow.cli import app
 from gptfluence.workflow.outcomes import Outcome, outcomes, summary, write_failure
-from gptfluence.workflow.page import label_of, table_html, title_of, write
+from gptfluence.workflow.page import table_html, write
+from gptfluence.workflow.row import Output, Row, Runs
 
 
 class Page(HTMLParser):
@@ -176,7 +178,9 @@ def test_what_failed_is_said_with_notebook_cell_and_cause(study, drawn):
 def test_what_is_not_there_is_listed_with_the_reason(study, drawn):
     page, _, _ = page_of(study, drawn)
     listed = page.text.split("Not here\n")[1]
-    assert "Figure 10, Trajectories: loss, instruction tuning, 410M: not part of this study." in listed  # no such model
+    assert (
+        "Figure 10, Trajectories: loss, instruction tuning, 410M: not part of this study." in listed
+    )  # smoke has no such model
     assert "Figure 8, Unseen examples: fig08_unseen_examples: notebook fig08_unseen_examples: not run." in listed
     assert "Figure 16," not in listed
     assert "Table 2," not in listed
@@ -215,6 +219,25 @@ def test_the_same_results_give_the_same_page_and_what_is_gone_is_gone(study, dra
     assert not list((path.parent / "files").glob("fig16*"))
 
 
+def test_a_table_saved_as_html_is_shown_as_it_is(study, drawn):
+    html = '<table class="x"><thead><tr><th>Method</th><th colspan="2" scope="col">MSE</th></tr></thead><tbody></tbody></table>'
+    path = drawn[0] / "tab02_fine_tuning_loss.html"
+    path.write_text(html)
+    page, _, _ = page_of(study, drawn)
+    assert [cell["scope"] for cell in page.all("th")] == ["col", "col"]
+    assert len(page.all("table")) == 1
+    assert len(page.all("img")) == 1  # that of the figure
+
+
+def test_several_outputs_of_one_notebook_have_one_fate(tmp_path):
+    first = "tab05_hyperparameters_instruction_tuning"
+    wanted = {
+        row.name: Output(row) for row in catalogue.ROWS if catalogue.notebook_of(row) == "tab05_09_hyperparameters"
+    }
+    write_failure(tmp_path / "failures" / f"{first}.json", "tab05_09_hyperparameters", 2, "ValueError: no")
+    assert [outcome.state for outcome in outcomes(wanted, tmp_path)] == ["failed"] * 5
+
+
 def test_text_of_a_table_is_shown_and_not_obeyed():
     html = table_html(
         Table([("a", "")], [["<script>x</script>"], ["**b** | c"]], pd.DataFrame()).to_markdown(), 'name "x"'
@@ -229,14 +252,16 @@ def test_text_of_a_table_is_shown_and_not_obeyed():
     ("name", "label", "title"),
     [
         ("tab02_fine_tuning_loss", "Table 2", "Loss simulation in fine-tuning"),
-        ("tab05_hyperparameters", "Tables 5–9", "Hyperparameters"),
+        ("tab05_hyperparameters_instruction_tuning", "Table 5", "Hyperparameters of instruction tuning"),
+        ("tab09_hyperparameters_simfluence", "Table 9", "Hyperparameters of Simfluence"),
         ("fig13_instruction_tuning_bleu_1b", "Figure 13", "Trajectories: BLEU, instruction tuning, 1B"),
         (
             "fig30_webnlg_rouge_l_unseen_both",
             "Figure 30",
             "Trajectories: WebNLG, ROUGE-L, unseen training and test examples",
         ),
-        ("ext04_leave_out", "", "ext04 leave out"),
+        ("ext04_leave_out", "", "Training examples left out, checked by retraining"),
+        ("my_own_figure", "", "my own figure"),
     ],
 )
 def test_outputs_are_called_what_they_are_in_the_paper(name, label, title):
@@ -253,13 +278,12 @@ def test_the_default_study_is_reachable_without_its_name(tmp_path):
 
 # --- outcomes --------------------------------------------------------------------------------------------------------
 
-RUNS = catalogue.Runs("fine_tuning", "nano", "sst2")
+RUNS = Runs("fine_tuning", "nano", "sst2")
 
 
 def outcome_of(build: Path, *, unseen: bool = False) -> Outcome:
-    return outcomes({"tab02": catalogue.Output("notebook_2", fits={RUNS: ["loss:gptfluence"]}, unseen=unseen)}, build)[
-        0
-    ]
+    row = Row("tab02", "Table", "notebook_2", unseen=("test",) if unseen else ())
+    return outcomes({"tab02": Output(row, needs={RUNS: []})}, build)[0]
 
 
 @pytest.mark.parametrize("step", ["collect", "unseen", "fit"])

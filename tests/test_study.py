@@ -13,8 +13,6 @@ from gptfluence.scoring import conformal
 from gptfluence.scoring.evaluation import evaluate
 from gptfluence.study.study import Study
 from gptfluence.tasks import TaskPool
-from gptfluence.workflow import catalogue
-from gptfluence.workflow.notebook import NOTEBOOKS, declared_parameters
 
 FEW = (
     "settings.fine_tuning.runs={train: 2, validation: 1, test: 1}",
@@ -169,46 +167,3 @@ def test_a_method_that_knows_only_its_own_examples_says_so(study):
         ConfigurationError, match=r"tasks.sst2: no unseen examples are kept apart; set unseen_pool_size"
     ):
         study.unseen_dynamics("fine_tuning", "sst2", unseen="test")
-
-
-# --- the plan --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("profile", ["smoke", "mini", "laptop", "pythia", "paper", "released"])
-def test_every_notebook_that_is_planned_is_there(profile):
-    for output in catalogue.outputs(Study.load(profile)).values():
-        assert (NOTEBOOKS / f"{output.notebook}.ipynb").is_file()
-        assert set(output.parameters) <= set(declared_parameters(NOTEBOOKS / f"{output.notebook}.py"))
-
-
-def test_the_default_profile_has_every_item_of_the_paper():
-    names = set(catalogue.outputs(Study.load("mini")))
-    figures = {int(name[3:5]) for name in names if name.startswith("fig")} | {4}  # figure 4 comes with table 10
-    tables = {int(name[3:5]) for name in names if name.startswith("tab")} | {6, 7, 8, 9}  # tables 5 to 9 are one
-    assert figures == set(range(1, 31))
-    assert tables == set(range(1, 14))
-
-
-def test_a_profile_without_a_setting_has_the_outputs_that_need_none():
-    names = set(catalogue.outputs(Study.load("laptop")))
-    assert {"tab02_fine_tuning_loss", "tab05_hyperparameters"} <= names
-    assert not any("instruction" in name or "unseen" in name or "bleu" in name for name in names)
-
-
-def test_what_outputs_need_together_holds_what_each_needs_once():
-    outputs = catalogue.outputs(Study.load("mini"))
-    fitting = catalogue.merged(outputs)
-    for output in outputs.values():
-        for runs, simulators in output.fits.items():
-            assert set(simulators) <= set(fitting[runs.name][1])
-        assert output.fits or not output.unseen  # runs on unseen examples go by the same names
-    for _, simulators in fitting.values():
-        assert len(simulators) == len(set(simulators))
-
-
-def test_a_pattern_chooses_by_output_or_notebook_and_one_that_fits_nothing_is_an_error():
-    study = Study.load("mini")
-    assert set(catalogue.chosen(study, "tab02*")) == {"tab02_fine_tuning_loss"}
-    assert len(catalogue.chosen(study, "fig10_18*")) > 1
-    with pytest.raises(ConfigurationError, match=r"only='tab99' matches no notebook and no output; known: explore"):
-        catalogue.chosen(study, "tab99")

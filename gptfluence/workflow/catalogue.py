@@ -1,339 +1,419 @@
-"""What each notebook of the paper needs: which runs recorded and which simulators fitted.
+"""The catalogue: one row for each table and figure.
 
-Notebooks make for themselves what is missing; the workflow asks here what to make before, in parallel. A profile without
-instruction tuning, or without unseen examples, has the outputs that need none.
+The workflow asks it what to record and fit before, notebooks ask it what to show, the page and `gptfluence cite` what things
+are called. Adding a notebook means its files in notebooks/ and a row here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
-from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.drawing import names
 from gptfluence.models.settings import PublishedModel
-from gptfluence.simulators import METHODS
+from gptfluence.simulators.options import Variant
 from gptfluence.study.study import Study
+from gptfluence.workflow.row import (
+    NotInProfileError,
+    Output,
+    Row,
+    Runs,
+    baselines_and,
+    each_of,
+    everything,
+    first,
+    first_of,
+    fitted,
+    labelled,
+    of_size,
+    one_of_each,
+    resolve,
+    simulating,
+    those,
+)
 
-INTERVALS = (1, 2, 4, 6, 8, 10)  # figure 3
-ORDERS = (1, 2, 3, 5, 10)  # table 10, figure 4
-ORDER_TASKS = ("rte", "webnlg")  # table 10, tables 11 and 12
-EXAMPLE_PANELS = (("loss", "rte"), ("loss", "wmt16_de_en"), ("bleu", "webnlg"), ("rouge_l", "wmt16_de_en"))  # figure 2
-UNSEEN_PANELS = (("loss", "rte"), ("bleu", "webnlg"))  # figure 8
-PAPER = ("tab*", "fig*", "explore_quickstart")  # the outputs that `paper` stands for
-BEYOND = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")  # simulators of ext*
-BEYOND_TASKS = ("sst2", "webnlg")
-
-
-@dataclass(frozen=True)
-class Runs:
-    """The recorded runs of one GPT; task is "" for a mixture."""
-
-    setting: str
-    model: str
-    task: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.setting}--{self.model}--{self.task or 'mixture'}"
-
-
-@dataclass(frozen=True)
-class Output:
-    """One run of a notebook. `fits`: runs -> the "metric:simulator" to fit on them; `unseen`: runs needed unseen, too."""
-
-    notebook: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-    fits: dict[Runs, list[str]] = field(default_factory=dict)
-    unseen: bool = False
-    trains: bool = False  # the notebook itself trains the GPT, or replays its training
-
-
-def gallery(figure: int) -> tuple[str, str, str]:
-    """Setting, metric and size of model of figures 10 to 18."""
-    if figure >= 16:
-        return "fine_tuning", ("loss", "bleu", "rouge_l")[figure - 16], ""
-    return "instruction_tuning", ("loss", "bleu", "rouge_l")[(figure - 10) // 2], ("410m", "1b")[figure % 2]
+INSTRUCTION, FINE = "instruction_tuning", "fine_tuning"
+EVERY, TEXT = ("loss", "bleu", "rouge_l"), ("bleu", "rouge_l")  # metrics
+INTERVALS = (1, 2, 4, 6, 8, 10)
+ORDERS = (1, 2, 3, 5, 10)
+MAIN = of_size("410m", "1b", "2.8b", otherwise=everything)  # models of tables 1 and 3
+TWO = those("rte", "webnlg")  # tasks of tables 10 to 12
+PAIR = those("sst2", "webnlg", otherwise=first)  # tasks beyond the paper: labels, and free text
+BEYOND = ("mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
+CASES = ("training", "test", "both")
+UNSEEN = {
+    "test": "unseen test examples",
+    "training": "unseen training examples",
+    "both": "unseen training and test examples",
+}
 
 
-def gallery_setting(figure: int) -> str:
-    """The setting of figures 10 to 18, by number alone: a notebook needs it before it can check its parameters."""
-    return "instruction_tuning" if figure in range(10, 16) else "fine_tuning"
-
-
-def gallery_model(study: Study, figure: int) -> str:
-    """The model of figures 10 to 18: the one of its size, in fine-tuning the first.
-
-    Raises ConfigurationError if the profile has none of that size.
-    """
-    setting, _, size = gallery(figure)
-    models = study.setting(setting).models
-    fitting = [model for model in models if not size or names.size(model) == size]
-    if not fitting:
-        raise ConfigurationError(
-            f"figure {figure} is of a model of size {size}, and profile {study.profile.name!r} has none in {setting}; "
-            f"choose one by the parameter `model`: {', '.join(models)}"
-        )
-    return fitting[0]
-
-
-def panels_of(
-    study: Study, setting: str, panels: Sequence[tuple[str, str]], *, unseen: bool = False
-) -> list[tuple[str, str]]:
-    """Those of these panels (metric, task) that the profile tests; with `unseen`, on examples kept apart.
-
-    Raises ConfigurationError if it tests none.
-    """
-    metrics = study.setting(setting).metrics
-    found = [
-        (metric, task)
-        for metric, task in panels
-        if metric in metrics and task in study.tested(setting, metric) and (not unseen or study.keeps_unseen(task))
-    ]
-    if not found:
-        wanted = ", ".join(f"{metric} on {task}" for metric, task in panels)
-        apart = " and keep unseen examples (unseen_pool_size, unseen_test_size)" if unseen else ""
-        raise ConfigurationError(
-            f"profile {study.profile.name!r}: settings.{setting}: nothing to draw; record one of these{apart}: {wanted}"
-        )
-    return found
-
-
-def unseen_gallery(figure: int) -> tuple[str, str, str]:
-    """Task, metric and what is unseen of figures 19 to 30."""
-    row, column = divmod(figure - 19, 3)
-    task, metric = (("rte", "loss"), ("webnlg", "loss"), ("webnlg", "bleu"), ("webnlg", "rouge_l"))[row]
-    return task, metric, ("test", "training", "both")[column]
-
-
-def gallery_name(figure: int) -> str:
-    """What figure 10 to 30 is called: fig10_instruction_tuning_loss_410m, fig19_rte_loss_unseen_test."""
-    if figure <= 18:
-        return f"fig{figure}_" + "_".join(part for part in gallery(figure) if part)
-    task, metric, unseen = unseen_gallery(figure)
-    return f"fig{figure}_{task}_{metric}_unseen_{unseen}"
-
-
-def paper_models(study: Study, setting: str = "instruction_tuning") -> list[str]:
-    """The models that stand for those of tables 1 and 3 (410M, 1B, 2.8B), or all where the profile has none of them."""
-    models = study.setting(setting).models
-    chosen = [model for size in ("410m", "1b", "2.8b") for model in models if names.size(model) == size]
-    return chosen or list(models)
-
-
-def orders(study: Study, setting: str = "fine_tuning") -> list[int]:
-    """The Markov orders of table 10, as far as a run has steps left to predict after so many observed values."""
-    chosen = study.setting(setting)
-    if isinstance(study.model(chosen.model).config, PublishedModel):
+def orders(study: Study) -> list[int]:
+    """The Markov orders of table 10 after which a run has steps left to predict."""
+    setting = study.setting(FINE)
+    if isinstance(study.model(setting.model).config, PublishedModel):
         return list(ORDERS)  # its curricula are not the profile's, and long enough
-    curriculum = chosen.curriculum.for_model(chosen.model)
-    steps = curriculum.subset_size // curriculum.batch_size * int(curriculum.epochs)  # type: ignore[arg-type]
+    curriculum = study.campaign(FINE).setting.curriculum
+    steps = curriculum.subset_size // curriculum.batch_size * curriculum.epochs
     return [order for order in ORDERS if order < steps]
 
 
-def tested(study: Study, setting: str, metrics: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:
-    """metric -> those of `tasks` that have it; metrics that none of them has are left out.
+def encoders(study: Study) -> list[str]:
+    """The text encoders of figure 5."""
+    return study.profile.encoders
 
-    Raises ConfigurationError if nothing is left.
-    """
-    found = {metric: [task for task in tasks if task in study.tested(setting, metric)] for metric in metrics}
-    found = {metric: having for metric, having in found.items() if having}
-    if not found:
-        raise ConfigurationError(
-            f"profile {study.profile.name!r}: settings.{setting}: none of {', '.join(tasks) or 'no tasks'} is recorded with "
-            f"{' or '.join(metrics) or 'a metric'}; record them (`metrics`), or choose other tasks"
+
+def _galleries() -> Iterator[Row]:
+    """Figures 10 to 18: trajectories by setting, metric and size of model."""
+    shown = [(INSTRUCTION, metric, size) for metric in EVERY for size in ("410m", "1b")]
+    shown += [(FINE, metric, "") for metric in EVERY]
+    for figure, (setting, metric, size) in enumerate(shown, start=10):
+        words = [names.metric(metric), setting.replace("fine_", "fine-").replace("_", " "), size.upper()]
+        yield Row(
+            f"fig{figure}_" + "_".join(filter(None, [setting, metric, size])),
+            "Trajectories: " + ", ".join(filter(None, words)),
+            "fig10_18_qualitative",
+            parameters={"figure": figure},
+            setting=setting,
+            models=of_size(size) if size else first,
+            metrics=(metric,),
+            methods=simulating,
         )
-    return found
 
 
-def of_paper(tasks: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Those of the profile's tasks that the paper shows; all if it shows none of them."""
-    return [task for task in wanted if task in tasks] or list(tasks)
+def _unseen_galleries() -> Iterator[Row]:
+    """Figures 19 to 30: trajectories with unseen examples by task, metric and what is unseen."""
+    panels = [("loss", "rte"), ("loss", "webnlg"), ("bleu", "webnlg"), ("rouge_l", "webnlg")]
+    for figure, (panel, unseen) in enumerate([(panel, unseen) for panel in panels for unseen in UNSEEN], start=19):
+        metric, task = panel
+        yield Row(
+            f"fig{figure}_{task}_{metric}_unseen_{unseen}",
+            f"Trajectories: {names.task(task)}, {names.metric(metric)}, {UNSEEN[unseen]}",
+            "fig19_30_unseen_qualitative",
+            parameters={"figure": figure},
+            panels=(panel,),
+            methods=baselines_and("gptfluence"),
+            unseen=(unseen,),
+        )
 
 
-def unseen_tasks(study: Study, setting: str) -> list[str]:
-    """The tasks of tables 11 and 12 of which the profile keeps examples apart; all such tasks if it has none of those."""
-    kept = [task for task in study.tested(setting, "loss") if study.keeps_unseen(task)]
-    return of_paper(kept, ORDER_TASKS)
+def _hyperparameters() -> Iterator[Row]:
+    """Tables 5 to 9, all saved by one notebook."""
+    titles = {
+        "tab05_hyperparameters_instruction_tuning": "Hyperparameters of instruction tuning",
+        "tab06_hyperparameters_gptfluence_instruction_tuning": "Hyperparameters of GPTfluence, instruction tuning",
+        "tab07_hyperparameters_fine_tuning": "Hyperparameters of fine-tuning",
+        "tab08_hyperparameters_gptfluence_fine_tuning": "Hyperparameters of GPTfluence, fine-tuning",
+        "tab09_hyperparameters_simfluence": "Hyperparameters of Simfluence",
+    }
+    leader = next(iter(titles))
+    for name, title in titles.items():
+        saved_with = "" if name == leader else leader
+        yield Row(name, title, "tab05_09_hyperparameters", saved_with=saved_with, setting=None)
+
+
+def _beyond(name: str, title: str, **more: Any) -> Row:
+    """A row of what goes beyond the paper; its notebook records runs of its own, too."""
+    given = {"tasks": PAIR, "methods": each_of(*BEYOND), "trains": True}
+    return Row(name, title, beyond=True, **{**given, **more})
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "explore_quickstart",
+        "The whole method on one page",
+        tasks=first_of("sst2"),
+        methods=each_of("gptfluence"),
+        own_runs=True,
+        trains=True,
+    ),
+    Row(
+        "tab01_instruction_tuning_loss",
+        "Loss simulation in instruction tuning",
+        setting=INSTRUCTION,
+        models=MAIN,
+    ),
+    Row("tab02_fine_tuning_loss", "Loss simulation in fine-tuning"),
+    Row(
+        "tab03_instruction_tuning_generation",
+        "BLEU and ROUGE-L simulation in instruction tuning",
+        setting=INSTRUCTION,
+        models=MAIN,
+        metrics=TEXT,
+    ),
+    Row("tab04_fine_tuning_generation", "BLEU and ROUGE-L simulation in fine-tuning", metrics=TEXT),
+    *_hyperparameters(),
+    Row(
+        "tab10_markov_order",
+        "Markov order",
+        tasks=TWO,
+        metrics=EVERY,
+        methods=baselines_and("gptfluence"),
+        varies="markov_order",
+        values=orders,
+    ),
+    Row(
+        "tab11_unseen_fine_tuning",
+        "Unseen examples, fine-tuning",
+        "tab11_12_unseen",
+        parameters={"setting": FINE},
+        tasks=TWO,
+        metrics=EVERY,
+        methods=baselines_and("gptfluence"),
+        able=baselines_and("gptfluence"),
+        unseen=tuple(CASES),
+    ),
+    Row(
+        "tab12_unseen_instruction_tuning",
+        "Unseen examples, instruction tuning",
+        "tab11_12_unseen",
+        parameters={"setting": INSTRUCTION},
+        setting=INSTRUCTION,
+        tasks=TWO,
+        metrics=EVERY,
+        methods=baselines_and("gptfluence"),
+        able=baselines_and("gptfluence"),
+        unseen=tuple(CASES),
+    ),
+    Row("tab13_computational_cost", "Computational cost", methods=None, own_runs=True, trains=True),
+    Row("fig01_overview", "Collect, fit, simulate", tasks=first, methods=each_of("gptfluence")),
+    Row(
+        "fig02_example_trajectories",
+        "Example trajectories",
+        setting=INSTRUCTION,
+        panels=(("loss", "rte"), ("loss", "wmt16_de_en"), ("bleu", "webnlg"), ("rouge_l", "wmt16_de_en")),
+        methods=one_of_each,
+    ),
+    Row(
+        "fig03_checkpoint_interval",
+        "Checkpoint interval",
+        setting=INSTRUCTION,
+        methods=baselines_and("simfluence", "gptfluence"),
+        varies="checkpoint_interval",
+        values=INTERVALS,
+    ),
+    Row(
+        "fig04_markov_order",
+        "Markov order",
+        saved_with="tab10_markov_order",
+        tasks=TWO,
+        metrics=EVERY,
+        methods=baselines_and("gptfluence"),
+        varies="markov_order",
+        values=orders,
+    ),
+    Row(
+        "fig05_encoders",
+        "Encoders",
+        setting=INSTRUCTION,
+        methods=baselines_and("gptfluence"),
+        varies="encoder",
+        values=encoders,
+    ),
+    Row(
+        "fig06_model_sizes",
+        "Model sizes",
+        setting=INSTRUCTION,
+        models=everything,
+        methods=baselines_and("simfluence", "gptfluence"),
+    ),
+    Row(
+        "fig07_mislabelled_data",
+        "Mislabelled data",
+        tasks=labelled,
+        methods=each_of("gptfluence"),
+        own_runs=True,
+        trains=True,
+    ),
+    Row(
+        "fig08_unseen_examples",
+        "Unseen examples",
+        panels=(("loss", "rte"), ("bleu", "webnlg")),
+        methods=baselines_and("gptfluence"),
+        unseen=("training",),
+    ),
+    Row("fig09_convergence", "Convergence of fitting", able=fitted),
+    *_galleries(),
+    *_unseen_galleries(),
+    _beyond(
+        "ext01_explained_deviation",
+        "How much of a curriculum's effect is predicted",
+        tasks=everything,
+        methods=each_of("persistence", *BEYOND),
+    ),
+    _beyond(
+        "ext01_other_metrics",
+        "How much of a curriculum's effect is predicted: accuracy, BLEU and ROUGE-L",
+        saved_with="ext01_explained_deviation",
+        metrics=("accuracy", "bleu", "rouge_l"),
+        methods=each_of("persistence", *BEYOND),
+    ),
+    _beyond("ext02_horizon", "Error by training step", trains=False),
+    _beyond("ext03_runs_needed", "How many recorded runs are needed"),
+    _beyond("ext04_leave_out", "Training examples left out, checked by retraining"),
+    _beyond("ext05_bands", "Coverage of bands around simulated losses"),
+    _beyond(
+        "ext05_bands_paths",
+        "Bands around simulated losses",
+        saved_with="ext05_bands",
+    ),
+    _beyond(
+        "ext06_curriculum_search",
+        "Search for a curriculum",
+        tasks=first_of("sst2", "webnlg"),
+        methods=each_of("gptfluence", "low_rank", "tangent"),
+    ),
+    _beyond(
+        "ext07_ablation",
+        "Ablation of the tangent simulator",
+        tasks=first_of("sst2", "webnlg"),
+        methods=each_of("tangent"),
+    ),
+    _beyond(
+        "explore_what_if",
+        "A curriculum changed by hand",
+        tasks=first_of("sst2", "webnlg"),
+        methods=each_of("tangent"),
+    ),
+)
+
+
+def by_name() -> dict[str, Row]:
+    """Every row by the name of its output."""
+    return {row.name: row for row in ROWS}
+
+
+def leader(row: Row) -> Row:
+    """The row whose run of a notebook makes this output: its own, or the one that it is saved with."""
+    return by_name()[row.saved_with] if row.saved_with else row
 
 
 def outputs(study: Study) -> dict[str, Output]:
-    """Every output that the profile can make: its name -> the notebook's run."""
-    settings, found = study.profile.settings, dict[str, Output]()
+    """What a study can make: name of the output -> what it is of.
 
-    def fits(
-        setting: str, models: Iterable[str], tasks: Iterable[str], metrics: Iterable[str], simulators: Sequence[str]
-    ):
-        needed: dict[Runs, list[str]] = {}
-        for model in models:
-            for task in tasks:
-                runs = Runs(setting, model, task if setting == "fine_tuning" else "")
-                wanted = needed.setdefault(runs, [])
-                for metric in metrics:
-                    if task in study.tested(setting, metric):
-                        wanted += [entry for name in simulators if (entry := f"{metric}:{name}") not in wanted]
-        return needed
-
-    if "fine_tuning" in settings:
-        chosen = study.setting("fine_tuning")
-        learned = [name for name in study.methods(setting="fine_tuning") if study.is_fitted(name)]
-        model, tasks, metrics = chosen.models[:1], chosen.tasks, [m for m in chosen.metrics if m != "accuracy"]
-        texts = [metric for metric in metrics if metric != "loss"]
-        trainable = not isinstance(study.model(chosen.model).config, PublishedModel)
-        if trainable and "gptfluence" in learned:
-            found["explore_quickstart"] = Output("explore_quickstart", trains=True)  # records what it needs
-        if "gptfluence" in learned:
-            found["fig01_overview"] = Output(
-                "fig01_overview", fits=fits("fine_tuning", model, tasks[:1], ["loss"], learned)
-            )
-        loss = fits("fine_tuning", model, tasks, ["loss"], learned)
-        found["tab02_fine_tuning_loss"] = Output("tab02_fine_tuning_loss", fits=loss)
-        labelled = [task for task in tasks if study.is_labelled(task)]
-        if trainable and labelled and "gptfluence" in learned:
-            found["fig07_mislabelled_data"] = Output("fig07_mislabelled_data", trains=True)
-        if learned:
-            found["fig09_convergence"] = Output("fig09_convergence", fits=loss)
-        text_tasks = [task for task in tasks if any(task in study.tested("fine_tuning", metric) for metric in texts)]
-        if text_tasks:
-            text = fits("fine_tuning", model, text_tasks, texts, learned)
-            found["tab04_fine_tuning_generation"] = Output("tab04_fine_tuning_generation", fits=text)
-        for figure in (16, 17, 18):
-            metric = gallery(figure)[1]
-            if metric in metrics and study.tested("fine_tuning", metric):
-                needed = fits("fine_tuning", model, study.tested("fine_tuning", metric), [metric], learned)
-                found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
-        ordered = of_paper(tasks, ORDER_TASKS)
-        if "gptfluence" in learned:
-            variants = [f"gptfluence markov_order={order}" for order in orders(study)]
-            found["tab10_markov_order"] = Output(
-                "tab10_markov_order", fits=fits("fine_tuning", model, ordered, metrics, variants)
-            )
-        unseen = unseen_tasks(study, "fine_tuning")
-        if unseen and "gptfluence" in learned:
-            needed = fits("fine_tuning", model, unseen, metrics, ["gptfluence"])
-            found["tab11_unseen_fine_tuning"] = Output(
-                "tab11_12_unseen", {"setting": "fine_tuning"}, needed, unseen=True
-            )
-            if any(metric in metrics and task in unseen for metric, task in UNSEEN_PANELS):
-                found["fig08_unseen_examples"] = Output("fig08_unseen_examples", fits=needed, unseen=True)
-            for figure in range(19, 31):
-                task, metric, _ = unseen_gallery(figure)
-                if task in unseen and metric in metrics:
-                    parameters = {"figure": figure}
-                    one = fits("fine_tuning", model, [task], [metric], ["gptfluence"])
-                    found[gallery_name(figure)] = Output("fig19_30_unseen_qualitative", parameters, one, unseen=True)
-        if set(BEYOND) <= set(study.profile.simulators) and not study.is_published(chosen.model):
-            found |= _beyond(study, fits)
-    if "instruction_tuning" in settings:
-        chosen = study.setting("instruction_tuning")
-        compared = study.methods(setting="instruction_tuning")
-        learned = [name for name in compared if study.is_fitted(name)]
-        metrics = [metric for metric in chosen.metrics if metric != "accuracy"]
-        texts, main = [metric for metric in metrics if metric != "loss"], paper_models(study)
-        tasks, first = study.tested("instruction_tuning", "loss"), chosen.models[:1]
-        loss = fits(
-            "instruction_tuning",
-            main,
-            tasks,
-            ["loss"],
-            [*learned, *(name for name in compared if METHODS[study.variant(name).kind].load().replays)],
-        )
-        found["tab01_instruction_tuning_loss"] = Output("tab01_instruction_tuning_loss", fits=loss)
-        if any(study.tested("instruction_tuning", metric) for metric in texts):
-            text = fits("instruction_tuning", main, tasks, texts, learned)
-            found["tab03_instruction_tuning_generation"] = Output("tab03_instruction_tuning_generation", fits=text)
-        every = fits("instruction_tuning", first, tasks, metrics, learned)
-        if any(metric in metrics and task in tasks for metric, task in EXAMPLE_PANELS):
-            found["fig02_example_trajectories"] = Output("fig02_example_trajectories", fits=every)
-        variants = [
-            f"{name} checkpoint_interval={c}"
-            for name in learned
-            if name in ("simfluence", "gptfluence")
-            for c in INTERVALS
-        ]
-        if variants:
-            found["fig03_checkpoint_interval"] = Output(
-                "fig03_checkpoint_interval", fits=fits("instruction_tuning", first, tasks, ["loss"], variants)
-            )
-        if "gptfluence" in learned:
-            variants = [f"gptfluence encoder={encoder}" for encoder in study.profile.encoders]
-            found["fig05_encoders"] = Output(
-                "fig05_encoders", fits=fits("instruction_tuning", first, tasks, ["loss"], variants)
-            )
-        sizes = fits("instruction_tuning", chosen.models, tasks, ["loss"], learned)
-        found["fig06_model_sizes"] = Output("fig06_model_sizes", fits=sizes)
-        for figure in range(10, 16):
-            _, metric, size = gallery(figure)
-            models = [model for model in chosen.models if names.size(model) == size]
-            if models and metric in metrics:
-                needed = fits(
-                    "instruction_tuning", models, study.tested("instruction_tuning", metric), [metric], learned
-                )
-                found[gallery_name(figure)] = Output("fig10_18_qualitative", {"figure": figure}, needed)
-        unseen = unseen_tasks(study, "instruction_tuning")
-        if unseen and "gptfluence" in learned:
-            needed = fits("instruction_tuning", first, unseen, metrics, ["gptfluence"])
-            parameters = {"setting": "instruction_tuning"}
-            found["tab12_unseen_instruction_tuning"] = Output("tab11_12_unseen", parameters, needed, unseen=True)
-    found["tab05_hyperparameters"] = Output("tab05_hyperparameters")
-    if "fine_tuning" in settings and not isinstance(study.model(settings["fine_tuning"].model).config, PublishedModel):
-        found["tab13_computational_cost"] = Output("tab13_computational_cost", trains=True)
-    return found
+    Outputs that one run of a notebook makes need the same: what any of them needs.
+    """
+    found: dict[str, Output] = {}
+    for row in ROWS:
+        try:
+            found[row.name] = resolve(row, study)
+        except NotInProfileError:
+            continue
+    together: dict[str, list[Output]] = {}
+    for output in found.values():
+        together.setdefault(leader(output.row).name, []).append(output)
+    return {name: replace(output, needs=before(together[leader(output.row).name])) for name, output in found.items()}
 
 
-def _beyond(study: Study, fits: Callable[..., dict[Runs, list[str]]]) -> dict[str, Output]:
-    """What goes beyond the paper. Runs unlike the training runs, and fits on fewer of them, are the notebooks' own."""
-    setting = study.setting("fine_tuning")
-    tasks = [task for task in BEYOND_TASKS if task in setting.tasks] or setting.tasks[:1]
-    fitted = [name for name in BEYOND if study.is_fitted(name)]
-    every = fits("fine_tuning", setting.models[:1], tasks, ["loss"], fitted)
-    of_all = fits("fine_tuning", setting.models[:1], setting.tasks, ["loss"], fitted)
-    other_metrics = fits("fine_tuning", setting.models[:1], tasks, setting.metrics, fitted)
-    one = dict(list(every.items())[:1])
-    of_tangent = {runs: ["loss:tangent"] for runs in one}
-    known = {
-        "ext01_explained_deviation": of_all | other_metrics,
-        "ext02_horizon": every,
-        "ext03_runs_needed": every,
-        "ext04_leave_out": every,
-        "ext05_bands": every,
-        "ext06_curriculum_search": one,
-        "ext07_ablation": of_tangent,
-        "explore_what_if": of_tangent,
-    }
-    trains = known.keys() - {"ext02_horizon"}  # runs of their own, or fits on fewer runs, which take gradients
-    return {name: Output(name, fits=needed, trains=name in trains) for name, needed in known.items()}
-
-
-def needs_gpt(study: Study, simulators: Iterable[str]) -> bool:
-    """Whether some of these "metric:simulator" need the GPT itself: they replay its training, or take its gradients."""
-    kinds = {METHODS[study.variant(entry.partition(":")[2]).kind].load() for entry in simulators}
-    return any(kind.replays or "tangents" in kind.needs for kind in kinds)
+def before(wanted: Iterable[Output]) -> dict[Runs, list[tuple[str, Variant]]]:
+    """What outputs need together: runs -> the (metric, variant) to fit on them, each once."""
+    needed: dict[Runs, list[tuple[str, Variant]]] = {}
+    for output in wanted:
+        for runs, pairs in output.needs.items():
+            known = needed.setdefault(runs, [])
+            known += [pair for pair in pairs if pair not in known]
+    return needed
 
 
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:
-    """The outputs whose name, or whose notebook's, fits the pattern; "paper": those of the paper.
+    """The outputs whose name, or whose notebook's, fits the pattern; "paper": all that the paper has.
 
-    Raises ConfigurationError if none does.
+    Raises ConfigurationError if there is none.
     """
-    known, patterns = outputs(study), PAPER if pattern == "paper" else (pattern,)
+    known = outputs(study)
+    if pattern == "paper":
+        return {name: output for name, output in known.items() if not output.row.beyond}
     wanted = {
         name: output
         for name, output in known.items()
-        if any(fnmatch(name, one) or fnmatch(output.notebook, one) for one in patterns)
+        if any(fnmatch(one, pattern) for one in (name, notebook_of(output.row)))
     }
     if not wanted:
         raise ConfigurationError(f"only={pattern!r} matches no notebook and no output; known: {', '.join(known)}")
     return wanted
 
 
-def merged(wanted: Mapping[str, Output]) -> dict[str, tuple[Runs, list[str]]]:
-    """What these outputs need together: name of runs -> the runs and the simulators to fit on them, each once."""
-    fitting: dict[str, tuple[Runs, list[str]]] = {}
+def notebook_of(row: Row) -> str:
+    """The notebook that makes an output."""
+    return leader(row).notebook or leader(row).name
+
+
+def runs_of_notebooks(wanted: Mapping[str, Output]) -> dict[str, Output]:
+    """The runs of notebooks that make these outputs, by the name of the first output that each makes."""
+    found: dict[str, Output] = {}
     for output in wanted.values():
-        for runs, simulators in output.fits.items():
-            known = fitting.setdefault(runs.name, (runs, []))[1]
-            known += [simulator for simulator in simulators if simulator not in known]
-    return fitting
+        found.setdefault(leader(output.row).name, replace(output, row=leader(output.row)))
+    return found
+
+
+def row_of(notebook: str, parameters: Mapping[str, Any]) -> Row:
+    """The row that a notebook with these parameters makes.
+
+    Raises ConfigurationError if the notebook has no row, or none with these parameters.
+    """
+    rows = [row for row in ROWS if notebook_of(row) == notebook and not row.saved_with]
+    if not rows:
+        known = dict.fromkeys(notebook_of(row) for row in ROWS)
+        problem = unknown("notebook", notebook, known)
+        raise ConfigurationError(f"{problem}; add a row for it to gptfluence/workflow/catalogue.py")
+    for name in rows[0].parameters:
+        allowed = [row.parameters[name] for row in rows]
+        if parameters.get(name) not in allowed:
+            raise ConfigurationError(
+                unknown("value", parameters.get(name), allowed, where=f"{notebook}: parameter {name!r}: ")
+            )
+        rows = [row for row in rows if row.parameters[name] == parameters.get(name)]
+    return rows[0]
+
+
+def label_of(name: str) -> str:
+    """What an output is called in the paper: "Table 2"; "" beyond the paper, or if there is no such output."""
+    row = by_name().get(name)
+    return row.label if row else ""
+
+
+def title_of(name: str) -> str:
+    """The heading of an output: its title in the catalogue, or its name in words if it has no row."""
+    row = by_name().get(name)
+    return row.title if row else name.replace("_", " ")
+
+
+def named(text: str, known: Iterable[str]) -> list[str]:
+    """The outputs among `known` that a text means: "tab06_hyperparameters_...", "tab06", "tab6", "Table 6", "fig16"."""
+    known = list(known)
+    if text in known:
+        return [text]
+    numbered = re.fullmatch(r"(tab|fig)(?:le|ure)?[ _.]*(\d{1,2})", text.strip().lower())
+    start = f"{numbered[1]}{int(numbered[2]):02d}" if numbered else text
+    return [name for name in known if name.split("_")[0] == start]
+
+
+def markdown() -> str:
+    """The catalogue as Markdown, for docs/outputs.md: a line for each output, by kind."""
+    kinds = {"Tables": "Table", "Figures": "Figure", "Beyond the paper": ""}
+    parts = []
+    for heading, kind in kinds.items():
+        rows = [row for row in ROWS if row.label.partition(" ")[0] == kind]
+        parts += [f"### {heading}", "", "| | | files | notebook |", "|---|---|---|---|"]
+        parts += [
+            f"| {row.label} | {row.title} | `{row.name}` | [`{notebook_of(row)}`](../notebooks/{notebook_of(row)}.ipynb) |"
+            for row in sorted(rows, key=lambda row: row.name)
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+MARKERS = ("<!-- outputs: written by `gptfluence outputs --write docs/outputs.md` -->", "<!-- outputs end -->")
+
+
+def between_markers(text: str) -> str:
+    """A Markdown page with the catalogue between its markers. Raises ConfigurationError if it has no markers."""
+    start, _, rest = text.partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not end:
+        raise ConfigurationError(f"the page needs the two lines {' and '.join(MARKERS)}")
+    return f"{start}{MARKERS[0]}\n\n{markdown()}\n{end}{after}"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from gptfluence.common.errors import ArtifactError, ConfigurationError, unknown
+from gptfluence.workflow import catalogue
 
 PAPER = """\
 @inproceedings{chai-etal-2024-training,
@@ -26,9 +27,11 @@ PAPER = """\
 def cite(name: str, figures: Path) -> str:
     """BibTeX of a figure or table and of the paper, and a line of provenance to put into a caption.
 
-    name: as its files are named, or the part before the first "_" ("fig16" for "fig16_..."); figures: the folder of a
-    profile, e.g. figures/mini. Raises ConfigurationError for a name that is not there or fits several, ArtifactError if
-    its provenance is damaged.
+    name: the name of its files, or its number: "Table 6", "tab06", "fig16"
+    figures: the folder of a study's outputs, e.g. figures/mini
+
+    Raises ConfigurationError for a name that is not there or means several outputs, ArtifactError if the provenance of the
+    output is damaged.
     """
     path = _find(name, Path(figures))
     try:
@@ -59,18 +62,16 @@ def cite(name: str, figures: Path) -> str:
 
 def _find(name: str, figures: Path) -> Path:
     known = {path.stem: path for path in sorted(figures.glob("*.json"))}
-    if name in known:
-        return known[name]
-    fitting = [stem for stem in known if stem.split("_")[0] == name]
-    if len(fitting) > 1:
-        raise ConfigurationError(f"{name!r} fits {', '.join(fitting)} in {figures}; give the whole name")
-    if not fitting:
-        if not known:
-            raise ConfigurationError(
-                f"{figures} holds no figure or table yet; make some: ./run_all.sh --profile {figures.name}"
-            )
+    if not known:
+        raise ConfigurationError(
+            f"{figures} holds no figure or table yet; make some: ./run_all.sh --profile {figures.name}"
+        )
+    meant = catalogue.named(name, known)
+    if len(meant) > 1:
+        raise ConfigurationError(f"{name!r} means {', '.join(meant)} in {figures}; give the whole name")
+    if not meant:
         raise ConfigurationError(unknown("figure or table", name, known, where=f"{figures}: "))
-    return known[fitting[0]]
+    return known[meant[0]]
 
 
 def _tex(text: str) -> str:

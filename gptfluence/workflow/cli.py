@@ -1,4 +1,4 @@
-"""The `gptfluence` command: record, fit, what-if, doctor, cite; the published GPTDynamics data."""
+"""Record training runs, fit simulators on them, ask what-if questions, cite results, import published runs."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ def record(
     setting: SettingOption = "fine_tuning",
     model: ModelOption = None,
     unseen: Annotated[
-        bool, typer.Option("--unseen", help="the runs on unseen training and test examples, too")
+        bool, typer.Option("--unseen", help="record the runs on unseen training and test examples, too")
     ] = False,
     overrides: SetOption = None,
     jobs: JobsOption = None,
     index: IndexOption = None,
 ) -> None:
-    """Record the runs of a task that are missing; stop at any time, a rerun goes on."""
+    """Record the missing runs of a task. You can stop it at any time: the next call goes on."""
     from gptfluence.study.study import Study
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    recorded = [study.dynamics(setting, task, model=model)]
+    campaign = study.campaign(setting, task, model=model)
+    recorded = [campaign.dynamics()]
     if unseen:
-        recorded += [study.unseen_dynamics(setting, task, unseen=part, model=model) for part in ("training", "test")]
+        recorded += [campaign.unseen(part) for part in ("training", "test")]
     for dynamics in recorded:
         print(dynamics)
         print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
@@ -58,11 +59,11 @@ def record(
 
 @app.command()
 def fit(
-    simulators: Annotated[
+    methods: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[METRIC:]SIMULATOR...",
-            help='a simulator of the profile, with changes if need be: gptfluence, "bleu:gptfluence markov_order=2"',
+            metavar="[METRIC:]METHOD...",
+            help="a method of the profile, for the loss or another metric: gptfluence, bleu:simfluence",
         ),
     ] = None,
     task: TaskOption = None,
@@ -72,21 +73,33 @@ def fit(
     overrides: SetOption = None,
     jobs: JobsOption = None,
     index: IndexOption = None,
+    variants: Annotated[
+        str | None, typer.Option(hidden=True, help="the workflow's: [metric, variant] pairs as JSON")
+    ] = None,
 ) -> None:
-    """Fit simulators on the training runs of a task, recording them first if need be; none named: all of the profile's."""
+    """Fit methods on the training runs of a task, which are recorded if they are missing. Without names: all methods."""
+    from gptfluence.simulators.methods import method_of
     from gptfluence.study.study import Study
+    from gptfluence.workflow.row import from_json
 
     study = Study.load(profile, overrides or (), jobs=jobs)
-    for given in study.methods(setting=setting) if simulators is None else simulators:
-        metric, colon, name = given.partition(":")
-        metric, name = (metric, name) if colon else ("loss", given)
-        if study.is_fitted(name):
-            fitted = study.simulator(name, setting, task, metric=metric, model=model)
-            print(f"{metric}: {name}: {fitted.report}", flush=True)
-        else:  # nothing to fit, but perhaps runs to replay
-            test, _ = study.simulate(setting, task, metric=metric, methods=[name], model=model)
-            print(f"{metric}: {name}: predicted {len(test)} held-out runs", flush=True)
-    _write_index(index, {"setting": setting, "task": task, "model": model, "simulators": simulators})
+    campaign = study.campaign(setting, task, model=model)
+    if variants is not None:
+        wanted = [(metric, from_json(value)) for metric, value in json.loads(variants)]
+    else:
+        named = [(metric or "loss", name) for metric, _, name in (given.rpartition(":") for given in methods or ())]
+        named = named or [("loss", name) for name in study.methods(setting=setting)]
+        wanted = [(metric, study.variant(name)) for metric, name in named]
+    for metric, variant in wanted:
+        kind = method_of(variant.kind).load()
+        if kind.trivial or kind.replays:  # nothing to fit, but perhaps runs to replay
+            found = campaign.predict([variant], metric=metric)
+            said = f"predicted {len(found.recorded)} held-out runs"
+        else:
+            said = str(campaign.simulator(variant, metric=metric).report)
+        print(f"{metric}: {variant}: {said}", flush=True)
+    fitted = [[metric, str(variant)] for metric, variant in wanted]
+    _write_index(index, {"setting": setting, "task": task, "model": model, "fitted": fitted})
 
 
 @app.command()
@@ -101,15 +114,15 @@ def what_if(
     last: Annotated[list[int] | None, typer.Option(help="an example to move to the end")] = None,
     rewrite: Annotated[list[str] | None, typer.Option(help="POSITION=new target, e.g. '17= negative'")] = None,
     run: Annotated[int, typer.Option(help="the held-out run whose curriculum is changed")] = 0,
-    method: Annotated[str, typer.Option(help="a simulator of the profile")] = "tangent",
-    level: Annotated[float, typer.Option(help="of the bands")] = 0.9,
-    check: Annotated[bool, typer.Option("--check", help="really train on the changed curriculum, too")] = False,
+    method: Annotated[str, typer.Option(help="a method of the profile")] = "tangent",
+    level: Annotated[float, typer.Option(help="the share of paths that bands are to hold")] = 0.9,
+    check: Annotated[bool, typer.Option("--check", help="train on the changed curriculum, too, to compare")] = False,
     figure: Annotated[Path, typer.Option(help="where the picture goes (.png or .pdf)")] = Path("what_if.png"),
     profile: ProfileOption = "mini",
     overrides: SetOption = None,
     jobs: JobsOption = None,
 ) -> None:
-    """Simulate a held-out curriculum with examples dropped, repeated, moved or rewritten; options may be given again."""
+    """Simulate a held-out curriculum with examples dropped, repeated, moved or rewritten. Options may be repeated."""
     import numpy as np
 
     from gptfluence.common.errors import ConfigurationError
@@ -145,8 +158,8 @@ def _write_index(index: Path | None, facts: dict) -> None:
 
 @app.command()
 def cite(
-    figure: Annotated[str, typer.Argument(help="a figure or table, e.g. fig16 or tab02_fine_tuning_loss")],
-    profile: Annotated[str, typer.Option(help="the study it was drawn from")] = "mini",
+    figure: Annotated[str, typer.Argument(help="a figure or table: fig16, 'Table 6', tab02_fine_tuning_loss")],
+    profile: Annotated[str, typer.Option(help="the study that it was drawn from")] = "mini",
 ) -> None:
     """Print BibTeX for a figure or table, and a line of provenance for its caption."""
     from gptfluence.workflow.citation import cite as entry
@@ -164,7 +177,7 @@ def download_published(
         ),
     ] = "main",
 ) -> None:
-    """Download the published GPTDynamics data from the Hugging Face Hub; stop at any time, a rerun goes on."""
+    """Download the published GPTDynamics data from the Hugging Face Hub. Stopped at any time, it goes on when called again."""
     from gptfluence.published.download import download
 
     found = download(folder, revision)
@@ -176,7 +189,7 @@ def import_published(
     path: Annotated[Path, typer.Argument(help="the folder of the data set, or its tar of runs")],
     index: IndexOption = None,
 ) -> None:
-    """Import published runs, raw or processed, with their texts; stop at any time, a rerun goes on."""
+    """Import published runs, raw or processed, with their texts. Stopped at any time, it goes on when called again."""
     from gptfluence.published import summary
 
     report = summary.run(path, artifacts_dir())
@@ -185,7 +198,7 @@ def import_published(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: device, cores, hub, encoder, and versions against the lock."""
+    """List what this machine has: device, cores, hub, encoder, and whether versions are those of requirements.lock."""
     import torch
 
     from gptfluence.common.hub import hub_reachable
@@ -232,6 +245,25 @@ def _different_from(lock: Path) -> list[str]:
     return different
 
 
+@app.command()
+def outputs(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    write: Annotated[
+        Path | None, typer.Option(hidden=True, help="put the whole catalogue between the markers of this Markdown file")
+    ] = None,
+) -> None:
+    """List the tables and figures that a study can make, by the names that `cite` and `run_all.sh --only` know."""
+    from gptfluence.study.study import Study
+    from gptfluence.workflow import catalogue
+
+    if write is not None:
+        write.write_text(catalogue.between_markers(write.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    for name, output in catalogue.outputs(Study.load(profile, overrides or ())).items():
+        print(f"{output.row.label:10} {name:52} {output.row.title}")
+
+
 @app.command(hidden=True)
 def run_notebook(
     notebook: Annotated[str, typer.Argument(help="a notebook of notebooks/, by name")],
@@ -241,7 +273,7 @@ def run_notebook(
         Path | None, typer.Option(help="if it fails, write where and why, as JSON, to this file")
     ] = None,
 ) -> None:
-    """Execute a notebook with papermill; its error, if any, is shown without the machinery around it."""
+    """Execute a notebook with papermill. If it fails, show its error alone, without papermill's own traceback."""
     # jsonschema would build a grammar for URIs, a second for each notebook, and uses it on none of theirs
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
@@ -280,7 +312,7 @@ def report(
         Path | None, typer.Option(help="the folder of logs and executed notebooks (default: build/<study>)")
     ] = None,
 ) -> None:
-    """Write the page of a study with everything it has drawn, and say what failed, where and why."""
+    """Write the page with everything that a study has drawn, and list what failed, where and why."""
     from gptfluence.study.study import Study
     from gptfluence.workflow.page import write
 
@@ -290,7 +322,7 @@ def report(
 
 
 def main() -> None:
-    """Run the command; what a user can mend is one line on standard error and exit code 1."""
+    """Run the command. Errors that a user can mend are one line on standard error, and the exit code is 1."""
     shown = logging.StreamHandler()  # to standard error: how far a long fit is
     shown.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("gptfluence").addHandler(shown)

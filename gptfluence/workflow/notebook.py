@@ -1,4 +1,4 @@
-"""What every notebook does the same way: check its parameters, open the study, save outputs with their provenance."""
+"""What all notebooks have in common: they check their parameters, open a study, and save outputs with provenance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from gptfluence.common import provenance
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import figures
+from gptfluence.simulators.options import Variant
+from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.row import NotInProfileError, Output, methods_of, resolve, tasks_of, varied
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,67 +41,115 @@ _TYPES: dict[str, Any] = {
 
 
 class Notebook:
-    """The run of one notebook: its checked parameters, its study, and where its outputs go.
+    """The run of one notebook: its checked parameters, its row of the catalogue, its study, and where its outputs go.
 
         nb = gf.Notebook("tab02_fine_tuning_loss", globals())
-        results = nb.study.evaluate("fine_tuning", tasks=nb.tasks, methods=nb.methods)
+        results = nb.evaluate()
 
-    Parameters are attributes. A parameter that the parameters cell does not have, or that is of another type than it is
-    annotated with there, is an error (papermill itself would only warn, or pass it on).
+    Parameters are attributes. `tasks`, `task`, `models`, `model`, `metrics` and `methods` are always resolved: what the user
+    gave, checked against what is allowed, and otherwise what the catalogue says; `given` tells which of the two.
+    `variants` are the methods with the values of the option that the row varies, `panels` the pairs of a metric and a task,
+    `tested` the same by metric.
 
-    With the default parameters outputs go to `figures/<profile>/`; with others to `build/<profile>/figures/`, so that a
-    try never overwrites what is cited; `output_dir` says otherwise.
+    A parameter that the parameters cell does not have, or that is of another type than it is annotated with there, is an
+    error (papermill itself would only warn, or pass it on).
+
+    With the default parameters outputs go to `figures/<study>/`, with others to `build/<study>/figures/`, so that a try
+    never overwrites what is cited. `output_dir` names another folder.
     """
 
-    def __init__(self, name: str, namespace: Mapping[str, Any], setting: str | None = "fine_tuning"):
-        """setting: the one that `tasks`, `task`, `models` and `model` are of; None for a notebook without these.
-
-        Raises ConfigurationError that names the parameter and what is allowed.
-        """
+    def __init__(self, name: str, namespace: Mapping[str, Any]):
+        """Raises ConfigurationError that names the parameter and what is allowed, or what the profile lacks."""
         self.name = name
         self._started = time.monotonic()
-        declared = declared_parameters(NOTEBOOKS / f"{name}.py")
-        self.parameters = check_parameters(name, declared, namespace)
+        self._declared = declared_parameters(NOTEBOOKS / f"{name}.py")
+        self.parameters = check_parameters(name, self._declared, namespace)
         for parameter, value in self.parameters.items():
-            if not hasattr(self, parameter):
+            if not hasattr(type(self), parameter):
                 setattr(self, parameter, value)
+        self.row = catalogue.row_of(name, self.parameters)
         self.study = Study.load(self.parameters["profile"], self.parameters.get("overrides", ()))
-        if setting is not None:
-            self._choose_of(setting)
-        changed = {
-            parameter: value
-            for parameter, value in self.parameters.items()
-            if parameter not in ("profile", "overrides", "output_dir", "figure", "setting")
-            and value != declared[parameter][1]
-        }
+        output = self._resolved() if self.row.setting else Output(self.row)
+        self.setting = self.row.setting
+        self.panels, self.tested, self.values = list(output.panels), output.tested, list(output.values)
+        self.tasks, self.models, self.methods = output.tasks, list(output.models), output.methods
+        self.metrics, self.variants = list(output.tested), list(output.variants)
+        self.task, self.model = next(iter(self.tasks), ""), next(iter(self.models), "")
         label = self.study.label
-        default = ROOT / "build" / label / "figures" if changed else ROOT / "figures" / label
+        default = ROOT / "build" / label / "figures" if self._changed() else ROOT / "figures" / label
         self.folder = Path(self.parameters.get("output_dir") or default).expanduser().resolve()
 
-    def _choose_of(self, setting: str) -> None:
-        """Check and resolve the parameters that name parts of a setting."""
-        chosen = self.study.setting(setting)
-        tested = self.study.tested(setting, "loss")
-        simulators = list(self.study.profile.simulators)
-        known: dict[str, tuple[Sequence[str], Sequence[str]]] = {  # what is allowed, and what none given means
-            "tasks": (tested, tested),
-            "methods": (simulators, self.study.methods(setting=setting)),
-            "models": (chosen.models, chosen.models),
-        }
-        for parameter, (allowed, default) in known.items():
-            if parameter in self.parameters:
-                given = self.parameters[parameter]
-                # a method may change options: "gptfluence markov_order=2"
-                plain = {value: value.split()[0] if parameter == "methods" else value for value in given}
-                self.choose(parameter, list(plain.values()), allowed)
-                ordered = sorted(plain, key=lambda value: list(allowed).index(plain[value]))
-                setattr(self, parameter, ordered or list(default))
-        if "task" in self.parameters:
-            self.task = self.parameters["task"] or tested[0]
-            self.choose("task", self.task, tested)
-        if "model" in self.parameters:
-            self.model = self.parameters["model"] or chosen.model
-            self.choose("model", self.model, chosen.models)
+    def given(self, parameter: str) -> Any:
+        """What the user gave for a parameter; None if the notebook is to choose by itself."""
+        value = self.parameters.get(parameter)
+        return None if value in ("", []) or value == self._declared[parameter][1] else value
+
+    def output(self, name: str) -> Output:
+        """What another output that this notebook saves is of; of nothing if the profile lacks it."""
+        tasks, models = self.given("tasks") or (), self.given("models") or ()
+        try:
+            return resolve(catalogue.by_name()[name], self.study, tasks=tasks, models=models)
+        except NotInProfileError:
+            return Output(catalogue.by_name()[name])
+
+    @property
+    def saved(self) -> dict[str, str]:
+        """The outputs that this run of the notebook makes: name -> title."""
+        return {row.name: row.title for row in catalogue.ROWS if catalogue.leader(row) == self.row}
+
+    def varied(self, values: Sequence[Any], **options: Any) -> list[Variant]:
+        """The methods with each of these values of the option that the row varies, and with further options."""
+        return varied(self.row, self.study, self.methods, values, **options)
+
+    def _resolved(self) -> Output:
+        """What the row is of in this study, with the user's choice of parts."""
+        row, study = self.row, self.study
+        models = study.setting(row.setting).models
+        tasks, metrics = tasks_of(row, study), [m for m in row.metrics if m in study.setting(row.setting).metrics]
+        methods = methods_of(row, study)
+        chosen: dict[str, list[str]] = {}
+        for one, many, allowed in (
+            ("task", "tasks", tasks),
+            ("model", "models", models),
+            ("metric", "metrics", row.metrics),
+            ("method", "methods", methods),
+        ):
+            for parameter in (one, many):
+                value = self.given(parameter) if parameter in self._declared else None
+                if value is not None:
+                    values = value if isinstance(value, list) else [value]
+                    self.choose(parameter, values, allowed)
+                    chosen[many] = sorted(values, key=list(allowed).index)
+        if "metrics" in chosen:
+            chosen["metrics"] = [metric for metric in chosen["metrics"] if metric in metrics]
+        return resolve(row, study, **chosen)
+
+    def _changed(self) -> bool:
+        """Whether a parameter that changes what is shown is not the notebook's own."""
+        neutral = {"profile", "overrides", "output_dir", *self.row.parameters}
+        return any(v != self._declared[name][1] for name, v in self.parameters.items() if name not in neutral)
+
+    def evaluate(
+        self, variants: Sequence[Variant] = (), *, observed: int = 1, unseen: str | None = None
+    ) -> pd.DataFrame:
+        """Every variant on the held-out runs of every model, metric and task: the tidy frame of `Campaign.evaluate`.
+
+        variants: in place of the notebook's own
+        observed: how many values the methods are given; unseen: evaluate on runs with unseen examples instead
+        """
+        found = []
+        for model in self.models:
+            for metric, tasks in self.tested.items():
+                for campaign in self.study.campaigns(self.setting, tasks, models=[model]):
+                    runs = campaign.unseen(unseen, metric) if unseen else None
+                    options = {"metric": metric, "observed": observed, "runs": runs}
+                    found.append(campaign.evaluate(variants or self.variants, **options))
+        return pd.concat(found, ignore_index=True)
+
+    @property
+    def campaigns(self) -> list[Campaign]:
+        """The campaigns that the notebook is of: model by model, in fine-tuning one for each task."""
+        return self.study.campaigns(self.setting, self.tasks, models=self.models)
 
     def choose(self, parameter: str, value: Any, allowed: Sequence[Any]) -> None:
         """Raise ConfigurationError unless `value` (or each of its items) is among `allowed`."""
@@ -111,7 +163,7 @@ class Notebook:
         self,
         figure: Figure,
         frame: pd.DataFrame,
-        name: str,
+        name: str = "",
         *,
         caption: str,
         sources: Sequence[Any],
@@ -119,14 +171,19 @@ class Notebook:
     ) -> None:
         """Save a figure as PDF and PNG with the CSV of every plotted number.
 
-        sources: the dynamics it is drawn from; reading: what it shows, computed, printed and kept beside the caption
+        name: of its files (default: the name of the notebook's row in the catalogue)
+        sources: the dynamics that it is drawn from; reading: sentences computed from the numbers, kept beside the caption
         """
+        name = name or self.row.name
         facts = {**self._provenance(sources), "reading": reading}
         figures.save_figure(figure, frame, self.folder, name, caption=caption, provenance=facts)
         print(f"saved {self._shown(name)}.pdf, .png, .csv, .json\n{reading}".rstrip())
 
-    def save_table(self, table: Any, name: str, *, caption: str, sources: Sequence[Any], reading: str = "") -> None:
-        """Save a table as CSV, LaTeX, Markdown and PNG; `sources` and `reading` as for a figure."""
+    def save_table(
+        self, table: Any, name: str = "", *, caption: str, sources: Sequence[Any], reading: str = ""
+    ) -> None:
+        """Save a table as CSV, LaTeX, Markdown and PNG. The parameters mean the same as for a figure."""
+        name = name or self.row.name
         facts = {**self._provenance(sources), "reading": reading}
         figures.save_table(table, self.folder, name, caption=caption, provenance=facts)
         print(f"saved {self._shown(name)}.csv, .tex, .md, .png, .json\n{reading}".rstrip())

@@ -1,7 +1,7 @@
-"""What became of each planned output: made, failed in a cell, or kept waiting by a step that failed before it.
+"""What became of each output: its notebook made it, failed in a cell, or waited for an earlier step that failed.
 
-Nothing is guessed: a notebook that ends well leaves its executed copy, one that fails leaves a file that names the cell,
-and steps before it leave their logs.
+The files that the workflow leaves say so: a notebook that ends well leaves its executed copy, a notebook that fails leaves
+a file that names the cell, and every step leaves a log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gptfluence.common import files
-from gptfluence.workflow.catalogue import Output, Runs
+from gptfluence.workflow.catalogue import leader, notebook_of
+from gptfluence.workflow.row import Output, Runs
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ def write_failure(path: Path, notebook: str, cell: int | None, cause: str) -> No
 
 
 def outcomes(wanted: Mapping[str, Output], build: Path) -> list[Outcome]:
-    """What became of the planned outputs, as the files below `build` (build/<study>) tell."""
+    """What became of these outputs, according to the files in `build` (build/<study>)."""
     return [_outcome(name, output, build) for name, output in wanted.items()]
 
 
 def summary(found: Iterable[Outcome], study: str) -> str:
-    """One line on all outputs, and one on each that failed or was kept waiting."""
+    """One line on all outputs, and a line for each output that failed or waited in vain."""
     found = list(found)
     made = sum(outcome.state == "made" for outcome in found)
     lines = [f"study {study}: {made} of {len(found)} outputs made"]
@@ -59,27 +60,28 @@ def summary(found: Iterable[Outcome], study: str) -> str:
 
 
 def _outcome(name: str, output: Output, build: Path) -> Outcome:
-    executed = build / "notebooks" / f"{name}.ipynb"
-    log = build / "logs" / f"notebook-{name}.log"
-    failure = _read(build / "failures" / f"{name}.json")
+    notebook, run = notebook_of(output.row), leader(output.row).name
+    executed = build / "notebooks" / f"{run}.ipynb"
+    log = build / "logs" / f"notebook-{run}.log"
+    failure = _read(build / "failures" / f"{run}.json")
     if failure is not None:
         cause, cell = str(failure.get("cause", "")), failure.get("cell")
-        return Outcome(name, output.notebook, "failed", cause, cell, str(log) if log.is_file() else "")
+        return Outcome(name, notebook, "failed", cause, cell, str(log) if log.is_file() else "")
     if executed.is_file():
-        return Outcome(name, output.notebook, "made")
-    for runs in output.fits:
-        blocked = _failed_step(runs, build, unseen=output.unseen)
+        return Outcome(name, notebook, "made")
+    for runs in output.needs:
+        blocked = _failed_step(runs, build, unseen=bool(output.row.unseen))
         if blocked is not None:
             cause, path = blocked
-            return Outcome(name, output.notebook, "blocked", cause, None, str(path))
-    if log.is_file():  # started, and ended without a word: killed, or out of memory
+            return Outcome(name, notebook, "blocked", cause, None, str(path))
+    if log.is_file():  # it started and ended without a message: killed, or out of memory
         cause = f"it left no result; its log ends with: {_last_line(log) or 'nothing'}"
-        return Outcome(name, output.notebook, "failed", cause, None, str(log))
-    return Outcome(name, output.notebook, "not run")
+        return Outcome(name, notebook, "failed", cause, None, str(log))
+    return Outcome(name, notebook, "not run")
 
 
 def _failed_step(runs: Runs, build: Path, *, unseen: bool) -> tuple[str, Path] | None:
-    """The first step for these runs that left a log but no result: what its log says last, and the log."""
+    """The first step for these runs that left a log but no result: the last message of its log, and the log's path."""
     for step in ("collect", "unseen", "fit") if unseen else ("collect", "fit"):
         log = build / "logs" / f"{step}-{runs.name}.log"
         if log.is_file() and not (build / step / f"{runs.name}.json").is_file():
@@ -88,14 +90,14 @@ def _failed_step(runs: Runs, build: Path, *, unseen: bool) -> tuple[str, Path] |
 
 
 def _last_line(log: Path) -> str:
-    """What went wrong, as far as the log says: its last line that begins with "error:", else its last line."""
+    """The last line of a log that begins with "error:"; if there is none, its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or [""])[-1]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file; one that cannot be read still says that something failed."""
+    """The content of a file of failure; None if there is no file. A file that cannot be read still means a failure."""
     if not path.is_file():
         return None
     try:

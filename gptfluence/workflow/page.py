@@ -1,7 +1,7 @@
-"""One page with everything a study has drawn: `build/<study>/report/index.html`, with its files beside it.
+"""One page with everything that a study has drawn: `build/<study>/report/index.html`, with its files beside it.
 
-The page needs no network and no server, so that its folder can be sent to somebody. What is not there is listed with the
-reason. Tables are HTML tables made from their Markdown, pictures are inside the page.
+The page needs neither a network nor a server: its folder can be sent to somebody. It shows tables as HTML and holds the
+pictures itself. At the end it lists the tables and figures of the paper that the study does not have, each with the reason.
 """
 
 from __future__ import annotations
@@ -23,39 +23,22 @@ from markupsafe import Markup
 from gptfluence.common import files
 from gptfluence.common.errors import GPTfluenceError
 from gptfluence.common.settings import ROOT
-from gptfluence.drawing import names
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
+from gptfluence.workflow.catalogue import label_of, title_of
 from gptfluence.workflow.citation import cite
 from gptfluence.workflow.outcomes import Outcome, outcomes, summary
+from gptfluence.workflow.row import Output
 
-TITLES = {
-    "tab01": "Loss simulation in instruction tuning",
-    "tab02": "Loss simulation in fine-tuning",
-    "tab03": "BLEU and ROUGE-L simulation in instruction tuning",
-    "tab04": "BLEU and ROUGE-L simulation in fine-tuning",
-    "tab05": "Hyperparameters of instruction tuning",
-    "tab06": "Hyperparameters of GPTfluence, instruction tuning",
-    "tab07": "Hyperparameters of fine-tuning",
-    "tab08": "Hyperparameters of GPTfluence, fine-tuning",
-    "tab09": "Hyperparameters of Simfluence",
-    "tab10": "Markov order",
-    "tab11": "Unseen examples, fine-tuning",
-    "tab12": "Unseen examples, instruction tuning",
-    "tab13": "Computational cost",
-    "fig01": "Collect, fit, simulate",
-    "fig02": "Example trajectories",
-    "fig03": "Checkpoint interval",
-    "fig04": "Markov order",
-    "fig05": "Encoders",
-    "fig06": "Model sizes",
-    "fig07": "Mislabelled data",
-    "fig08": "Unseen examples",
-    "fig09": "Convergence of fitting",
-    "explore_quickstart": "The whole method on one page",
+SHOWN = {
+    ".pdf": "PDF",
+    ".png": "PNG",
+    ".csv": "CSV",
+    ".tex": "LaTeX",
+    ".html": "HTML",
+    ".md": "Markdown",
+    ".json": "provenance",
 }
-TOGETHER = {"tab05_hyperparameters": "Tables 5–9"}  # one output for several items of the paper
-SHOWN = {".pdf": "PDF", ".png": "PNG", ".csv": "CSV", ".tex": "LaTeX", ".md": "Markdown", ".json": "provenance"}
 GROUPS = {"tab": "Tables", "fig": "Figures", "": "Beyond the paper"}
 
 
@@ -132,45 +115,31 @@ def _template(name: str = "report.html.j2") -> Any:
     return environment.get_template(name)
 
 
-def label_of(name: str) -> str:
-    """What an output is in the paper: "Table 2" of tab02_fine_tuning_loss; "" beyond the paper."""
-    if name in TOGETHER:
-        return TOGETHER[name]
-    found = re.match(r"(tab|fig)(\d\d)_", name)
-    return f"{'Table' if found[1] == 'tab' else 'Figure'} {int(found[2])}" if found else ""
+def table_html(text: str, name: str) -> Markup:
+    """A table that scrolls by itself, with its notes. text: Markdown, or a fragment of HTML that begins with `<`.
 
-
-def title_of(name: str) -> str:
-    """A heading for an output, by its number, and for the galleries by what they show."""
-    found = re.match(r"fig(\d\d)(_|$)", name)
-    if found and 10 <= int(found[1]) <= 30:
-        number = int(found[1])
-        if number <= 18:
-            setting, metric, size = catalogue.gallery(number)
-            parts = [names.metric(metric), setting.replace("fine_", "fine-").replace("_", " "), size.upper()]
-            return "Trajectories: " + ", ".join(filter(None, parts))
-        task, metric, unseen = catalogue.unseen_gallery(number)
-        what = "training and test" if unseen == "both" else unseen
-        return f"Trajectories: {names.task(task)}, {names.metric(metric)}, unseen {what} examples"
-    if name == "tab05_hyperparameters":
-        return "Hyperparameters"
-    return TITLES.get(name[:5]) or TITLES.get(name) or name.replace("_", " ")
-
-
-def table_html(markdown: str, name: str) -> Markup:
-    """A Markdown table as an HTML table that scrolls by itself, with its notes; HTML in cells is shown, not obeyed."""
-    text = MarkdownIt("js-default").render(markdown)
+    HTML in the cells of Markdown is shown as text.
+    """
+    text = text if text.lstrip().startswith("<") else MarkdownIt("js-default").render(text)
     region = f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">'
-    text = text.replace("<table>", f"{region}<table>").replace("</table>", "</table></div>")
-    return Markup(text.replace("<th", '<th scope="col"').replace('<th scope="col"ead>', "<thead>"))
+    text = re.sub(r"<table\b[^>]*>", f"{region}<table>", text).replace("</table>", "</table></div>")
+    return Markup(re.sub(r"<th(?=[\s>])(?![^>]*\bscope=)", '<th scope="col"', text))
+
+
+def _table(folder: Path, name: str, label: str) -> Markup:
+    """The table of an output, from its HTML or its Markdown; empty for a figure."""
+    for path in (folder / f"{name}.html", folder / f"{name}.md"):
+        if path.is_file():
+            return table_html(path.read_text(encoding="utf-8"), label)
+    return Markup("")
 
 
 def _items(
-    figures: Path, build: Path, place: Path, planned: Mapping[str, catalogue.Output], by_name: Mapping[str, Outcome]
+    figures: Path, build: Path, place: Path, planned: Mapping[str, Output], by_name: Mapping[str, Outcome]
 ) -> tuple[list[Item], list[str]]:
     """Everything in the folder of figures, in the paper's order, and what could not be read."""
     items, damaged = [], []
-    for path in sorted(figures.glob("*.json"), key=_place):
+    for path in sorted(figures.glob("*.json"), key=lambda path: _place(path.stem)):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             items.append(_item(path, facts, build, place, planned, by_name))
@@ -184,7 +153,7 @@ def _item(
     facts: Mapping[str, Any],
     build: Path,
     place: Path,
-    planned: Mapping[str, catalogue.Output],
+    planned: Mapping[str, Output],
     by_name: Mapping[str, Outcome],
 ) -> Item:
     name, folder, notes, links = path.stem, path.parent, [], []
@@ -201,24 +170,23 @@ def _item(
     links.sort(key=lambda link: list(SHOWN.values()).index(link[0]) if link[0] in SHOWN.values() else len(SHOWN))
     files.write_bytes(place / "files" / path.name, path.read_bytes())
     links.append((SHOWN[".json"], f"files/{path.name}"))
-    run = _run_of(name, str(facts["command"]), planned)
-    outcome = by_name.get(run)
+    run, outcome = _run_of(name, planned), by_name.get(name)
     if outcome is not None and outcome.state in ("failed", "blocked"):
         notes.append(f"What is shown is from an earlier run. The last one: {outcome}.")
     executed = build / "notebooks" / f"{run}.ipynb"
     if run and executed.is_file():
         files.write_bytes(place / "files" / executed.name, executed.read_bytes())
         links.append(("executed notebook", f"files/{executed.name}"))
-    title, markdown, picture = title_of(name), folder / f"{name}.md", folder / f"{name}.png"
-    is_table = markdown.is_file()
+    title, picture = title_of(name), folder / f"{name}.png"
+    table = _table(folder, name, f"{title}, table")
     return Item(
         name=name,
         label=label_of(name),
         title=title,
         caption=str(facts["caption"]),
         reading=str(facts.get("reading", "")),
-        picture=_data_uri(picture) if picture.is_file() and not is_table else "",
-        table=table_html(markdown.read_text(encoding="utf-8"), f"{title}, table") if is_table else Markup(""),
+        picture=_data_uri(picture) if picture.is_file() and not table else "",
+        table=table,
         links=links,
         made=_made(facts),
         citation=cite(name, folder),
@@ -226,13 +194,9 @@ def _item(
     )
 
 
-def _run_of(name: str, command: str, planned: Mapping[str, catalogue.Output]) -> str:
-    """The planned run that made an output: the one of its name, or the only one of its notebook; "" if unclear."""
-    if name in planned:
-        return name
-    found = re.search(r"notebooks/([\w.-]+)\.ipynb", command)
-    runs = [run for run, output in planned.items() if found and output.notebook == found[1]]
-    return runs[0] if len(runs) == 1 else ""
+def _run_of(name: str, planned: Mapping[str, Output]) -> str:
+    """The run of a notebook that made an output; "" if the study has no such output."""
+    return catalogue.leader(planned[name].row).name if name in planned else ""
 
 
 def _made(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -259,40 +223,30 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _missing(items: Sequence[Item], found: Sequence[Outcome]) -> list[Missing]:
-    """The paper's items without an output, each with the reason."""
-    there = {label for item in items for label in _single(item.label)}
-    by_label = {label: outcome for outcome in found for label in _single(label_of(outcome.output))}
+    """The tables and figures of the paper without an output in this study, each with the reason."""
+    there, by_name = {item.name for item in items}, {outcome.output: outcome for outcome in found}
     missing = []
-    for kind, last in (("Table", 13), ("Figure", 30)):
-        for number in range(1, last + 1):
-            label = f"{kind} {number}"
-            if label in there:
-                continue
-            outcome = by_label.get(label)
-            if outcome is None:
-                reason = "not part of this study"
-            elif outcome.state == "made":
-                reason = f"made by notebook {outcome.notebook}, but its files are gone"
-            else:
-                reason = str(outcome)
-            missing.append(Missing(label, title_of(f"{kind[:3].lower()}{number:02d}"), reason))
+    for row in sorted(catalogue.ROWS, key=lambda row: _place(row.name)):
+        if not row.label or row.name in there:
+            continue
+        outcome = by_name.get(row.name)
+        if outcome is None:
+            reason = "not part of this study"
+        elif outcome.state == "made":
+            reason = f"made by notebook {outcome.notebook}, but its files are gone"
+        else:
+            reason = str(outcome)
+        missing.append(Missing(row.label, row.title, reason))
     return missing
-
-
-def _single(label: str) -> list[str]:
-    """The items that a label stands for: "Tables 5–9" is five."""
-    together = re.fullmatch(r"(Table|Figure)s (\d+)–(\d+)", label)
-    if not together:
-        return [label] if label else []
-    return [f"{together[1]} {number}" for number in range(int(together[2]), int(together[3]) + 1)]
 
 
 def _group(name: str) -> str:
     return name[:3] if label_of(name) else ""
 
 
-def _place(path: Path) -> tuple[int, str]:
-    return list(GROUPS).index(_group(path.stem)), path.stem
+def _place(name: str) -> tuple[int, str]:
+    """Where an output stands on the page: tables, figures, then what the paper does not have."""
+    return list(GROUPS).index(_group(name)), name
 
 
 def _data_uri(picture: Path) -> str:

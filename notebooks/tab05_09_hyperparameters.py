@@ -1,0 +1,49 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Tables 5 to 9: hyperparameters
+#
+# The five tables of the paper's appendix. Each shows the paper's values beside the profile's, and marks those that differ:
+# how the GPTs are trained (tables 5 and 7) and how the simulators are fitted (tables 6, 8 and 9). A profile has one entry for
+# each simulator. Where the paper fits it differently in instruction tuning, the table shows a difference.
+#
+# ![Table 5, profile mini](../figures/mini/tab05_hyperparameters_instruction_tuning.png)
+#
+# Inputs: the profile, nothing else. Outputs: `figures/<profile>/tab05_hyperparameters_instruction_tuning.*` and so on, one for
+# each table. It takes a few seconds.
+#
+# `papermill notebooks/tab05_09_hyperparameters.ipynb out.ipynb -p profile paper`
+
+# %% tags=["parameters"]
+profile: str = "mini"
+overrides: list[str] = []  # changes to the profile
+output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+
+# %%
+import gptfluence as gf
+
+nb = gf.Notebook("tab05_09_hyperparameters", globals())
+compared = gf.hyperparameters.compared(nb.study.profile)
+compared[compared["differs"]]
+
+# %%
+for name, title in nb.saved.items():
+    number = int(name[3:5])
+    part = compared[compared["table"] == number].reset_index(drop=True)
+    caption = (
+        f"{title}: table {number} of the paper beside profile {nb.study.label} ({nb.study.profile.title}). Simulators' values "
+        "are those that are used, defaults included."
+    )
+    table = gf.hyperparameters.table(part)
+    nb.save_table(table, name, caption=caption, sources=[], reading=gf.hyperparameters.reading(part))
