@@ -19,9 +19,9 @@ from gptfluence.gradients.products import Replayer
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import single_thread
-from gptfluence.recording.settings import Recording
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.simulators.replay import example_products, scored_losses
+from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.workflow import catalogue
@@ -31,8 +31,10 @@ FEW = (
     "settings.fine_tuning.runs={train: 4, validation: 1, test: 2}",
     "settings.fine_tuning.metrics=[loss]",
     "settings.fine_tuning.recording.record_pool=false",
+    "simulators.simfluence.max_epochs=3",
+    "simulators.low_rank.rank=4",
 )
-SIMULATORS = ["persistence", "mean_trajectory", "simfluence max_epochs=3", "low_rank rank=4", "tangent"]
+SIMULATORS = ["persistence", "mean_trajectory", "simfluence", "low_rank", "tangent"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def study(tmp_path_factory) -> Study:
 @pytest.fixture(scope="module")
 def results(study) -> pd.DataFrame:
     kinds = ["alike", "sorted", "faster", "longer", "dropped"]
-    frame, sources = shifted.explained(study, ["sst2"], kinds, SIMULATORS, runs=2)
+    frame, sources = shifted.explained(study.campaigns("fine_tuning", ["sst2"]), kinds, SIMULATORS, runs=2)
     assert len(sources) == len(kinds)
     return frame
 
@@ -53,21 +55,20 @@ def results(study) -> pd.DataFrame:
 def test_every_model_is_recorded_and_compared_with_its_own_mean(study):
     both = study.with_overrides("settings.fine_tuning.models=[nano-smoke, nano-14m]")
     names = ["persistence", "mean_trajectory"]
-    frame, sources = shifted.explained(
-        both, ["sst2"], ["alike", "few"], names, runs=1, models=["nano-14m", "nano-smoke"]
-    )
+    campaigns = both.campaigns("fine_tuning", ["sst2"], models=["nano-14m", "nano-smoke"])
+    frame, sources = shifted.explained(campaigns, ["alike", "few"], names, runs=1)
     assert [source.model for source in sources] == ["nano-14m"] * 2 + ["nano-smoke"] * 2
-    table = frame.pivot(index=["model", "curricula"], columns=["simulator", "statistic"], values="value")
+    table = frame.pivot(index=["model", "kind"], columns=["method", "statistic"], values="value")
     assert table["mean_trajectory"]["r2_dev"].to_numpy() == pytest.approx(0, abs=1e-4)
     assert table["mean_trajectory"]["all_steps_mse"].nunique() == 4
 
 
 def test_every_simulator_kind_and_statistic_has_a_row(results, study):
     assert list(results.columns) == [*shifted.COLUMNS, "undefined"]
-    assert not results.duplicated(["task", "curricula", "simulator", "statistic"]).any()
-    table = results.pivot(index=["curricula", "simulator"], columns="statistic", values="value")
+    assert not results.duplicated(["task", "kind", "method", "statistic"]).any()
+    table = results.pivot(index=["kind", "method"], columns="statistic", values="value")
     assert len(table) == 5 * len(SIMULATORS)
-    refusing = {"mean_trajectory", "low_rank rank=4"}
+    refusing = {"mean_trajectory", "low_rank"}
     for (kind, name), row in table.iterrows():
         if kind == "longer" and name in refusing:  # refused, and said so
             assert np.isnan(row["r2_dev"])
@@ -76,39 +77,37 @@ def test_every_simulator_kind_and_statistic_has_a_row(results, study):
     shorter = ["alike", "sorted", "faster", "dropped"]
     assert table.loc[[(k, "mean_trajectory") for k in shorter], "r2_dev"].to_numpy() == pytest.approx(0, abs=1e-4)
     assert table.loc[[(k, "mean_trajectory") for k in shorter], "deviation_spearman"].isna().all()
-    assert table.xs("persistence", level="simulator")["change_spearman"].isna().all()
+    assert table.xs("persistence", level="method")["change_spearman"].isna().all()
 
 
 def test_unseen_examples_are_those_that_simulators_were_not_fitted_on(study):
-    names = ["mean_trajectory", "simfluence max_epochs=3", "tangent"]
+    names = ["mean_trajectory", "simfluence", "tangent"]
     kinds = ["unseen_tests", "unseen_pool"]
-    frame, sources = shifted.explained(study, ["rte", "sst2"], kinds, names, runs=1)
+    frame, sources = shifted.explained(study.campaigns("fine_tuning", ["rte", "sst2"]), kinds, names, runs=1)
     assert len(sources) == 3
-    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "curricula", "simulator"])["value"]
-    assert set(r2.index.droplevel("simulator")) == {("rte", kind) for kind in kinds} | {("sst2", "unseen_tests")}
-    assert (
-        r2.xs("simfluence max_epochs=3", level="simulator").isna().all()
-    )  # refused, and not fitted on halves for that
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "kind", "method"])["value"]
+    assert set(r2.index.droplevel("method")) == {("rte", kind) for kind in kinds} | {("sst2", "unseen_tests")}
+    assert r2.xs("simfluence", level="method").isna().all()  # refused, and not fitted on halves for that
     assert fits_of(study, "simfluence", "rte") == 1
-    train, _, test = study.dynamics("fine_tuning", "rte").split()
+    train, _, test = study.campaign("fine_tuning", "rte").dynamics().split()
     runs = np.concatenate([train.trajectories(), test.trajectories()]).astype(float)
     deviations = runs[[0, *range(len(train), len(runs))]] - runs[: len(train)].mean(axis=0)
     first = np.square(deviations[0] - deviations[1:])[:, 1:].mean() / np.square(deviations[1:])[:, 1:].mean()
     assert r2["rte", "unseen_tests", "one_run"] == pytest.approx(1 - first, abs=1e-4)
     assert ("rte", "unseen_pool", "one_run") not in r2.index
-    assert np.isfinite(r2.xs("tangent", level="simulator")).all()
+    assert np.isfinite(r2.xs("tangent", level="method")).all()
     # by hand: fitted on every other test example, against the others' own mean trajectory; then the other way round
-    train, _, test = study.dynamics("fine_tuning", "rte").split()
+    train, _, test = study.campaign("fine_tuning", "rte").dynamics().split()
     halves = [range(start, len(test.tests), 2) for start in (0, 1)]
     errors = np.zeros(2)
     for seen, unseen in (halves, halves[::-1]):
         asked, start = test.of_tests(unseen), test.of_tests(unseen).trajectories()[:, :1]
-        fitted = study.simulator("tangent", "fine_tuning", "rte", tests=seen)
+        fitted = study.campaign("fine_tuning", "rte").simulator("tangent", tests=seen)
         predicted = fitted.simulate(asked.curricula, start, tests=asked.tests)
         reference = train.of_tests(unseen).trajectories().astype(float).mean(axis=0)
         errors += [np.square(values - asked.trajectories())[:, 1:].sum() for values in (predicted, reference)]
     assert r2["rte", "unseen_tests", "tangent"] == pytest.approx(1 - errors[0] / errors[1], abs=1e-4)
-    other = shifted.record(study, "rte", "unseen_pool", 1)
+    other = shifted.record(study.campaign("fine_tuning", "rte"), "unseen_pool", 1)
     assert not {e.id for e in other.pool} & {e.id for e in train.pool}
     assert other.tests.fingerprint == train.tests.fingerprint
     assert r2["rte", "unseen_pool", "mean_trajectory"] == pytest.approx(0, abs=1e-4)
@@ -119,32 +118,35 @@ def fits_of(study: Study, simulator: str, task: str) -> int:
 
 
 def test_asked_about_unseen_tests_alone_nothing_is_fitted_on_all_tests(study):
-    names = ["simfluence max_epochs=2", "low_rank rank=3"]
-    before = [fits_of(study, name.split()[0], "rte") for name in names]
-    frame, _ = shifted.explained(study, ["rte"], ["unseen_tests"], names, runs=1)
-    assert [fits_of(study, name.split()[0], "rte") for name in names] == [before[0], before[1] + 2]
-    assert set(frame[frame["statistic"] == "r2_dev"]["simulator"]) == {*names, "one_run"}
+    variants = [study.variant("simfluence", max_epochs=2), study.variant("low_rank", rank=3)]
+    before = [fits_of(study, variant.method, "rte") for variant in variants]
+    frame, _ = shifted.explained([study.campaign("fine_tuning", "rte")], ["unseen_tests"], variants, runs=1)
+    assert [fits_of(study, variant.method, "rte") for variant in variants] == [before[0], before[1] + 2]
+    r2_dev = frame[frame["statistic"] == "r2_dev"]
+    expected = {("simfluence", "max_epochs=2"), ("low_rank", "rank=3"), ("one_run", "")}
+    assert set(zip(r2_dev["method"], r2_dev["variant"], strict=True)) == expected
 
 
 def test_a_simulator_is_loaded_once_for_all_that_it_is_asked_and_alone(study, monkeypatch):
     loaded: list[weakref.ref] = []
 
-    def load(_study: Study, _name: str, *_: object, **__: object) -> MeanTrajectory:
+    def load(_campaign: Campaign, _name: str, *_: object, **__: object) -> MeanTrajectory:
         assert all(reference() is None for reference in loaded)  # some hold gigabytes
         simulator = MeanTrajectory()
         loaded.append(weakref.ref(simulator))
         return simulator
 
-    monkeypatch.setattr(Study, "simulator", load)
-    monkeypatch.setattr(MeanTrajectory, "simulate", lambda _self, curricula, _start, **_: np.zeros(len(curricula)))
-    runs = study.dynamics("fine_tuning", "rte")
-    answers = shifted.simulate(study, "rte", [runs, runs.select(runs.names[:1])], ["mean_trajectory", "tangent"])
+    monkeypatch.setattr(Campaign, "simulator", load)
+    monkeypatch.setattr(MeanTrajectory, "predict", lambda _self, asked, _observed, **_: np.zeros(len(asked)))
+    campaign = study.campaign("fine_tuning", "rte")
+    runs = campaign.dynamics()
+    answers = campaign.predict_each(["mean_trajectory", "tangent"], [runs, runs.select(runs.names[:1])])
     assert len(loaded) == 2
-    assert [len(answer.predicted["tangent"]) for answer in answers] == [len(runs), 1]
+    assert [len(answer.values[study.variant("tangent")]) for answer in answers] == [len(runs), 1]
 
 
 def test_what_two_simulators_share_is_not_in_the_interval_of_their_difference(study):
-    runs = study.dynamics("fine_tuning", "sst2")
+    runs = study.campaign("fine_tuning", "sst2").dynamics()
     truth, rng = runs.trajectories().astype(float), np.random.default_rng(0)
     mean = truth.mean(axis=0)
     luck = rng.normal(size=(len(runs), 1, 1))  # of a run, the same for both
@@ -157,21 +159,22 @@ def test_what_two_simulators_share_is_not_in_the_interval_of_their_difference(st
 
 
 def test_shifted_runs_are_what_their_name_says(study):
-    alike, faster, longer = (shifted.record(study, "sst2", kind, 1) for kind in ("alike", "faster", "longer"))
+    campaign = study.campaign("fine_tuning", "sst2")
+    alike, faster, longer = (shifted.record(campaign, kind, 1) for kind in ("alike", "faster", "longer"))
     assert alike.names == ["test-000", "test-001"]
     assert faster.runs[0].learning_rate[0] == pytest.approx(2 * alike.runs[0].learning_rate[0])
     assert longer.curricula[0].steps == 2 * alike.curricula[0].steps
-    assert faster.curricula[0] != shifted.draw(study, "sst2", "longer", 1)[0]
+    assert faster.curricula[0] != shifted.draw(campaign, "longer", 1)[0]
     np.testing.assert_array_equal(faster.trajectories()[0, 0], alike.trajectories()[0, 0])  # from the same weights
     labels = np.array([example.label for example in alike.pool])
-    ordered = labels[shifted.draw(study, "sst2", "sorted", 1)[0].batches.ravel()]
+    ordered = labels[shifted.draw(campaign, "sorted", 1)[0].batches.ravel()]
     assert (np.diff(ordered) >= 0).all()
     with pytest.raises(ConfigurationError, match="did you mean 'sorted'"):
-        shifted.record(study, "sst2", "sortet", 1)
+        shifted.record(campaign, "sortet", 1)
 
 
 def test_beyond_its_end_the_last_mean_stands(study):
-    train = study.dynamics("fine_tuning", "sst2").split()[0]
+    train = study.campaign("fine_tuning", "sst2").dynamics().split()[0]
     mean = train.trajectories().mean(axis=0, dtype=float)
     steps = len(mean) - 1
     np.testing.assert_allclose(shifted.mean_trajectory(train, steps + 2), [*mean, mean[-1], mean[-1]])
@@ -179,20 +182,21 @@ def test_beyond_its_end_the_last_mean_stands(study):
 
 
 def test_simulators_of_fewer_runs_are_fitted_on_the_first_ones(study):
-    frame, _ = shifted.runs_needed(study, ["sst2"], ["mean_trajectory"], [1, 4])
-    train, _, test = study.dynamics("fine_tuning", "sst2").split()
+    campaigns = [study.campaign("fine_tuning", "sst2")]
+    frame, _ = shifted.runs_needed(campaigns, ["mean_trajectory"], [1, 4])
+    train, _, test = study.campaign("fine_tuning", "sst2").dynamics().split()
     values, truth = train.trajectories().astype(float), test.trajectories().astype(float)[:, 1:]
-    r2 = frame[frame["statistic"] == "r2_dev"].set_index("runs")["value"]
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index("fitted_on")["value"]
     errors = [np.square(values[:count].mean(axis=0)[1:] - truth).mean() for count in (1, 4)]
     assert r2[1] == pytest.approx(1 - errors[0] / errors[1], abs=1e-4)
     assert r2[4] == pytest.approx(0, abs=1e-4)
     with pytest.raises(ConfigurationError, match="5 is not 1 to 4"):
-        shifted.runs_needed(study, ["sst2"], ["mean_trajectory"], [5])
+        shifted.runs_needed(campaigns, ["mean_trajectory"], [5])
 
 
 def test_errors_by_step_are_those_of_the_runs(study):
-    frame, _ = shifted.by_step(study, ["sst2"], ["persistence"])
-    test = study.dynamics("fine_tuning", "sst2").split()[2].trajectories().astype(float)
+    frame, _ = shifted.by_step([study.campaign("fine_tuning", "sst2")], ["persistence"])
+    test = study.campaign("fine_tuning", "sst2").dynamics().split()[2].trajectories().astype(float)
     for row in frame.sample(5, random_state=0).itertuples():
         run = int(row.run.split("-")[1])
         assert row.mse == pytest.approx(np.square(test[run, 0] - test[run, row.step]).mean())
@@ -202,7 +206,7 @@ def test_errors_by_step_are_those_of_the_runs(study):
 
 
 def test_counterfactuals_depend_on_seed_size_and_number_alone(study):
-    base = shifted.held_out(study, "sst2").curricula[0]
+    base = study.campaign("fine_tuning", "sst2").held_out().curricula[0]
     both, one = counterfactuals(base, [1, 4], 3, seed=[0]), counterfactuals(base, [4], 3, seed=[0])
     assert both[3:] == one
     assert [len(found.dropped) for found in both] == [1, 1, 1, 4, 4, 4]
@@ -215,13 +219,15 @@ def test_counterfactuals_depend_on_seed_size_and_number_alone(study):
 
 
 def test_leave_out_scores_are_rank_correlations_with_retrained_losses(study):
-    names = ["mean_trajectory", "simfluence max_epochs=3", "tangent"]
-    frame, (base, recorded) = leave_out(study, "sst2", names, list(SCORES), sizes=[2, 4], draws=4)
+    names = ["mean_trajectory", "simfluence", "tangent"]
+    frame, (base, recorded) = leave_out(
+        study.campaign("fine_tuning", "sst2"), names, list(SCORES), sizes=[2, 4], draws=4
+    )
     table = frame.pivot(index="left_out", columns="method", values="value")
     assert list(table.index) == ["2", "4", "all"]
     assert table["mean_trajectory"].isna().all()
-    assert (frame["curricula"] == frame["left_out"].map({"2": 4, "4": 4, "all": 8})).all()
-    fitted = study.simulator("tangent", "fine_tuning", "sst2")
+    assert (frame["runs"] == frame["left_out"].map({"2": 4, "4": 4, "all": 8})).all()
+    fitted = study.campaign("fine_tuning", "sst2").simulator("tangent")
     found = fitted.simulate(recorded.curricula, base.trajectories()[:1, :1])[:, -1]
     truth = recorded.trajectories()[:, -1]
     assert np.isnan(recorded.trajectories()[:, 1:-1]).all()  # nobody asks for them, and they are most of the work
@@ -231,8 +237,8 @@ def test_leave_out_scores_are_rank_correlations_with_retrained_losses(study):
 
 
 def test_gradient_scores_are_sums_over_the_curriculum_of_products_of_gradients(study):
-    base = shifted.held_out(study, "sst2")
-    run, recording = base.runs[0], Recording.model_validate(base.provenance["spec"]["recording"])
+    base = study.campaign("fine_tuning", "sst2").held_out()
+    run, recording = base.runs[0], base.spec.recording
     examples = np.unique(run.curriculum.batches).tolist()
     with single_thread(), Replayer(study.model(base.model).load(), base.pool, base.tests, recording) as recorder:
         products = example_products(recorder, run, SCORES, examples, seed=0)
@@ -259,11 +265,11 @@ def test_gradient_scores_are_sums_over_the_curriculum_of_products_of_gradients(s
 def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
     options = {"calibration": 2, "level": 0.7, "runs": 2}
     frame, paths, _ = band_coverage.covered(
-        study, ["sst2"], ["alike", "sorted", "longer"], ["mean_trajectory"], **options
+        study.campaigns("fine_tuning", ["sst2"]), ["alike", "sorted", "longer"], ["mean_trajectory"], **options
     )
-    assert set(frame["curricula"]) == {"alike", "sorted"}  # no bands for longer runs
+    assert set(frame["kind"]) == {"alike", "sorted"}  # no bands for longer runs
     assert (frame["calibration_runs"] == 3).all()
-    dynamics = study.dynamics("fine_tuning", "sst2")
+    dynamics = study.campaign("fine_tuning", "sst2").dynamics()
     values = {run.name: run.trajectories["loss"].astype(float)[1:] for run in dynamics.runs}
     mean = (values["train-000"] + values["train-001"]) / 2
     scale = np.sqrt(np.mean([np.square(mean - values[name]) for name in ("train-000", "train-001")], axis=(0, 2)))
@@ -271,7 +277,7 @@ def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
     calibrating = np.sort(np.concatenate([score(name) for name in ("train-002", "train-003", "validation-000")]))
     quantile = calibrating[int(np.ceil(0.7 * (len(calibrating) + 1))) - 1]
     expected = np.mean([(score(name) <= quantile * (1 + 1e-6)).mean() for name in ("test-000", "test-001")])
-    row = frame[(frame["curricula"] == "alike") & (frame["unit"] == "path") & (frame["statistic"] == "coverage")]
+    row = frame[(frame["kind"] == "alike") & (frame["unit"] == "path") & (frame["statistic"] == "coverage")]
     assert row["value"].item() == pytest.approx(expected)
     assert set(paths["series"]) == {"recorded", "mean_trajectory"}
 
@@ -280,9 +286,9 @@ def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
 
 
 def test_the_best_candidates_are_the_best_however_they_are_streamed(study, monkeypatch):
-    dynamics = study.dynamics("fine_tuning", "sst2")
+    dynamics = study.campaign("fine_tuning", "sst2").dynamics()
     numbers = study.setting().curriculum
-    fitted, start = study.simulator("simfluence max_epochs=3", "fine_tuning", "sst2"), dynamics.trajectories()[0, 0]
+    fitted, start = study.campaign("fine_tuning", "sst2").simulator("simfluence"), dynamics.trajectories()[0, 0]
     options = {"count": 23, "best": 4, "seed": [7]}
     found = search(fitted, len(dynamics.pool), numbers, start, [0, 2], **options)
     every = [candidate(len(dynamics.pool), numbers, [7], index) for index in range(23)]
@@ -299,7 +305,9 @@ def test_the_best_candidates_are_the_best_however_they_are_streamed(study, monke
 
 
 def test_what_is_chosen_is_really_trained(study):
-    frame, found, (dynamics, recorded) = compare(study, "sst2", ["tangent"], tests=[1, 3], count=6, best=2)
+    frame, found, (dynamics, recorded) = compare(
+        study.campaign("fine_tuning", "sst2"), ["tangent"], tests=[1, 3], count=6, best=2
+    )
     assert frame["choice"].tolist() == ["best", "hardest", "easiest", "random", "random"]
     best = candidate(
         len(dynamics.pool),
@@ -342,20 +350,19 @@ def test_rewriting_changes_one_target_and_says_what_is_wrong():
 
 
 def test_a_question_is_answered_by_simulating_and_by_training(study):
-    base = shifted.held_out(study, "sst2").runs[0]
+    campaign = study.campaign("fine_tuning", "sst2")
+    base = study.campaign("fine_tuning", "sst2").held_out().runs[0]
     inside = int(base.curriculum.batches[0, 0])
-    example = study.task("sst2").pool[inside]
+    example = study.texts.known("sst2").pool[inside]
     other = next(choice for choice in example.choices if choice != example.target)
     changes = Changes(repeat=(inside,), times=8, rewrite=(f"{inside}={other}",))
-    answer = ask(study, "sst2", changes, level=0.8)
+    answer = ask(campaign, changes, level=0.8)
     assert answer.curriculum.steps == base.curriculum.steps + 2
     assert answer.truth.pool[inside].target == other
     truth = answer.truth.trajectories()[0]
     np.testing.assert_array_equal(answer.predicted[0], truth[0])
     # a simulator that knows gradients sees what a flipped label does; without validation none chooses the mean trajectory
-    tangent = study.with_overrides("settings.fine_tuning.runs={train: 4, validation: 0, test: 2}").simulator(
-        "tangent", "fine_tuning", "sst2"
-    )
+    tangent = campaign.with_(runs={"validation": 0}).simulator("tangent")
     errors = [
         np.square(tangent.simulate([answer.curriculum], truth[None, :1], pool=pool)[0] - truth).mean()
         for pool in (answer.pool, None)
@@ -366,13 +373,13 @@ def test_a_question_is_answered_by_simulating_and_by_training(study):
     frame = answer.frame(2)
     assert frame["panel"].nunique() == 3
     assert set(frame["series"]) == {"before", "recorded", "tangent"}
-    quick = ask(study, "sst2", Changes(drop=(inside,)), train=False)
+    quick = ask(campaign, Changes(drop=(inside,)), train=False)
     assert quick.truth is None
     assert "change, trained" not in quick.table()
     with pytest.raises(ConfigurationError, match="no training example 999"):
-        ask(study, "sst2", Changes(repeat=(999,)), train=False)
+        ask(campaign, Changes(repeat=(999,)), train=False)
     with pytest.raises(ConfigurationError, match="no held-out run 2; choose 0 to 1"):
-        ask(study, "sst2", Changes(), run=2)
+        ask(campaign, Changes(), run=2)
 
 
 # --- other metrics ---------------------------------------------------------------------------------------------------
@@ -381,7 +388,7 @@ def test_a_question_is_answered_by_simulating_and_by_training(study):
 def test_the_ceiling_is_what_knowing_the_expected_score_would_reach(study):
     """Scores are a run's own level (variance 4) and luck (variance 1) at every new step, 2 and 4."""
     rng = np.random.default_rng(0)
-    held = shifted.held_out(study, "sst2")
+    held = study.campaign("fine_tuning", "sst2").held_out()
     steps = held.curricula[0].steps
 
     def scored(level: np.ndarray) -> GPTDynamics:
@@ -402,11 +409,13 @@ def test_other_metrics_have_their_rows_and_text_a_ceiling(tmp_path):
     few = (
         "settings.fine_tuning.runs={train: 3, validation: 1, test: 2}",
         "settings.fine_tuning.metrics=[bleu, accuracy]",
+        "simulators.low_rank.rank=4",
     )
     study = Study.load("smoke", few, artifacts=tmp_path, jobs=1)
-    simulators = ["mean_trajectory", "low_rank rank=4", "tangent"]
-    frame, sources = shifted.other_metrics(study, ["sst2", "webnlg"], ["accuracy", "bleu", "rouge_l"], simulators)
-    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "metric", "simulator"])["value"]
+    simulators = ["mean_trajectory", "low_rank", "tangent"]
+    campaigns = study.campaigns("fine_tuning", ["sst2", "webnlg"])
+    frame, sources = shifted.other_metrics(campaigns, ["accuracy", "bleu", "rouge_l"], simulators)
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["task", "metric", "method"])["value"]
     expected = {("sst2", "accuracy", name) for name in simulators}
     expected |= {("webnlg", "bleu", name) for name in (*simulators, shifted.CEILING)}
     assert set(r2.index) == expected

@@ -105,7 +105,8 @@ def predict_unseen_tests(campaign: Campaign, recorded: GPTDynamics, methods: Seq
         )
     whole = campaign.predictions(recorded)
     variants = campaign.variants(methods)
-    whole.refused.update({variant: variant.refuses_unseen for variant in variants if variant.refuses_unseen})
+    reasons = {variant: variant.create().refuses_unseen for variant in variants}
+    whole.refused.update({variant: reason for variant, reason in reasons.items() if reason})
     fitting = [variant for variant in variants if variant not in whole.refused]  # no need to fit the others
     halves = range(0, count, 2), range(1, count, 2)
     for fitted_on, others in (halves, halves[::-1]):
