@@ -27,7 +27,7 @@ from gptfluence.recording.settings import Recording
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Task
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 ALSO_COMPARED = ("captum", "dattri-llm", "pandas")  # beside the packages whose versions every output names
 QUIET = 0.1  # at most so many cores may be busy with other work on a machine that counts as quiet
 
@@ -256,8 +256,11 @@ class Benchmark:
             write(options.results, self.name, content, load)
 
 
-def write(folder: Path, name: str, content: Mapping[str, Any], load: Load) -> Path:
-    """Write `content` into FOLDER/NAME.json, with the machine, the versions and the commit that it was measured with."""
+def write(folder: Path, name: str, content: Mapping[str, Any], load: Load | None) -> Path:
+    """Write `content` into FOLDER/NAME.json, with the machine, the versions and the commit that it was measured with.
+
+    load: since the measurement began; None if it was measured at another time
+    """
     path = folder / f"{name}.json"
     facts = {
         "benchmark": name,
@@ -308,15 +311,20 @@ class Load:
         return max(0.0, (all_now - all_before) - (own_now - own_before)) / (now - began)
 
 
-def machine(load: Load) -> dict[str, Any]:
-    """What it was measured on, and whether that was quiet."""
-    others = load.others()
+def machine(load: Load | None) -> dict[str, Any]:
+    """What it was measured on, and whether that was quiet (None where `load` does not say)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
+    facts = {
         "processor": processor(),
         "cores": cores,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "os": platform.platform(),
+    }
+    if load is None:
+        return {**facts, "load_average": None, "cores_busy_with_other_work": None, "quiet": None}
+    others = load.others()
+    return {
+        **facts,
         "load_average": [round(value, 2) for value in load.average],
         "cores_busy_with_other_work": None if others is None else round(others, 2),
         "quiet": (load.average[0] if others is None else others) <= QUIET,

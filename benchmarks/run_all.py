@@ -4,6 +4,7 @@
     benchmarks/run run_all --seconds everything=2222 --build build/mini    # and the processor time of its parts
 
 The names are those of `STEPS`. `--build` is the folder of the finished study, which holds Snakemake's times of every part.
+Run it on the machine and at the commit that were timed: the file names them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from common import Load, write
+from common import write
 
 STEPS = {  # name -> what it is, and the command that was timed
     "everything": ("everything", "./run_all.sh"),
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     for row in content["times"]:
         print(f"{row['what']:<34}{row['seconds']:>10,.0f} s   {row['command']}")
-    write(options.results, "run_all", content, Load())
+    write(options.results, "run_all", content, load=None)
 
 
 def step(text: str) -> tuple[str, float]:
