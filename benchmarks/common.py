@@ -23,9 +23,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from gptfluence.common import files, provenance
-from gptfluence.recording.settings import Recording
-from gptfluence.study.study import Study
-from gptfluence.tasks.base import Task
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ALSO_COMPARED = ("captum", "dattri-llm", "pandas")  # beside the packages whose versions every output names
@@ -345,13 +342,3 @@ def processor() -> str:
         if asked.returncode == 0:
             return asked.stdout.strip()
     return platform.processor() or platform.machine()
-
-
-# --- a study's fine-tuning, which two benchmarks train -----------------------------------------------------------------
-
-
-def fine_tuning(study: Study, task: str) -> tuple[Task, Recording]:
-    """The texts of a task, and how a GPT is trained on them, with the task's own learning rate."""
-    setting = study.setting()
-    optimizer = setting.recording.optimizer.for_one(task)
-    return study.task(task), setting.recording.model_copy(update={"optimizer": optimizer})

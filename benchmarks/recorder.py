@@ -16,7 +16,7 @@ losses agree. The rows of the first part:
 - obvious loop, one thread: the first row in one thread.
 - recorder, one process: `gptfluence.recording.recorder.Recorder` in one thread, its preparation counted and shared by the
   runs.
-- recorder, a process per core: `Study.record` into an artifacts folder that has the model alone, everything counted:
+- recorder, a process per core: `Campaign.record` into an artifacts folder that has the model alone, everything counted:
   start of the processes, imports, loading, files. What a step costs once the processes run is given apart; it follows
   from runs of two lengths.
 
@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Benchmark, Comparison, Side, fine_tuning, number, timed
+from common import Benchmark, Comparison, Side, number, timed
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -48,7 +48,7 @@ from gptfluence.models.gpt import GPT
 from gptfluence.recording.curriculum import Curriculum, draw_curricula
 from gptfluence.recording.recorder import Recorder, build_optimizer, single_thread
 from gptfluence.recording.settings import AdamW
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign
 from gptfluence.tasks.base import Example, Task
 
 PROFILE, MODEL, TASKS = "mini", "nano-410m", ("sst2", "webnlg")
@@ -136,23 +136,23 @@ class ObviousLoop:
         return torch.cat(losses).numpy()
 
 
-def curricula_of(study: Study, pool_size: int, steps: int, runs: int) -> list[Curriculum]:
+def curricula_of(campaign: Campaign, steps: int, runs: int) -> list[Curriculum]:
     """Drawn as the profile says, with as many epochs as `steps` need."""
-    drawn = study.setting().curriculum
+    drawn, pool_size = campaign.setting.curriculum, len(campaign.texts.pool)
     epochs = -(-steps * drawn.batch_size // drawn.subset_size)
     whole = draw_curricula(pool_size, runs=runs, subset=drawn.subset_size, batch=drawn.batch_size, epochs=epochs)
     return [Curriculum(curriculum.batches[:steps]) for curriculum in whole]
 
 
 def record_in_processes(models: Path, task: str, curricula: list[Curriculum], jobs: int) -> tuple[float, np.ndarray]:
-    """Seconds and losses of `Study.record` into a fresh artifacts folder that has the model already."""
+    """Seconds and losses of `Campaign.record` into a fresh artifacts folder that has the model already."""
     with tempfile.TemporaryDirectory() as folder:
         for made in models.glob(f"{MODEL}-*"):
             shutil.copytree(made, Path(folder) / "models" / made.name)
 
         def record() -> np.ndarray:
             study = gf.Study.load(PROFILE, artifacts=folder, jobs=jobs)
-            return study.record(curricula, task=task, model=MODEL).trajectories()
+            return study.campaign("fine_tuning", task, model=MODEL).record(curricula).trajectories()
 
         return timed(record)
 
@@ -187,12 +187,12 @@ def ways_of(obvious: ObviousLoop, recorder: Recorder) -> dict[str, Callable[[Cur
     }
 
 
-def compare_losses(study: Study, name: str, steps: int, runs: int) -> Comparison:
+def compare_losses(campaign: Campaign, steps: int, runs: int) -> Comparison:
     """The recorder next to the obvious loop, which measure losses only."""
-    task, recording = fine_tuning(study, name)
-    source = study.model(MODEL)
+    name, task, recording = campaign.task, campaign.texts, campaign.setting.recording
+    source, jobs = campaign.study.model(MODEL), campaign.study.jobs
     obvious = ObviousLoop(source.load(), task, recording.optimizer)
-    long = curricula_of(study, len(task.pool), LONGER * steps, runs)
+    long = curricula_of(campaign, LONGER * steps, runs)
     short = [Curriculum(curriculum.batches[:steps]) for curriculum in long]
     preparation, recorder = timed(lambda: Recorder(source.load(), task.pool, task.tests, recording))
     ways = ways_of(obvious, recorder)
@@ -209,9 +209,9 @@ def compare_losses(study: Study, name: str, steps: int, runs: int) -> Comparison
     recorder.close()
     seconds[ONE_PROCESS] = [took + preparation / runs for took in seconds[ONE_PROCESS]]
 
-    parallel, count = f"recorder, {min(study.jobs, runs)} processes", runs * steps
-    took, of_processes = record_in_processes(source.cache, name, short, study.jobs)
-    longer, _ = record_in_processes(source.cache, name, long, study.jobs)
+    parallel, count = f"recorder, {min(jobs, runs)} processes", runs * steps
+    took, of_processes = record_in_processes(source.cache, name, short, jobs)
+    longer, _ = record_in_processes(source.cache, name, long, jobs)
     worst = largest_difference(
         name, {**{row: np.array(found) for row, found in losses.items()}, parallel: of_processes}
     )
@@ -234,11 +234,11 @@ def compare_losses(study: Study, name: str, steps: int, runs: int) -> Comparison
     )
 
 
-def compare_metrics(study: Study, name: str, steps: int, runs: int) -> Comparison:
+def compare_metrics(campaign: Campaign, steps: int, runs: int) -> Comparison:
     """What texts and accuracies cost besides losses, in one thread, side by side."""
-    task, recording = fine_tuning(study, name)
-    generated, rows = study.setting().generation, {"loss": (("loss",), None)}
-    if study.is_labelled(name):
+    name, task, recording = campaign.task, campaign.texts, campaign.setting.recording
+    generated, rows = campaign.setting.generation, {"loss": (("loss",), None)}
+    if campaign.study.is_labelled(name):
         rows["loss and accuracy"] = (("loss", "accuracy"), None)
     else:
         for every in (1, generated.every):
@@ -248,12 +248,12 @@ def compare_metrics(study: Study, name: str, steps: int, runs: int) -> Compariso
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     recorders = {
         row: Recorder(
-            study.model(MODEL).load(), task.pool, task.tests, recording, metrics=metrics, generation=generation
+            campaign.study.model(MODEL).load(), task.pool, task.tests, recording, metrics=metrics, generation=generation
         )
         for row, (metrics, generation) in rows.items()
     }
     with single_thread():
-        for curriculum in curricula_of(study, len(task.pool), steps, runs):
+        for curriculum in curricula_of(campaign, steps, runs):
             for row, recorder in recorders.items():
                 work = functools.partial(recorder.record, "run", curriculum)
                 seconds[row].append(timed(work)[0] / steps)
@@ -276,15 +276,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Comparison]:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Study.record would use a GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Campaign.record would use a GPU
     logging.disable_progress_bar()
     study = gf.Study.load(PROFILE)
-    for task in options.tasks:
-        if "losses" in options.parts:
-            yield compare_losses(study, task, options.steps, options.runs)
-    for task in options.tasks:
-        if "metrics" in options.parts:
-            yield compare_metrics(study, task, options.steps, options.runs)
+    campaigns = study.campaigns("fine_tuning", options.tasks, models=[MODEL])
+    for part, compare in (("losses", compare_losses), ("metrics", compare_metrics)):
+        if part in options.parts:
+            yield from (compare(campaign, options.steps, options.runs) for campaign in campaigns)
 
 
 QUICK = {"steps": 4, "runs": 2, "tasks": ["sst2"], "parts": ["losses"]}

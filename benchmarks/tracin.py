@@ -27,7 +27,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from common import Benchmark, Comparison, Side, fine_tuning, timed
+from common import Benchmark, Comparison, Side, timed
 from torch import nn
 
 import gptfluence as gf
@@ -35,7 +35,7 @@ from gptfluence.gradients.products import Direction, Replayer
 from gptfluence.recording.curriculum import draw_curricula
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.tokens import TokenizedExample, tokenize
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign
 
 PROFILE, MODEL = "mini", "nano-410m"
 TOLERANCE = 1e-4  # of the largest influence
@@ -78,9 +78,9 @@ def as_tensors(examples: list[TokenizedExample]) -> tuple[torch.Tensor, torch.Te
 class Work:
     """Batches, tests and the weights before every step, for all rows alike."""
 
-    def __init__(self, study: Study, task: str, steps: int, which: str) -> None:
-        texts, recording = fine_tuning(study, task)
-        self.gpt = study.model(MODEL).load()
+    def __init__(self, campaign: Campaign, steps: int, which: str) -> None:
+        texts, recording, source = campaign.texts, campaign.setting.recording, campaign.study.model(campaign.model)
+        self.gpt = source.load()
         self.recorder = Replayer(self.gpt, texts.pool, texts.tests, recording)
         self.curriculum = draw_curricula(texts.pool, runs=1, subset=BATCH * steps, batch=BATCH, epochs=1)[0]
         self.rates = recording.optimizer.learning_rates(steps)
@@ -89,7 +89,7 @@ class Work:
         self.which, self.gradients = which, self.recorder.gradients(which)
         self.pool, self.tests = tokenize(texts.pool, self.gpt), tokenize(texts.tests, self.gpt)
         # captum and dattri-llm call the model as it is, without the recorder's hooks
-        self.plain = study.model(MODEL).load().model
+        self.plain = source.load().model
         if which == "last_layer":
             for name, parameter in self.plain.named_parameters():
                 parameter.requires_grad_(name in self.gradients.parameters)
@@ -204,10 +204,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Comparison]:
-    study = gf.Study.load(PROFILE)
+    campaign = gf.Study.load(PROFILE).campaign("fine_tuning", options.task, model=MODEL)
     with single_thread():
         for which in options.parameters:
-            yield compare(Work(study, options.task, options.steps, which))
+            yield compare(Work(campaign, options.steps, which))
 
 
 BENCHMARK = Benchmark("tracin", __doc__, add_options, {"steps": 1}, measure)
