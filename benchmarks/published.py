@@ -1,7 +1,7 @@
 """Importing published instruction-tuning runs: seconds and peak memory, next to the obvious way to read them.
 
-    python benchmarks/published.py                                    # some minutes, 1.2 GB of disk a layout
-    python benchmarks/published.py --runs 2 --steps 12 --compare 2    # shorter, to see that it works
+    python benchmarks/published.py            # a quarter of an hour, 1.2 GB of disk
+    python benchmarks/published.py --quick    # half a minute: two short runs
 
 Writes an archive of the published form and size with made-up numbers: texts and a tar of runs, losses of all five tasks,
 and BLEU and ROUGE-L of the two with sentences as answers. Then, in a process of its own each:
@@ -9,7 +9,7 @@ and BLEU and ROUGE-L of the two with sentences as answers. Then, in a process of
 - import: `gptfluence import-published`, everything counted: start, imports, checks, checksums, files written.
 - import again: the same on the store that is there already.
 - obvious way: unpack the tar, then for each run a loop over lines with json.loads into a data frame, pivoted. It checks
-  nothing and writes nothing. It reads the first `--compare` runs, and its seconds are scaled to all.
+  nothing and writes nothing. It reads the first `--read` runs, and its seconds are scaled to all.
 
 What is stored must equal what the obvious way reads, or no table is printed.
 """
@@ -20,18 +20,16 @@ import argparse
 import ast
 import io
 import json
-import multiprocessing
 import re
-import resource
-import sys
+import shutil
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import Apart, Benchmark, Comparison, Side, measured_apart
 
 from gptfluence.models.settings import PublishedModel
 from gptfluence.published import importing
@@ -169,26 +167,6 @@ def raw_rows(run: Path) -> list[dict]:
 # --- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measured(function: Callable, *arguments: object) -> tuple[float, float]:
-    """Wall seconds and peak memory in GiB of a call in a new process. Ends the program where the call fails."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    started = time.perf_counter()
-    process = context.Process(target=_call, args=(results, function, arguments))
-    process.start()
-    process.join()
-    seconds = time.perf_counter() - started
-    if process.exitcode != 0:
-        raise SystemExit(f"{function.__name__} ended with code {process.exitcode}")
-    return seconds, results.get()
-
-
-def _call(results: multiprocessing.Queue, function: Callable, arguments: tuple) -> None:
-    function(*arguments)
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-
-
 def do_import(path: Path, artifacts: Path, runs: int) -> None:
     report = importing.import_published(path, artifacts)
     if report.count("imported") + report.count("there already") != runs:
@@ -207,37 +185,51 @@ def check_equal(tar: Path, artifacts: Path, runs: int) -> None:
             raise SystemExit(f"seed {seed}, {task}, {metric}: what was stored is not what was published")
 
 
-def measure(layout: str, runs: int, steps: int, compare: int) -> None:
+def compare(layout: str, runs: int, steps: int, read: int, repeats: int) -> Comparison:
+    """read: how many runs the obvious way reads"""
+    obvious = f"obvious way, from {read} of {runs} runs"
+    rows: dict[str, list[Apart]] = {"import": [], "import again": [], obvious: []}
     with tempfile.TemporaryDirectory() as name:
-        folder, artifacts = Path(name) / "gptdynamics", Path(name) / "artifacts"
+        folder = Path(name) / "gptdynamics"
         folder.mkdir()
         tar = folder / "GPTDynamics.tar"
         write_texts(folder)
         write_tar(tar, layout, runs, steps)
-        tests = TEXTS["flan"].expected[1]
-        print(f"\n{layout}: {runs} runs x {steps} steps x {tests} tests, {tar.stat().st_size / 1e6:.0f} MB", flush=True)
-        rows = {
-            "import": measured(do_import, tar, artifacts, runs),
-            "import again": measured(do_import, tar, artifacts, runs),
-        }
-        seconds, memory = measured(read_and_drop, tar, compare)
-        rows[f"obvious way (from {compare} runs)"] = (seconds * runs / compare, memory)
-        check_equal(tar, artifacts, compare)
-        print(f"{'':<36}{'seconds':>10}{'peak GiB':>12}")
-        for row, (seconds, memory) in rows.items():
-            print(f"{row:<36}{seconds:>10.1f}{memory:>12.2f}", flush=True)
+        size = tar.stat().st_size / 1e6
+        for repetition in range(repeats):
+            artifacts = Path(name) / f"artifacts-{repetition}"
+            rows["import"].append(measured_apart(do_import, tar, artifacts, runs))
+            rows["import again"].append(measured_apart(do_import, tar, artifacts, runs))
+            found = measured_apart(read_and_drop, tar, read)
+            rows[obvious].append(found._replace(seconds=found.seconds * runs / read))
+            if repetition == 0:
+                check_equal(tar, artifacts, read)
+            shutil.rmtree(artifacts)
+    return Comparison(
+        f"{layout}: {runs} runs x {steps} steps x {TEXTS['flan'].expected[1]} tests, {size:.0f} MB",
+        "seconds",
+        [
+            Side(row, [each.seconds for each in found], {"peak GiB": max(each.peak for each in found)})
+            for row, found in rows.items()
+        ],
+        reference=obvious,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=32)
     parser.add_argument("--steps", type=int, default=288)
-    parser.add_argument("--compare", type=int, default=2, help="runs that the obvious way reads")
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
-    options = parser.parse_args()
-    for layout in options.layouts:
-        measure(layout, options.runs, options.steps, min(options.compare, options.runs))
+    parser.add_argument("--read", type=int, default=2, help="runs that the obvious way reads")
+    parser.add_argument("--repeats", type=int, default=3, help="of each row")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
 
+
+def measure(options: argparse.Namespace) -> Iterator[Comparison]:
+    for layout in options.layouts:
+        yield compare(layout, options.runs, options.steps, min(options.read, options.runs), options.repeats)
+
+
+BENCHMARK = Benchmark("published", __doc__, add_options, {"runs": 2, "steps": 12, "repeats": 1}, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

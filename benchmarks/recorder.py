@@ -1,10 +1,11 @@
 """Speed of recording runs, next to the obvious loop: train a step, then measure every test example.
 
-    python benchmarks/recorder.py                       # some minutes
-    python benchmarks/recorder.py --steps 6 --runs 2    # shorter, to see that it works
+    python benchmarks/recorder.py                    # some minutes
+    python benchmarks/recorder.py --quick            # half a minute: fewer and shorter runs, losses of one task
+    python benchmarks/recorder.py --parts metrics    # what other metrics cost besides the loss
 
 CPU, float32, nano-410m of the profile mini. All rows train on the same curricula, and no table is printed unless their
-losses agree. The rows:
+losses agree. The rows of the first part:
 
 - obvious loop: one run after another with torch's default threads. A collator tokenises the texts of every batch again;
   tests come in batches of 8, padded to the longest of the data set, with an attention mask; logits of all positions, of
@@ -13,8 +14,9 @@ losses agree. The rows:
   checkpoint is loaded and measured, as in the pipeline that was published with the paper. Weights only: with the
   optimizer's state, as the HF Trainer saves it, it would be slower.
 - obvious loop, one thread: the first row in one thread.
-- recorder, one process: `gptfluence.recording.recorder.Recorder` in one thread, its preparation counted.
-- recorder, a process per core: `Study.record` into an artifacts folder that has the model alone, everything counted:
+- recorder, one process: `gptfluence.recording.recorder.Recorder` in one thread, its preparation counted and shared by the
+  runs.
+- recorder, a process per core: `Campaign.record` into an artifacts folder that has the model alone, everything counted:
   start of the processes, imports, loading, files. What a step costs once the processes run is given apart; it follows
   from runs of two lengths.
 
@@ -27,16 +29,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import Benchmark, Comparison, Side, number, timed
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -45,13 +48,15 @@ from gptfluence.models.gpt import GPT
 from gptfluence.recording.curriculum import Curriculum, draw_curricula
 from gptfluence.recording.recorder import Recorder, build_optimizer, single_thread
 from gptfluence.recording.settings import AdamW
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign
 from gptfluence.tasks.base import Example, Task
 
 PROFILE, MODEL, TASKS = "mini", "nano-410m", ("sst2", "webnlg")
 TEST_BATCH = 8
 LONGER = 4  # the second run length, in units of the first
 TOLERANCE = 1e-4
+OBVIOUS, ONE_PROCESS = "obvious loop", "recorder, one process"
+PARTS = ("losses", "metrics")
 IGNORED = -100
 
 
@@ -131,48 +136,40 @@ class ObviousLoop:
         return torch.cat(losses).numpy()
 
 
-def curricula_of(study: Study, pool_size: int, steps: int, runs: int) -> list[Curriculum]:
+def curricula_of(campaign: Campaign, steps: int, runs: int) -> list[Curriculum]:
     """Drawn as the profile says, with as many epochs as `steps` need."""
-    drawn = study.setting().curriculum
+    drawn, pool_size = campaign.setting.curriculum, len(campaign.texts.pool)
     epochs = -(-steps * drawn.batch_size // drawn.subset_size)
     whole = draw_curricula(pool_size, runs=runs, subset=drawn.subset_size, batch=drawn.batch_size, epochs=epochs)
     return [Curriculum(curriculum.batches[:steps]) for curriculum in whole]
 
 
 def record_in_processes(models: Path, task: str, curricula: list[Curriculum], jobs: int) -> tuple[float, np.ndarray]:
-    """Seconds and losses of `Study.record` into a fresh artifacts folder that has the model already."""
+    """Seconds and losses of `Campaign.record` into a fresh artifacts folder that has the model already."""
     with tempfile.TemporaryDirectory() as folder:
         for made in models.glob(f"{MODEL}-*"):
             shutil.copytree(made, Path(folder) / "models" / made.name)
-        started = time.perf_counter()
-        study = gf.Study.load(PROFILE, artifacts=folder, jobs=jobs)
-        dynamics = study.record(curricula, task=task, model=MODEL)
-        return time.perf_counter() - started, dynamics.trajectories()
+
+        def record() -> np.ndarray:
+            study = gf.Study.load(PROFILE, artifacts=folder, jobs=jobs)
+            return study.campaign("fine_tuning", task, model=MODEL).record(curricula).trajectories()
+
+        return timed(record)
 
 
-def compare(task: str, found: dict[str, np.ndarray]) -> float:
+def largest_difference(task: str, found: dict[str, np.ndarray]) -> float:
     """The largest difference from the obvious loop's losses. Ends the program where it is above the tolerance."""
-    reference = found["obvious loop"]
     worst = 0.0
     for row, losses in found.items():
-        difference = float(np.abs(losses - reference).max())
+        difference = float(np.abs(losses - found[OBVIOUS]).max())
         if not difference <= TOLERANCE:  # nan, too
             raise SystemExit(f"{task}: losses of {row!r} differ from the obvious loop's by {difference:.1e}")
         worst = max(worst, difference)
     return worst
 
 
-def measure_task(study: Study, name: str, steps: int, runs: int, jobs: int) -> None:
-    task, setting = study.task(name), study.setting()
-    recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_one(name)})
-    source = study.model(MODEL)
-    obvious = ObviousLoop(source.load(), task, recording.optimizer)
-    long = curricula_of(study, len(task.pool), LONGER * steps, runs)
-    short = [Curriculum(curriculum.batches[:steps]) for curriculum in long]
-
-    started = time.perf_counter()
-    recorder = Recorder(source.load(), task.pool, task.tests, recording)
-    preparation = time.perf_counter() - started
+def ways_of(obvious: ObviousLoop, recorder: Recorder) -> dict[str, Callable[[Curriculum], np.ndarray]]:
+    """The rows that are measured in this process: a curriculum -> losses, float32 [steps + 1, tests]."""
 
     def record_in_one_thread(curriculum: Curriculum) -> np.ndarray:
         with single_thread():
@@ -182,95 +179,114 @@ def measure_task(study: Study, name: str, steps: int, runs: int, jobs: int) -> N
         with single_thread():
             return obvious.record(curriculum)
 
-    rows = {
-        "obvious loop": obvious.record,
+    return {
+        OBVIOUS: obvious.record,
         "obvious loop, checkpoints on disk": obvious.record_by_checkpoints,
         "obvious loop, one thread": obvious_in_one_thread,
-        "recorder, one process": record_in_one_thread,
+        ONE_PROCESS: record_in_one_thread,
     }
+
+
+def compare_losses(campaign: Campaign, steps: int, runs: int) -> Comparison:
+    """The recorder next to the obvious loop, which measure losses only."""
+    name, task, recording = campaign.task, campaign.texts, campaign.setting.recording
+    source, jobs = campaign.study.model(MODEL), campaign.study.jobs
+    obvious = ObviousLoop(source.load(), task, recording.optimizer)
+    long = curricula_of(campaign, LONGER * steps, runs)
+    short = [Curriculum(curriculum.batches[:steps]) for curriculum in long]
+    preparation, recorder = timed(lambda: Recorder(source.load(), task.pool, task.tests, recording))
+    ways = ways_of(obvious, recorder)
     first = Curriculum(short[0].batches[:3])
-    compare(name, {row: record(first) for row, record in rows.items()})  # warms up, too
+    largest_difference(name, {row: record(first) for row, record in ways.items()})  # warms up, too
 
-    seconds = dict.fromkeys(rows, 0.0)
-    losses: dict[str, list[np.ndarray]] = {row: [] for row in rows}
+    seconds: dict[str, list[float]] = {row: [] for row in ways}
+    losses: dict[str, list[np.ndarray]] = {row: [] for row in ways}
     for curriculum in short:
-        for row, record in rows.items():
-            started = time.perf_counter()
-            losses[row].append(record(curriculum))
-            seconds[row] += time.perf_counter() - started
-    seconds["recorder, one process"] += preparation
+        for row, record in ways.items():
+            took, found = timed(lambda record=record, curriculum=curriculum: record(curriculum))  # type: ignore[misc]
+            seconds[row].append(took)
+            losses[row].append(found)
     recorder.close()
+    seconds[ONE_PROCESS] = [took + preparation / runs for took in seconds[ONE_PROCESS]]
 
-    parallel = f"recorder, {min(jobs, runs)} processes"
-    seconds[parallel], of_processes = record_in_processes(source.cache, name, short, jobs)
+    parallel, count = f"recorder, {min(jobs, runs)} processes", runs * steps
+    took, of_processes = record_in_processes(source.cache, name, short, jobs)
     longer, _ = record_in_processes(source.cache, name, long, jobs)
-    found = {row: np.array(values) for row, values in losses.items()}
-    worst = compare(name, {**found, parallel: of_processes})
+    worst = largest_difference(
+        name, {**{row: np.array(found) for row, found in losses.items()}, parallel: of_processes}
+    )
+    per_step = (longer - took) / ((LONGER - 1) * count)
+    sides = [Side(row, [each / steps for each in values]) for row, values in seconds.items()]
+    sides.append(Side(f"{parallel}, started for {steps} steps", [took / count]))
+    sides.append(Side(f"{parallel}, started for {LONGER * steps} steps", [longer / (LONGER * count)]))
+    if per_step > 0:  # two lengths on a busy machine may say nothing
+        sides.append(Side(f"{parallel}, once running", [per_step]))
+    return Comparison(
+        f"{name}: {len(task.tests)} tests of at most {obvious.length} tokens, {runs} runs of {steps} steps",
+        "seconds a step",
+        sides,
+        reference=OBVIOUS,
+        notes=[
+            f"losses agree to {worst:.0e}",
+            f"threads by default: {torch.get_num_threads()}",
+            f"start-up of the processes: {number(took - count * per_step)} s in all",
+        ],
+    )
 
-    count = runs * steps
-    per_step = (longer - seconds[parallel]) / ((LONGER - 1) * count)
-    print(f"\n{name}: {len(task.tests)} tests of at most {obvious.length} tokens, {runs} runs of {steps} steps")
-    print(f"(losses agree to {worst:.0e}; default threads: {torch.get_num_threads()})")
-    print(f"{'':<44}{'s per step':>12}{'obvious loop / it':>20}")
-    table = {row: total / count for row, total in seconds.items()}
-    table[f"{parallel}, runs of {LONGER * steps}"] = longer / (LONGER * count)
-    table[f"{parallel}, once running"] = per_step
-    for row, value in table.items():
-        # two lengths on a busy machine may say nothing
-        shown, ratio = (f"{value:.4f}", f"{table['obvious loop'] / value:.1f}x") if value > 0 else ("?", "?")
-        print(f"{row:<44}{shown:>12}{ratio:>20}")
-    print(f"  (start-up of the processes: {seconds[parallel] - count * per_step:.1f} s in all)", flush=True)
 
-
-def measure_metrics(study: Study, name: str, steps: int, runs: int) -> None:
+def compare_metrics(campaign: Campaign, steps: int, runs: int) -> Comparison:
     """What texts and accuracies cost besides losses, in one thread, side by side."""
-    task, setting = study.task(name), study.setting()
-    recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_one(name)})
-    rows = {"loss": (("loss",), None)}
-    if study.is_labelled(name):
+    name, task, recording = campaign.task, campaign.texts, campaign.setting.recording
+    generated, rows = campaign.setting.generation, {"loss": (("loss",), None)}
+    if campaign.study.is_labelled(name):
         rows["loss and accuracy"] = (("loss", "accuracy"), None)
     else:
-        for every in (1, setting.generation.every):
-            generation = setting.generation.model_copy(update={"every": every})
-            rows["loss, BLEU, ROUGE-L, texts at every step" + (f" in {every}" if every > 1 else "")] = (
-                ("loss", "bleu", "rouge_l"),
-                generation,
-            )
-    seconds = dict.fromkeys(rows, 0.0)
+        for every in (1, generated.every):
+            generation = generated.model_copy(update={"every": every})
+            label = "loss, BLEU, ROUGE-L, texts at every step" + (f" in {every}" if every > 1 else "")
+            rows[label] = (("loss", "bleu", "rouge_l"), generation)
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
     recorders = {
         row: Recorder(
-            study.model(MODEL).load(), task.pool, task.tests, recording, metrics=metrics, generation=generation
+            campaign.study.model(MODEL).load(), task.pool, task.tests, recording, metrics=metrics, generation=generation
         )
         for row, (metrics, generation) in rows.items()
     }
     with single_thread():
-        for curriculum in curricula_of(study, len(task.pool), steps, runs):
+        for curriculum in curricula_of(campaign, steps, runs):
             for row, recorder in recorders.items():
-                started = time.perf_counter()
-                recorder.record("run", curriculum)
-                seconds[row] += time.perf_counter() - started
-    print(f"\n{name}: {len(task.tests)} tests, {runs} runs of {steps} steps, one process")
-    for row, value in seconds.items():
-        recorders[row].close()
-        print(f"{row:<52}{value / runs / steps:>12.4f}{value / seconds['loss']:>10.2f}x", flush=True)
+                work = functools.partial(recorder.record, "run", curriculum)
+                seconds[row].append(timed(work)[0] / steps)
+    for recorder in recorders.values():
+        recorder.close()
+    return Comparison(
+        f"{name}: {len(task.tests)} tests, {runs} runs of {steps} steps, one process, by what is measured",
+        "seconds a step",
+        [Side(row, values) for row, values in seconds.items()],
+        reference="loss",
+        slowdown=True,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--runs", type=int, default=4)
-    parser.add_argument("--tasks", nargs="+", default=TASKS, help="tasks of the profile")
-    parser.add_argument("--metrics", action="store_true", help="what other metrics cost besides the loss, instead")
-    options = parser.parse_args()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Study.record would use a GPU
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="tasks of the profile")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+
+
+def measure(options: argparse.Namespace) -> Iterator[Comparison]:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else Campaign.record would use a GPU
     logging.disable_progress_bar()
     study = gf.Study.load(PROFILE)
-    for task in options.tasks:
-        if options.metrics:
-            measure_metrics(study, task, options.steps, options.runs)
-        else:
-            measure_task(study, task, options.steps, options.runs, study.jobs)
+    campaigns = study.campaigns("fine_tuning", options.tasks, models=[MODEL])
+    for part, compare in (("losses", compare_losses), ("metrics", compare_metrics)):
+        if part in options.parts:
+            yield from (compare(campaign, options.steps, options.runs) for campaign in campaigns)
 
+
+QUICK = {"steps": 4, "runs": 2, "tasks": ["sst2"], "parts": ["losses"]}
+BENCHMARK = Benchmark("recorder", __doc__, add_options, QUICK, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,8 +1,8 @@
 """Speed of fitting and rolling out GPTfluence, next to the obvious form that applies the heads per transition.
 
-    python benchmarks/simulators.py            # about 25 minutes
-    python benchmarks/simulators.py --quick    # about a minute: shorter measurements, extrapolated
-    python benchmarks/simulators.py --only streaming
+    python benchmarks/simulators.py            # half an hour
+    python benchmarks/simulators.py --quick    # half a minute: shorter measurements, extrapolated
+    python benchmarks/simulators.py --parts streaming
 
 One thread. Seconds are processor seconds, which other work on the machine disturbs little. Dynamics are synthetic, of
 the paper's fine-tuning size: 25 training runs x 96 steps x 200 tests, a pool of 200 of which 128 are drawn, batch 4,
@@ -12,16 +12,12 @@ features of 384 dimensions.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from common import Benchmark, Comparison, Side, alternate, measured_apart, timed
 from torch import nn
 
 from gptfluence.recording.curriculum import draw_curricula
@@ -33,7 +29,9 @@ from gptfluence.tasks.base import Example, TaskPool
 POOL, TESTS, DIMENSION, SUBSET, BATCH, EPOCHS = 200, 200, 384, 128, 4, 3
 RUNS = {"train": 25, "validation": 2}
 PUBLISHED_BATCH = 128
-T = TypeVar("T")
+OBVIOUS = f"heads per transition, batches of {PUBLISHED_BATCH}"
+SECONDS = "processor seconds"
+PARTS = ("epoch", "validation", "fit", "streaming", "batch-sizes")
 
 
 class Features:
@@ -108,24 +106,8 @@ class PerTransition(nn.Module):
         return alpha * previous + beta
 
 
-def seconds(call: Callable[[], object], repeat: int) -> float:
-    """Median time of a call, after one to warm up."""
-    call()
-    return float(np.median([timed(call)[0] for _ in range(repeat)]))
-
-
-def timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Processor seconds of a call and its result: with one thread, wall time on a machine that does nothing else."""
-    started = time.process_time()
-    result = call()
-    return time.process_time() - started, result
-
-
-def show(what: str, value: str, obvious: str = "", ratio: float | None = None) -> None:
-    print(f"{what:<44}{value:>14}{obvious:>16}{f'{ratio:,.0f}x' if ratio else '':>10}", flush=True)
-
-
-def measure_epoch(train: GPTDynamics, features: Features, quick: bool) -> None:
+def measure_epoch(train: GPTDynamics, features: Features, quick: bool) -> Comparison:
+    """One visit to every transition. The obvious way is extrapolated from a few updates."""
     transitions = make_transitions(train.trajectories(), train.batches)
     count = len(transitions)
     obvious = PerTransition(features.vectors)
@@ -140,24 +122,32 @@ def measure_epoch(train: GPTDynamics, features: Features, quick: bool) -> None:
         loss.backward()
         optimizer.step()
 
-    slow = seconds(update, 10 if quick else 50) * -(-count // PUBLISHED_BATCH)
-
-    def fit(epochs: int, **settings: object) -> float:
+    def fit(epochs: int, **settings: object) -> Callable[[], object]:
         simulator = GPTfluence(encoder=features, max_epochs=epochs, **settings)  # type: ignore[arg-type]
-        return timed(lambda: simulator.fit(train))[0] / epochs
+        return lambda: simulator.fit(train)
 
-    fast = fit(3 if quick else 10)
-    show("one epoch (every transition once)", f"{fast:.2f} s", f"{slow:.0f} s", slow / fast)
-    if not quick:
-        same = fit(1, batch_size=PUBLISHED_BATCH)
-        show(f"  the same with batches of {PUBLISHED_BATCH}", f"{same:.1f} s", f"{slow:.0f} s", slow / same)
+    epochs, updates = (2, 2) if quick else (5, 10)
+    ways = {OBVIOUS: lambda: [update() for _ in range(updates)], "gptfluence": fit(epochs)}
+    parts = {OBVIOUS: updates / -(-count // PUBLISHED_BATCH), "gptfluence": epochs}  # of an epoch, in one call
+    seconds = alternate(ways, 2 if quick else 5, warm_up=not quick, clock=time.process_time)
+    sides = [Side(name, [value / parts[name] for value in values]) for name, values in seconds.items()]
+    if not quick:  # a minute: once is enough
+        took = timed(fit(1, batch_size=PUBLISHED_BATCH), time.process_time)[0]
+        sides.append(Side(f"gptfluence, batches of {PUBLISHED_BATCH}", [took]))
+    return Comparison(
+        f"one epoch, {count:,} transitions",
+        SECONDS,
+        sides,
+        reference=OBVIOUS,
+        notes=[f"the obvious way from {updates} of {-(-count // PUBLISHED_BATCH):,} updates"],
+    )
 
 
 @torch.no_grad()
-def measure_validation(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> None:
+def measure_validation(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> Comparison:
+    """Rollouts over the validation runs. The obvious way is extrapolated from a few trajectories."""
     simulator = GPTfluence(encoder=features, max_epochs=1).fit(train)
     recorded = validation.trajectories()
-    fast = seconds(lambda: simulator.simulate(validation.curricula, recorded[:, :1]), 20)
     obvious, batches = PerTransition(features.vectors), torch.tensor(validation.batches[0].astype(np.int64))
 
     def trajectory() -> None:
@@ -166,103 +156,116 @@ def measure_validation(train: GPTDynamics, validation: GPTDynamics, features: Fe
             value = obvious(batch[None], test, value)
 
     trajectories = recorded.shape[0] * recorded.shape[2]
-    slow = seconds(trajectory, 3 if quick else 10) * trajectories
-    show(f"validation rollouts ({trajectories} trajectories)", f"{fast * 1e3:.1f} ms", f"{slow:.0f} s", slow / fast)
+    ways = {OBVIOUS: trajectory, "gptfluence": lambda: simulator.simulate(validation.curricula, recorded[:, :1])}
+    seconds = alternate(ways, 3 if quick else 20, clock=time.process_time)
+    seconds[OBVIOUS] = [trajectories * value for value in seconds[OBVIOUS]]
+    return Comparison(
+        f"validation rollouts, {trajectories} trajectories",
+        SECONDS,
+        [Side(name, values) for name, values in seconds.items()],
+        reference=OBVIOUS,
+        notes=["the obvious way from single trajectories"],
+    )
 
 
-def measure_fit(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> None:
-    epochs = 5 if quick else 300
+def measure_fit(train: GPTDynamics, validation: GPTDynamics, features: Features, quick: bool) -> Comparison:
+    """A whole fit, with validation after every epoch."""
+    epochs = 2 if quick else 300
     simulator = GPTfluence(encoder=features, max_epochs=epochs, patience=None)
-    took, simulator = timed(lambda: simulator.fit(train, validation))
-    best = simulator.report.validation_mse.min()
-    note = " (extrapolated)" if quick else f" (validation MSE {best:.2e})"
-    show("300-epoch fit" + note, f"{took / epochs * 300:.0f} s")
+    took, simulator = timed(lambda: simulator.fit(train, validation), time.process_time)
+    also = {"validation all-steps MSE": float(simulator.report.validation_mse.min())}
+    notes = [f"from {epochs} epochs"] if quick else []
+    return Comparison("a fit of 300 epochs", SECONDS, [Side("gptfluence", [took / epochs * 300], also)], notes=notes)
 
 
-def measure_streaming(train: GPTDynamics, features: Features, quick: bool) -> None:
+def measure_streaming(quick: bool) -> Comparison:
+    """100,000 curricula in pieces, in a process of its own, so that the peak of memory is theirs."""
+    total = 100_000
+    measured = 4_000 if quick else total
+    apart = measured_apart(stream, measured)
+    return Comparison(
+        f"{total:,} curricula x 96 steps x {TESTS} tests, streamed",
+        SECONDS,
+        [Side("gptfluence", [apart.result * total / measured], {"peak GiB": apart.peak})],
+        notes=[f"from {measured:,} curricula"] if quick else [],
+    )
+
+
+def stream(curricula: int) -> float:
+    """Processor seconds of predicting so many random curricula, 2,000 at a time."""
+    torch.set_num_threads(1)
+    features = Features()
+    train, _ = synthetic_dynamics(features)
     simulator = GPTfluence(encoder=features, max_epochs=1).fit(train)
-    total, piece = 100_000, 2_000
-    measured = 10_000 if quick else total
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(POOL, size=(piece, 96, BATCH), dtype=np.int32)
-    start = train.trajectories()[0, 0]
-
-    def stream() -> int:
-        return sum(len(part) for part in simulator.simulate_stream((drawn for _ in range(measured // piece)), start))
-
-    took, done = timed(stream)
-    took *= total / done
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    show("100,000 curricula, streamed" + (" (extrapolated)" if quick else ""), f"{took:.1f} s")
-    show("  peak resident memory", f"{peak:.2f} GiB")
+    drawn = np.random.default_rng(0).integers(POOL, size=(2_000, 96, BATCH), dtype=np.int32)
+    pieces, start = (drawn for _ in range(curricula // len(drawn))), train.trajectories()[0, 0]
+    took, done = timed(lambda: sum(map(len, simulator.simulate_stream(pieces, start))), time.process_time)
+    assert done == curricula
+    return took
 
 
 def measure_batch_sizes(
-    train: GPTDynamics,
-    validation: GPTDynamics,
-    features: Features,
-    budgets: list[float],
-    rates: list[float],
-    sizes: list[int | None],
-) -> None:
+    train: GPTDynamics, validation: GPTDynamics, features: Features, options: argparse.Namespace
+) -> Comparison:
     """Best validation all-steps MSE in a given time; the schedule decays to zero within that time.
 
     At least one epoch is run: with batches of 128 that alone may take longer, as the column of seconds then says.
     """
     naive = np.square(train.trajectories().mean(axis=0) - validation.trajectories())[:, 1:].mean()
-    print(f"\nbest validation all-steps MSE (the mean trajectory's is {naive:.2e})")
-    columns = "".join(f"{f'lr {rate:g}':>12}" for rate in rates)
-    print(f"{'budget':>8}{'batch':>8}{columns}{'epochs':>9}{'seconds':>9}", flush=True)
-    for budget in budgets:
-        for batch_size in sizes:
+    sides = []
+    for budget in options.budgets:
+        for batch_size in options.sizes:
             first = GPTfluence(encoder=features, max_epochs=1 if batch_size else 10, batch_size=batch_size)
-            each = timed(lambda one=first: one.fit(train, validation))[0] / first.max_epochs  # type: ignore[misc]
+            each = timed(lambda one=first: one.fit(train, validation), time.process_time)[0] / first.max_epochs  # type: ignore[misc]
             epochs = max(1, round(budget / each))
-            found, took = [], []
-            for rate in rates:
+            took, also = [], {"epochs": float(epochs)}
+            for rate in options.rates:
                 simulator = GPTfluence(
                     encoder=features, max_epochs=epochs, batch_size=batch_size, learning_rate=rate, patience=None
                 )
-                spent, simulator = timed(lambda one=simulator: one.fit(train, validation))  # type: ignore[misc]
-                found.append(float(simulator.report.validation_mse.min()))
+                spent, simulator = timed(lambda one=simulator: one.fit(train, validation), time.process_time)  # type: ignore[misc]
+                also[f"MSE, learning rate {rate:g}"] = float(simulator.report.validation_mse.min())
                 took.append(spent)
-            row = "".join(f"{value:>12.2e}" for value in found)
-            print(f"{budget:>6.0f} s{batch_size or 'all':>8}{row}{epochs:>9}{np.mean(took):>9.0f}", flush=True)
+            sides.append(Side(f"{budget:g} s, batches of {batch_size or 'all'}", took, also))
+    return Comparison(
+        "best validation all-steps MSE in a given time",
+        SECONDS,
+        sides,
+        notes=[f"the mean trajectory's is {naive:.2e}"],
+    )
 
 
-PARTS = ("epoch", "validation", "fit", "streaming", "batch-sizes")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[30.0, 90.0], help="seconds, for batch-sizes")
+    parser.add_argument(
+        "--sizes", nargs="+", type=size, default=[128, 1024, 8192, 32768, None], help="of batches; 'all' for all"
+    )
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-4, 1e-3], help="learning rates, for batch-sizes")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short measurements, extrapolated")
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
-    parser.add_argument("--budgets", type=json.loads, help="seconds for the comparison of batch sizes, e.g. '[30, 90]'")
-    parser.add_argument("--sizes", type=json.loads, help="batch sizes for it, null for all, e.g. '[8192, null]'")
-    parser.add_argument("--rates", type=json.loads, default=[3e-4, 1e-3], help="learning rates for it")
-    options = parser.parse_args()
+def size(text: str) -> int | None:
+    """A batch size of the command line: a number, or "all"."""
+    return None if text == "all" else int(text)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Comparison]:
     torch.set_num_threads(1)
     features = Features()
     train, validation = synthetic_dynamics(features)
-    if options.only is None:
-        print(f"{'':<44}{'gptfluence':>14}{'per transition':>16}{'ratio':>10}")
-    for part in [options.only] if options.only else PARTS:
-        if part == "epoch":
-            measure_epoch(train, features, options.quick)
-        elif part == "validation":
-            measure_validation(train, validation, features, options.quick)
-        elif part == "fit":
-            measure_fit(train, validation, features, options.quick)
-        elif part == "streaming" and options.only is None:  # its own process, so that the peak is its own
-            command = [sys.executable, __file__, "--only", "streaming", *(["--quick"] if options.quick else [])]
-            subprocess.run(command, check=True)
-        elif part == "streaming":
-            measure_streaming(train, features, options.quick)
-        else:
-            budgets = options.budgets or ([3.0] if options.quick else [30.0, 90.0])
-            sizes = options.sizes or ([8192, 32768, None] if options.quick else [128, 1024, 8192, 32768, None])
-            measure_batch_sizes(train, validation, features, budgets, options.rates, sizes)
+    parts = {
+        "epoch": lambda: measure_epoch(train, features, options.quick),
+        "validation": lambda: measure_validation(train, validation, features, options.quick),
+        "fit": lambda: measure_fit(train, validation, features, options.quick),
+        "streaming": lambda: measure_streaming(options.quick),
+        "batch-sizes": lambda: measure_batch_sizes(train, validation, features, options),
+    }
+    for part in options.parts:
+        yield parts[part]()
 
+
+QUICK = {"budgets": [1.0], "sizes": [8192, 32768], "rates": [1e-3]}
+BENCHMARK = Benchmark("simulators", __doc__, add_options, QUICK, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

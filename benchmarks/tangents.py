@@ -1,26 +1,28 @@
 """Speed of the gradients that the tangent simulator starts from, next to autograd's.
 
-    python benchmarks/tangents.py             # a minute
-    python benchmarks/tangents.py --large     # and a Llama of 135M parameters, with random weights: some minutes more
+    python benchmarks/tangents.py            # some minutes
+    python benchmarks/tangents.py --quick    # some seconds: without the Llama of 135M parameters
 
 CPU, float32, one thread. Every row takes the gradients of the same outputs (logits of eight candidates a scored token, less the
 logsumexp of the others) at the same sampled coordinates. No table is printed unless they agree. The rows:
 
 - autograd: one backward pass for each output, all parameters' gradients, of which the coordinates are picked.
-- autograd, by so many: the same for as many outputs at once as fit the memory that ours may take; one where a model's
-  gradient fills it.
-- gptfluence: what `TangentFeatures` does; the first call, which is compared with autograd, is not in the figure.
+- autograd, in batches: the same for as many outputs at once as fit the memory that ours may take. It is left out where that
+  is one output.
+- gptfluence: what `TangentFeatures` does.
+
+The first call of each row, whose gradients are compared, is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from common import Benchmark, Comparison, Side, alternate
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -45,6 +47,7 @@ LARGE = {
     "vocab_size": 49152,
     "tie_word_embeddings": True,
 }
+SIZES = ("small", "large")
 
 
 def outputs(model: nn.Module, tokens: int) -> Tensor:
@@ -67,16 +70,7 @@ def by_autograd(model: nn.Module, index: Tensor, values: Tensor, batch: int) -> 
     return torch.cat(rows)
 
 
-def timed(take: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        found = take()
-        best = min(best, time.perf_counter() - begin)
-    return best, found
-
-
-def compare(kind: str, options: dict, coordinates: int, tokens: int, repeats: int) -> None:
+def compare(kind: str, options: dict, coordinates: int, tokens: int, repeats: int) -> Comparison:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).eval()
     size = sum(p.numel() for p in model.parameters())
@@ -87,38 +81,46 @@ def compare(kind: str, options: dict, coordinates: int, tokens: int, repeats: in
         with ours.watching():
             return ours.of(outputs(model, tokens))
 
-    watched()
     batch = max(1, min(64, BUDGET // size))
     picked = torch.from_numpy(index)
-    rows = {
-        "autograd": lambda: by_autograd(model, picked, outputs(model, tokens), 1),
-        f"autograd, by {batch}": lambda: by_autograd(model, picked, outputs(model, tokens), batch),
+    ways = {
+        "autograd, one output at a time": lambda: by_autograd(model, picked, outputs(model, tokens), 1),
+        f"autograd, in batches of {batch}": lambda: by_autograd(model, picked, outputs(model, tokens), batch),
         "gptfluence": watched,
     }
-    found = {name: timed(take, repeats) for name, take in rows.items()}
-    truth = found["autograd"][1]
-    for name, (_, gradients) in found.items():
+    if batch == 1:
+        del ways["autograd, in batches of 1"]
+    found = {name: way() for name, way in ways.items()}  # warms up, too
+    reference = next(iter(ways))
+    truth = found[reference]
+    for name, gradients in found.items():
         off = float((gradients - truth).abs().max() / truth.abs().max())
-        if off > TOLERANCE:
+        if not off <= TOLERANCE:  # nan, too
             raise SystemExit(f"{name} is off by {off:.2g} of the largest gradient; no times are printed")
-    print(f"\n{kind} of {size / 1e6:.1f}M parameters, {coordinates} coordinates, {len(truth)} outputs")
-    for name, (seconds, _) in found.items():
-        each = 1000 * seconds / len(truth)
-        print(f"  {name:18} {each:9.2f} ms an output   {seconds / found['gptfluence'][0]:6.1f} times ours")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    seconds = alternate(ways, repeats, warm_up=False)
+    each = 1000 / len(truth)
+    return Comparison(
+        f"{kind} of {size / 1e6:.1f}M parameters, {coordinates:,} coordinates, {len(truth)} outputs",
+        "ms an output",
+        [Side(name, [each * value for value in values]) for name, values in seconds.items()],
+        reference=reference,
     )
-    parser.add_argument("--large", action="store_true", help="a Llama of 135M parameters, too")
-    parser.add_argument("--repeats", type=int, default=3, help="of each row; the best time counts")
-    arguments = parser.parse_args()
-    with single_thread():
-        compare("gpt_neox", SMALL, 6144, 12, arguments.repeats)
-        if arguments.large:
-            compare("llama", LARGE, 16384, 2, 1)
 
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of the GPT")
+    parser.add_argument("--repeats", type=int, default=5, help="of each row")
+
+
+def measure(options: argparse.Namespace) -> Iterator[Comparison]:
+    with single_thread():
+        if "small" in options.sizes:
+            yield compare("gpt_neox", SMALL, 6144, 12, options.repeats)
+        if "large" in options.sizes:
+            yield compare("llama", LARGE, 16384, 2, options.repeats)
+
+
+BENCHMARK = Benchmark("tangents", __doc__, add_options, {"sizes": ["small"], "repeats": 3}, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -1,17 +1,17 @@
 """Speed of TracIn-CP along a run, next to captum's and dattri-llm's TracIn.
 
-    python benchmarks/tracin.py                  # a minute or two
-    python benchmarks/tracin.py --steps 2        # shorter, to see that it works
+    python benchmarks/tracin.py            # some minutes
+    python benchmarks/tracin.py --quick    # one step only
 
 CPU, float32, one thread, nano-410m of the profile mini. Every row does the same work: at the checkpoint before each of
-`--steps` steps, the influence of the step's batch of 4 on each of the profile's 64 tests. No table is printed unless the numbers
-agree. Training and measuring are not in the figures: each row is given the weights. The rows:
+`--steps` steps, the influence of the step's batch of 4 on each of the profile's 64 tests. The rows take turns, step by step. No
+table is printed unless the numbers agree. Training and measuring are not in the figures: each row is given the weights. The rows:
 
 - captum: `TracInCP` with a loss for each example, which is what it has for any kind of layer; the scores of the batch's
   examples are then added. Padded batches; all positions go through the output embedding.
 - dattri-llm: `TracInAttributor`, gradients of single examples captured by hooks and multiplied pair by pair. Parameters are
   those that it knows how to hook.
-- gptfluence: what `Study.simulate` does: one gradient for the batch, one pass for all tests.
+- gptfluence: what TracIn-CP does in this package: one gradient for the batch, one pass for all tests.
 - central difference: two passes over the tests, at the weights plus and minus a little of the direction; an approximation.
 - gptfluence, Grad-Dot: as many directions at one checkpoint, where all steps share the pass over the tests.
 
@@ -22,25 +22,27 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import numpy as np
 import torch
+from common import Benchmark, Comparison, Side, timed
 from torch import nn
 
 import gptfluence as gf
-from gptfluence.gradients.products import Direction, ExampleGradients, Replayer
+from gptfluence.gradients.products import Direction, Replayer
 from gptfluence.recording.curriculum import draw_curricula
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.tokens import TokenizedExample, tokenize
-from gptfluence.study.study import Study
+from gptfluence.study.campaign import Campaign
 
 PROFILE, MODEL = "mini", "nano-410m"
 TOLERANCE = 1e-4  # of the largest influence
 DIFFERENCE_TOLERANCE = 2e-2  # of the central difference, which is an approximation
 IGNORED = -100
+BATCH = 4
+DIFFERENCE = "central difference"
 
 
 class Logits(nn.Module):
@@ -76,19 +78,18 @@ def as_tensors(examples: list[TokenizedExample]) -> tuple[torch.Tensor, torch.Te
 class Work:
     """Batches, tests and the weights before every step, for all rows alike."""
 
-    def __init__(self, study: Study, task: str, steps: int, which: str) -> None:
-        setting, texts = study.setting(), study.task(task)
-        recording = setting.recording.model_copy(update={"optimizer": setting.recording.optimizer.for_one(task)})
-        self.gpt = study.model(MODEL).load()
+    def __init__(self, campaign: Campaign, steps: int, which: str) -> None:
+        texts, recording, source = campaign.texts, campaign.setting.recording, campaign.study.model(campaign.model)
+        self.gpt = source.load()
         self.recorder = Replayer(self.gpt, texts.pool, texts.tests, recording)
-        self.curriculum = draw_curricula(texts.pool, runs=1, subset=4 * steps, batch=4, epochs=1)[0]
+        self.curriculum = draw_curricula(texts.pool, runs=1, subset=BATCH * steps, batch=BATCH, epochs=1)[0]
         self.rates = recording.optimizer.learning_rates(steps)
         self.weights: list[Direction] = []
         self.recorder.record("run", self.curriculum, on_step=lambda _: self.weights.append(self.recorder.weights()))
         self.which, self.gradients = which, self.recorder.gradients(which)
         self.pool, self.tests = tokenize(texts.pool, self.gpt), tokenize(texts.tests, self.gpt)
         # captum and dattri-llm call the model as it is, without the recorder's hooks
-        self.plain = study.model(MODEL).load().model
+        self.plain = source.load().model
         if which == "last_layer":
             for name, parameter in self.plain.named_parameters():
                 parameter.requires_grad_(name in self.gradients.parameters)
@@ -100,53 +101,45 @@ class Work:
         return [self.pool[row] for row in self.curriculum.batches[step]]
 
 
-def by_captum(work: Work) -> np.ndarray:
+def by_captum(work: Work, step: int) -> np.ndarray:
     from captum.influence import TracInCP
 
     layers = None
     if work.which == "last_layer":
         layers = ["model." + ".".join(next(iter(work.gradients.parameters)).split(".")[:3])]
-    tests, found = as_tensors(work.tests), []
 
     def load(model: Logits, step: int) -> float:
         work.load(model.model, step)
         return work.rates[step]
 
-    for step in range(work.curriculum.steps):
-        data = torch.utils.data.TensorDataset(*as_tensors(work.batch(step)))
-        scorer = TracInCP(Logits(work.plain), data, [step], load, layers=layers, loss_fn=mean_losses, batch_size=4)
-        found.append(scorer.influence(tests).sum(1).numpy())
-    return np.array(found)
+    data = torch.utils.data.TensorDataset(*as_tensors(work.batch(step)))
+    scorer = TracInCP(Logits(work.plain), data, [step], load, layers=layers, loss_fn=mean_losses, batch_size=BATCH)
+    return scorer.influence(as_tensors(work.tests)).sum(1).numpy()
 
 
-def by_products(work: Work) -> np.ndarray:
-    found = np.empty((work.curriculum.steps, len(work.tests)), np.float32)
-    for step in range(work.curriculum.steps):
-        work.recorder._load(work.weights[step])
+def by_products(work: Work, step: int) -> np.ndarray:
+    found = np.empty(len(work.tests), np.float32)
+    with work.recorder.at(work.weights[step]):
         direction = work.gradients.gradient(work.recorder.pool_batch(work.curriculum.batches[step].tolist()))
         for batch in work.recorder.test_batches:
-            found[step, batch.rows] = work.rates[step] * next(work.gradients.products(batch, [direction])).numpy()
+            found[batch.rows] = work.rates[step] * next(work.gradients.products(batch, [direction])).numpy()
     return found
 
 
-def by_difference(work: Work) -> np.ndarray:
-    found = np.empty((work.curriculum.steps, len(work.tests)), np.float32)
-    for step in range(work.curriculum.steps):
-        at = work.weights[step]
-        work.recorder._load(at)
+def by_difference(work: Work, step: int) -> np.ndarray:
+    at = work.weights[step]
+    with work.recorder.at(at):
         direction = work.gradients.gradient(work.recorder.pool_batch(work.curriculum.batches[step].tolist()))
-        length = float(sum(part.square().sum() for part in direction.values())) ** 0.5
-        small = 1e-2 / length
-        losses = []
-        for sign in (small, -small):
-            moved = {name: p + sign * direction[name] if name in direction else p for name, p in at.items()}
-            work.recorder._load(moved)
+    small = 1e-2 / float(sum(part.square().sum() for part in direction.values())) ** 0.5
+    losses = []
+    for sign in (small, -small):
+        moved = {name: p + sign * direction[name] if name in direction else p for name, p in at.items()}
+        with work.recorder.at(moved):
             losses.append(work.recorder._measure(work.recorder.test_batches, work.recorder.tests, "run", step))
-        found[step] = work.rates[step] * (losses[0] - losses[1]) / (2 * small)
-    return found
+    return work.rates[step] * (losses[0] - losses[1]) / (2 * small)
 
 
-def by_dattri(work: Work) -> np.ndarray:
+def by_dattri(work: Work, step: int) -> np.ndarray:
     from dattri_llm import AttributionArguments, AttributionTask, TracInAttributor
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -155,67 +148,69 @@ def by_dattri(work: Work) -> np.ndarray:
     def dataset(examples: list[TokenizedExample]) -> list[dict[str, torch.Tensor]]:
         return [{"input_ids": a, "labels": b} for a, b in zip(*as_tensors(examples), strict=True)]
 
-    tests, found = dataset(work.tests), []
-    for step in range(work.curriculum.steps):
-        work.load(work.plain, step)
-        task = AttributionTask(loss_func=loss, model=work.plain)
-        with tempfile.TemporaryDirectory() as folder:
-            scorer = TracInAttributor(
-                AttributionArguments(folder, per_device_train_batch_size=64, per_device_eval_batch_size=64), task=task
-            )
-            _, matrix = scorer.attribute(dataset(work.batch(step)), tests).agnostic_matrix()
-        found.append(work.rates[step] * matrix.sum(0).numpy())
-    return np.array(found)
+    work.load(work.plain, step)
+    task = AttributionTask(loss_func=loss, model=work.plain)
+    with tempfile.TemporaryDirectory() as folder:
+        scorer = TracInAttributor(
+            AttributionArguments(folder, per_device_train_batch_size=64, per_device_eval_batch_size=64), task=task
+        )
+        _, matrix = scorer.attribute(dataset(work.batch(step)), dataset(work.tests)).agnostic_matrix()
+    return work.rates[step] * matrix.sum(0).numpy()
 
 
-def per_checkpoint(work: Work, gradients: ExampleGradients) -> Callable[[], None]:
-    """Grad-Dot: all steps' directions at one checkpoint, one pass over the tests."""
-
-    def run() -> None:
-        batches = [work.recorder.pool_batch(rows.tolist()) for rows in work.curriculum.batches]
-        directions = [gradients.gradient(batch) for batch in batches]
-        for batch in work.recorder.test_batches:
-            list(gradients.products(batch, directions))
-
-    return run
+def all_at_one_checkpoint(work: Work) -> None:
+    """Grad-Dot: the directions of all steps at one checkpoint, with one pass over the tests."""
+    batches = [work.recorder.pool_batch(rows.tolist()) for rows in work.curriculum.batches]
+    directions = [work.gradients.gradient(batch) for batch in batches]
+    for batch in work.recorder.test_batches:
+        list(work.gradients.products(batch, directions))
 
 
-def measure(work: Work) -> None:
-    rows: dict[str, Callable[[Work], np.ndarray]] = {"gptfluence": by_products, "central difference": by_difference}
-    if find_spec("captum"):
-        rows = {"captum": by_captum, **rows}
+def compare(work: Work) -> Comparison:
+    ways: dict[str, Callable[[Work, int], np.ndarray]] = {"gptfluence": by_products, DIFFERENCE: by_difference}
     if find_spec("dattri_llm"):
-        rows["dattri-llm"] = by_dattri
-    steps, seconds, found = work.curriculum.steps, {}, {}
-    for row, influence in rows.items():
-        started = time.perf_counter()
-        found[row] = influence(work)
-        seconds[row] = (time.perf_counter() - started) / steps
-    reference = found[next(iter(found))]
-    print(f"\nparameters: {work.which}, {len(work.tests)} tests, {steps} steps of 4")
-    print(f"{'':<24}{'s per step':>12}{'first row / it':>16}{'difference':>14}")
-    for row, value in seconds.items():
-        error = float(np.abs(found[row] - reference).max() / np.abs(reference).max())
-        print(f"{row:<24}{value:>12.4f}{seconds[next(iter(seconds))] / value:>15.1f}x{error:>14.1e}", flush=True)
-        allowed = DIFFERENCE_TOLERANCE if row == "central difference" else TOLERANCE
-        if not error <= allowed:
-            raise SystemExit(f"{row!r} differs from the first row by {error:.1e} of the largest influence")
-    started = time.perf_counter()
-    per_checkpoint(work, work.gradients)()
-    print(f"{'gptfluence, Grad-Dot':<24}{(time.perf_counter() - started) / steps:>12.4f}")
+        ways = {"dattri-llm": by_dattri, **ways}
+    if find_spec("captum"):
+        ways = {"captum": by_captum, **ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ways}
+    at_once, steps = [], work.curriculum.steps
+    for step in range(steps):
+        for name, influence in ways.items():
+            took, values = timed(lambda influence=influence, step=step: influence(work, step))  # type: ignore[misc]
+            seconds[name].append(took)
+            found[name].append(values)
+        at_once.append(timed(lambda: all_at_one_checkpoint(work))[0] / steps)
+    reference = next(iter(ways))
+    truth, sides = np.array(found[reference]), []
+    for name in ways:
+        error = float(np.abs(np.array(found[name]) - truth).max() / np.abs(truth).max())
+        if not error <= (DIFFERENCE_TOLERANCE if name == DIFFERENCE else TOLERANCE):
+            raise SystemExit(f"{name!r} differs from {reference!r} by {error:.1e} of the largest influence")
+        sides.append(Side(name, seconds[name], {"difference, of the largest influence": error}))
+    sides.append(Side("gptfluence, Grad-Dot", at_once))
+    return Comparison(
+        f"parameters: {work.which}, {len(work.tests)} tests, {steps} steps of {BATCH}",
+        "seconds a step",
+        sides,
+        reference=reference,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--parameters", nargs="+", default=["last_layer", "all"])
-    options = parser.parse_args()
-    study = gf.Study.load(PROFILE)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Comparison]:
+    campaign = gf.Study.load(PROFILE).campaign("fine_tuning", options.task, model=MODEL)
     with single_thread():
         for which in options.parameters:
-            measure(Work(study, options.task, options.steps, which))
+            yield compare(Work(campaign, options.steps, which))
 
+
+BENCHMARK = Benchmark("tracin", __doc__, add_options, {"steps": 1}, measure)
 
 if __name__ == "__main__":
-    main()
+    BENCHMARK.main()

@@ -20,6 +20,7 @@ from typing import Any
 from gptfluence.common import files
 
 PACKAGES = ("gptfluence", "torch", "transformers", "sentence-transformers", "numpy", "pandas", "scipy", "matplotlib")
+OUTPUTS = ("figures", "benchmarks/results")  # folders whose files are made by what is committed
 
 
 def collect(
@@ -71,13 +72,14 @@ def versions() -> dict[str, str]:
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, Any]:
-    """commit, and whether the tree is clean (outputs in figures/ aside); both None if `file` is not under git."""
+    """commit, and whether the tree is clean (`OUTPUTS` aside); both None if `file` is not under git."""
     # A copy installed inside somebody else's repository must not pass for a state of that repository.
     tracked = _git(file.parent, "ls-files", "--error-unmatch", "--", file.name)
     commit = _git(file.parent, "rev-parse", "HEAD") if tracked is not None else None
     if commit is None:
         return {"commit": None, "clean": None}
-    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)figures")
+    but = [f":(top,exclude){name}" for name in OUTPUTS]
+    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", *but)
     return {"commit": commit, "clean": None if changes is None else not changes}
 
 

@@ -9,7 +9,11 @@ What is counted:
 - One step for one test example: everything that this needs if nothing was computed before. What steps or tests can share
   is given in rows of its own, `reuse` "tables" or "tests": a simulator's tables are made once for all steps, and the
   batch gradient of TracIn-CP once for all tests. Those rows give the share of one (step, test example).
-- Without the encoder GPTfluence's features are given. With it the texts of the batch and of the test are encoded.
+- Simfluence and GPTfluence are the package's own: what is measured is a call of `simulate`, the same that predicts
+  everywhere else. They are fitted for a moment on made-up runs, because the cost does not depend on the numbers in them.
+- A step of Simfluence has no product: it looks numbers up and adds them. So its sums, and no other method's, are counted as
+  products with ones, as the paper counts them.
+- Without the encoder GPTfluence's features are given. With it the texts of the batch and of the test are encoded, too.
 - TracIn-CP is counted at one checkpoint: the gradient of the batch and the product with that of the test. Training the GPT
   to get there and measuring the tests, which the simulators do not need, is left out; the row "recorded" says what it is.
 - Latency is the median over repeats, in one thread on a CPU.
@@ -30,9 +34,12 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.gradients.products import ExampleGradients, Replayer
 from gptfluence.models.encoders import Encoder
 from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.tokens import collate, tokenize
-from gptfluence.simulators.heads import HEADS
+from gptfluence.simulators.base import Simulator
+from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.simfluence import Simfluence
 from gptfluence.tasks.base import TaskPool
 
 RECORDED_STEPS = 32  # and one measurement more, of the initial weights, which is a thirtieth too much
@@ -75,18 +82,29 @@ def cost(
     with single_thread():
         rows = [
             *_tracin(recorder, batch_size, parameters, repeats),
-            *_simfluence(batch_size, repeats),
+            *_simfluence(recorder, batch_size, repeats),
             *_gptfluence(recorder, batch_size, encoder, heads, dimension, steps, repeats),
         ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def count_flops(work: Callable[[], object]) -> int:
-    """FLOPs of one call: two for each multiplication and its addition, matrix products and attention only."""
-    counter = FlopCounterMode(display=False)
+def count_flops(work: Callable[[], object], *, lookups: bool = False) -> int:
+    """FLOPs of one call: two for each multiplication and its addition, matrix products and attention only.
+
+    lookups: count the sum of entries that are looked up in a table, too, as the product with ones that it equals
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_LOOKUPS if lookups else {})
     with counter, _plain_attention():
         work()
     return counter.get_total_flops()
+
+
+def _lookup_flops(table: torch.Size, ids: torch.Size, *_: object, **__: object) -> int:
+    """table: [entries, columns]; each id adds one row of it."""
+    return 2 * ids.numel() * table[1]
+
+
+_LOOKUPS = {torch.ops.aten._embedding_bag: _lookup_flops, torch.ops.aten._embedding_bag_forward_only: _lookup_flops}
 
 
 def measure_seconds(work: Callable[[], object], repeats: int) -> float:
@@ -109,8 +127,19 @@ def _plain_attention() -> Iterator[None]:
         yield
 
 
-def _row(method: str, encoder: str, reuse: str, work: Callable[[], object], repeats: int, share: float = 1.0) -> tuple:
-    return method, encoder, reuse, count_flops(work) / share, measure_seconds(work, repeats) / share
+def _row(
+    method: str,
+    encoder: str,
+    reuse: str,
+    work: Callable[[], object],
+    repeats: int,
+    *,
+    share: float = 1.0,
+    lookups: bool = False,
+) -> tuple:
+    """One row of the frame. share: how many (step, test example) one call of `work` serves."""
+    flops = count_flops(work, lookups=lookups) / share
+    return method, encoder, reuse, flops, measure_seconds(work, repeats) / share
 
 
 def _tracin(recorder: Replayer, batch_size: int, parameters: tuple[str, ...], repeats: int) -> Iterator[tuple]:
@@ -139,15 +168,9 @@ def _tracin(recorder: Replayer, batch_size: int, parameters: tuple[str, ...], re
     yield _row("recorded", "", "tests", train, 1, share=RECORDED_STEPS * len(recorder.tests))
 
 
-def _simfluence(batch_size: int, repeats: int) -> Iterator[tuple]:
-    table, ones = torch.zeros(batch_size, 2), torch.ones(1, batch_size)
-    previous = torch.ones(1)
-
-    def step() -> object:
-        alpha, beta = (ones @ table)[0]  # sums as a product, so that they are counted
-        return alpha * previous + beta
-
-    yield _row("simfluence", "", "nothing", step, repeats)
+def _simfluence(recorder: Replayer, batch_size: int, repeats: int) -> Iterator[tuple]:
+    step = _prediction(Simfluence(max_epochs=1), *_one_step(recorder, batch_size), batch_size)
+    yield _row("simfluence", "", "nothing", step, repeats, lookups=True)
 
 
 def _gptfluence(
@@ -159,34 +182,45 @@ def _gptfluence(
     steps: int,
     repeats: int,
 ) -> Iterator[tuple]:
-    texts = TaskPool("cost/texts", (*recorder.pool[:batch_size], recorder.tests[0]))
+    pool, tests = _one_step(recorder, batch_size)
+    texts = TaskPool("cost/texts", (*pool, *tests))
     if encoder is not None:
         dimension = encoder.encode(texts).shape[1]
-    generator = torch.Generator().manual_seed(0)
-    network = HEADS[heads](dimension, 1).requires_grad_(False)
-    features = torch.randn(batch_size + 1, dimension, generator=generator)
-    of_pool = torch.randn(len(recorder.pool), dimension, generator=generator)
-    of_tests = torch.randn(len(recorder.tests), dimension, generator=generator)
-    ids, previous = torch.arange(batch_size)[None], torch.ones(1)
-
-    def step(features: torch.Tensor = features) -> object:
-        tables = network(features[:-1], features[-1:])  # [2, batch, 1]
-        alpha, beta = tables.sum(1)
-        return alpha * previous + beta
-
-    def rollout() -> object:
-        rows = network(of_pool, of_tests).transpose(0, 1).flatten(1)
-        value = torch.ones(1, len(of_tests))
-        for _ in range(steps):
-            alpha, beta = torch.nn.functional.embedding_bag(ids, rows, mode="sum").chunk(2, dim=1)
-            value = torch.addcmul(beta, alpha, value)
-        return value
-
+    simulator = GPTfluence(encoder=_MadeUpFeatures(dimension), heads=heads, max_epochs=1)
+    step = _prediction(simulator, pool, tests, batch_size)
     yield _row("gptfluence", "excluded", "nothing", step, repeats)
-    yield _row("gptfluence", "excluded", "tables", rollout, repeats, share=steps * len(of_tests))
+
+    simulator = GPTfluence(encoder=_MadeUpFeatures(dimension), heads=heads, max_epochs=1)
+    trajectory = _prediction(simulator, recorder.pool, recorder.tests, batch_size, steps=steps)
+    yield _row("gptfluence", "excluded", "tables", trajectory, repeats, share=steps * len(recorder.tests))
     if encoder is not None:
-        yield _row("gptfluence", "included", "nothing", lambda: step(_encoded(encoder, texts)), repeats)
+        yield _row("gptfluence", "included", "nothing", lambda: (encoder.encode(texts), step()), repeats)
 
 
-def _encoded(encoder: Encoder, texts: TaskPool) -> torch.Tensor:
-    return torch.from_numpy(encoder.encode(texts))
+class _MadeUpFeatures:
+    """Random numbers in place of features, so that no encoder is part of a measurement."""
+
+    name = "made-up"
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+
+    def encode(self, pool: TaskPool) -> np.ndarray:
+        """float32 [examples, dimension]"""
+        return np.random.default_rng(0).normal(size=(len(pool), self.dimension)).astype(np.float32)
+
+
+def _one_step(recorder: Replayer, batch_size: int) -> tuple[TaskPool, TaskPool]:
+    """A pool of one batch, and one test example."""
+    return TaskPool("cost/batch", recorder.pool[:batch_size]), TaskPool("cost/test", recorder.tests[:1])
+
+
+def _prediction(
+    simulator: Simulator, pool: TaskPool, tests: TaskPool, batch_size: int, *, steps: int = 1
+) -> Callable[[], np.ndarray]:
+    """Fit `simulator` for a moment and return a call that predicts one run: its tables, then `steps` steps for all tests."""
+    curriculum = Curriculum(np.tile(np.arange(batch_size), (steps, 1)))
+    losses = np.ones((steps + 1, len(tests)), np.float32)
+    run = TrainingRun("train-000", curriculum, {"loss": losses})
+    simulator.fit(GPTDynamics("cost", "none", pool, tests, (run,)))
+    return lambda: simulator.simulate([curriculum], losses[None, :1])
