@@ -250,7 +250,7 @@ class Campaign:
             for runs, given in zip(recorded, asked, strict=True)
         ]
         chosen = applicable(self.variants(methods), metric, known=all(given is None for given in asked))
-        for variant in chosen:
+        for variant in chosen if asked else ():
             predictor = self._predictor(variant, metric, tests)
             for predictions in found:
                 try:
