@@ -36,11 +36,7 @@ import gptfluence as gf
 
 nb = gf.Notebook("explore_quickstart", globals())
 nb.choose("runs", runs, range(1, 1001))
-study = nb.study.with_overrides(
-    f"settings.fine_tuning.runs.train={runs}",
-    "settings.fine_tuning.runs.validation=1",
-    "settings.fine_tuning.runs.test=1",
-)
+campaign = nb.study.campaign("fine_tuning", nb.task).with_(runs={"train": runs, "validation": 1, "test": 1})
 
 # %% [markdown]
 # ## 1. Record
@@ -48,7 +44,7 @@ study = nb.study.with_overrides(
 # loss of every test example is measured before training and after every update. Runs that were recorded before are loaded.
 
 # %%
-dynamics = study.dynamics("fine_tuning", nb.task)
+dynamics = campaign.dynamics()
 dynamics
 
 # %%
@@ -75,7 +71,7 @@ print(f"difference between runs (variance)             {losses.var(axis=0, ddof=
 
 # %%
 train, validation, test = dynamics.split()
-simulators = {name: study.simulator(name, "fine_tuning", nb.task) for name in ("gptfluence", "tangent")}
+simulators = {name: campaign.simulator(name) for name in ("gptfluence", "tangent")}
 {name: simulator.report for name, simulator in simulators.items()}
 
 # %% [markdown]
@@ -95,7 +91,7 @@ what_if, simulated["gptfluence"].shape
 # ## 4. Compare with really training on it
 
 # %%
-truth = study.record(what_if, "fine_tuning", nb.task)
+truth = campaign.record(what_if)
 reference = train.trajectories("loss").mean(axis=0)[: what_if.steps + 1]
 predicted = {
     "persistence": np.broadcast_to(start, reference[None].shape),
@@ -116,7 +112,7 @@ picture
 
 # %%
 caption = (
-    f"A curriculum that nobody trained on, simulated and then really trained. {study.profile.title} ({truth.model}), task "
+    f"A curriculum that nobody trained on, simulated and then really trained. {nb.study.profile.title} ({truth.model}), task "
     f"{gf.names.task(nb.task)}; simulators fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
 reading = f"{gf.figures.reading(frame)} Over all test examples: {gf.tables.reading(table)}"

@@ -47,7 +47,8 @@ from gptfluence.experiments.what_if import Changes, ask
 
 nb = gf.Notebook("explore_what_if", globals())
 nb.choose("examples", examples, range(1, 12))
-test = nb.study.dynamics("fine_tuning", nb.task).split()[2]
+campaign = nb.study.campaign("fine_tuning", nb.task)
+test = campaign.held_out()
 if not (drop or repeat or first or last or rewrite):
     drop = np.unique(test.curricula[run].batches)[::4].tolist()
 changes = Changes(tuple(drop), tuple(repeat), times, tuple(first), tuple(last), tuple(rewrite))
@@ -58,7 +59,7 @@ for position in [*drop[:2], *repeat[:2], *first[:1], *last[:1]]:
 # Simulated first, then trained; the mean over all test examples:
 
 # %%
-answer = ask(nb.study, nb.task, changes, run=run, method=method, level=level)
+answer = ask(campaign, changes, run=run, method=method, level=level)
 answer.table().T
 
 # %%

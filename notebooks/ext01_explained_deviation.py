@@ -75,9 +75,9 @@ for kind in kinds:
 # one of the training runs; *one recorded run* is what that run's own losses are worth.
 
 # %%
-results, sources = shifted.explained(nb.study, nb.tasks, kinds, nb.methods, runs=runs, models=nb.models)
+results, sources = shifted.explained(nb.campaigns, kinds, nb.methods, runs=runs)
 explained = results[results["statistic"] == "r2_dev"]
-explained.pivot_table(index=["model", "task", "curricula"], columns="simulator", values="value", sort=False).round(2)
+explained.pivot_table(index=["model", "task", "kind"], columns="method", values="value", sort=False).round(2)
 
 # %% [markdown]
 # Do the ranks of what the curriculum changes come out right? (rank correlation, over test examples, of the final loss less
@@ -85,13 +85,13 @@ explained.pivot_table(index=["model", "task", "curricula"], columns="simulator",
 
 # %%
 ranks = results[results["statistic"] == "deviation_spearman"]
-ranks.pivot_table(index=["model", "task", "curricula"], columns="simulator", values="value", sort=False).round(2)
+ranks.pivot_table(index=["model", "task", "kind"], columns="method", values="value", sort=False).round(2)
 
 # %%
 titles = explained["task"].map(gf.names.task)
 if len(nb.models) > 1:
     titles += ", " + explained["model"]
-frame = explained.assign(panel=titles).rename(columns={"curricula": "x", "simulator": "series"})
+frame = explained.assign(panel=titles).rename(columns={"kind": "x", "method": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
 picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0)
 picture
@@ -105,13 +105,14 @@ picture
 
 # %%
 metrics = other_metrics or further.row.metrics
-others, of_others = shifted.other_metrics(nb.study, further.tasks, metrics, nb.methods, models=nb.models)
+campaigns = nb.study.campaigns("fine_tuning", further.tasks, models=nb.models) if further.tasks else []
+others, of_others = shifted.other_metrics(campaigns, metrics, nb.methods)
 others[others["statistic"] == "r2_dev"].pivot_table(
-    index=["model", "task", "metric"], columns="simulator", values="value", sort=False
+    index=["model", "task", "metric"], columns="method", values="value", sort=False
 ).round(3)
 
 # %%
-held = explained[explained["curricula"] == "alike"]["runs"].max()
+held = explained[explained["kind"] == "alike"]["runs"].max()
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({', '.join(nb.models)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
@@ -135,7 +136,7 @@ nb.save_figure(
 if others.empty:
     print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(further.tasks) or 'its tasks'}")
 else:
-    drawn = others[others["statistic"] == "r2_dev"].rename(columns={"simulator": "series"})
+    drawn = others[others["statistic"] == "r2_dev"].rename(columns={"method": "series"})
     drawn = drawn.assign(
         panel="drawn alike" if len(nb.models) == 1 else drawn["model"],
         x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric),

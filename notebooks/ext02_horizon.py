@@ -39,19 +39,19 @@ from gptfluence.drawing.curves import plot_curves
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext02_horizon", globals())
-results, sources = shifted.by_step(nb.study, nb.tasks, nb.methods)
+results, sources = shifted.by_step(nb.campaigns, nb.methods)
 results.head()
 
 # %% [markdown]
 # The error at some steps, relative to that of the mean trajectory (1 is as good, 0 perfect).
 
 # %%
-sums = results.groupby(["task", "simulator", "step"], sort=False)[["mse", "mse_mean_trajectory"]].sum()
+sums = results.groupby(["task", "method", "step"], sort=False)[["mse", "mse_mean_trajectory"]].sum()
 relative = (sums["mse"] / sums["mse_mean_trajectory"]).unstack("step")
 relative[np.unique(np.linspace(1, relative.columns.max(), 6).round().astype(int))].round(2)
 
 # %%
-frame = results.rename(columns={"simulator": "series", "run": "repeat", "step": "x"})
+frame = results.rename(columns={"method": "series", "run": "repeat", "step": "x"})
 frame = frame.assign(panel=frame["task"].map(gf.names.task), value=np.sqrt(frame["mse"]))
 ylabels = {gf.names.task(task): "error (RMS, nats per target token)" for task in nb.tasks}
 picture = plot_curves(frame, xlabel="training step", ylabels=ylabels)

@@ -45,13 +45,13 @@ used = [count for count in counts if count <= available]
 used
 
 # %%
-results, sources = shifted.runs_needed(nb.study, nb.tasks, nb.methods, used)
+results, sources = shifted.runs_needed(nb.campaigns, nb.methods, used)
 explained = results[results["statistic"] == "r2_dev"]
-explained.pivot_table(index=["task", "runs"], columns="simulator", values="value", sort=False).round(2)
+explained.pivot_table(index=["task", "fitted_on"], columns="method", values="value", sort=False).round(2)
 
 # %%
 frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
-    columns={"runs": "x", "simulator": "series"}
+    columns={"fitted_on": "x", "method": "series"}
 )
 picture = intervals.plot_intervals(
     frame, xlabel="training runs", ylabel="R²dev", floor=-1.0, columns=len(nb.tasks), panel_height=1.9
@@ -67,14 +67,15 @@ picture
 
 # %%
 costs = []
-for source in sources:
+for campaign in nb.campaigns:
+    source = campaign.dynamics()
     one = source.curricula[0]
     run = one.steps * (3 * one.batches.shape[1] + len(source.tests))
     for name in nb.methods:
-        if nb.study.options(name)[0] == "tangent":
-            taken = nb.study.simulator(name, "fine_tuning", source.task).forwards
+        if nb.study.variant(name).kind == "tangent":
+            taken = campaign.simulator(name).forwards
             costs.append((gf.names.task(source.task), gf.names.method(name), run, taken, taken / run))
-costs = pd.DataFrame(costs, columns=["task", "simulator", "one recorded run", "tangents", "tangents, in runs"])
+costs = pd.DataFrame(costs, columns=["task", "method", "one recorded run", "tangents", "tangents, in runs"])
 costs.round(2)
 
 # %%
@@ -85,7 +86,7 @@ caption = (
     f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
 )
 if len(costs):
-    worth = ", ".join(f"{row.task} {row.simulator} {row[-1]:.1f}" for row in costs.itertuples())
+    worth = ", ".join(f"{row.task} {row.method} {row[-1]:.1f}" for row in costs.itertuples())
     caption += f" Gradients cost the GPT as much as so many recorded runs: {worth}."
 nb.save_figure(
     picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=intervals.best_by(frame)

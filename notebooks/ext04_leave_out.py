@@ -50,9 +50,9 @@ left_out = sizes or sorted({max(1, subset // part) for part in (subset, 32, 8, 4
 print(f"{left_out} of {subset} examples left out, {draws} sets each")
 
 # %%
-found = {task: leave_out(nb.study, task, nb.methods, scores, sizes=left_out, draws=draws) for task in nb.tasks}
-results = pd.concat([frame for frame, _ in found.values()], ignore_index=True)
-sources = [source for _, runs in found.values() for source in runs]
+found = [leave_out(one, nb.methods, scores, sizes=left_out, draws=draws) for one in nb.campaigns]
+results = pd.concat([frame for frame, _ in found], ignore_index=True)
+sources = [source for _, runs in found for source in runs]
 results.pivot_table(index=["task", "left_out"], columns="method", values="value", sort=False).round(2)
 
 # %%

@@ -50,7 +50,7 @@ nb = gf.Notebook("ext05_bands", globals())
 nb.choose("kinds", kinds, list(shifted.KINDS))
 nb.choose("unit", unit, conformal.UNITS)
 options = {"calibration": calibration, "level": level, "runs": runs}
-results, paths, sources = band_coverage.covered(nb.study, nb.tasks, kinds, nb.methods, **options)
+results, paths, sources = band_coverage.covered(nb.campaigns, kinds, nb.methods, **options)
 
 # %% [markdown]
 # Coverage (of whole paths) and mean width in nats per target token. `unit` "run" promises the same whatever paths of one
@@ -58,18 +58,14 @@ results, paths, sources = band_coverage.covered(nb.study, nb.tasks, kinds, nb.me
 
 # %%
 tables = dict(list(results.groupby("statistic", sort=False)))
-tables["coverage"].pivot_table(
-    index=["task", "unit", "curricula"], columns="simulator", values="value", sort=False
-).round(2)
+tables["coverage"].pivot_table(index=["task", "unit", "kind"], columns="method", values="value", sort=False).round(2)
 
 # %%
-tables["mean_width"].pivot_table(
-    index=["task", "unit", "curricula"], columns="simulator", values="value", sort=False
-).round(3)
+tables["mean_width"].pivot_table(index=["task", "unit", "kind"], columns="method", values="value", sort=False).round(3)
 
 # %%
 frame = tables["coverage"][tables["coverage"]["unit"] == unit]
-frame = frame.assign(panel=frame["task"].map(gf.names.task)).rename(columns={"curricula": "x", "simulator": "series"})
+frame = frame.assign(panel=frame["task"].map(gf.names.task)).rename(columns={"kind": "x", "method": "series"})
 picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="coverage of whole paths", line=level)
 picture
 

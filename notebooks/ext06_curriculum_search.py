@@ -44,7 +44,8 @@ from gptfluence.experiments.search import compare
 
 nb = gf.Notebook("ext06_curriculum_search", globals())
 nb.choose("candidates", candidates, range(1, 10_000_001))
-results, found, sources = compare(nb.study, nb.task, nb.methods, tests=tests, count=candidates, best=best)
+campaign = nb.study.campaign("fine_tuning", nb.task)
+results, found, sources = compare(campaign, nb.methods, tests=tests, count=candidates, best=best)
 
 # %% [markdown]
 # The best candidates by each simulator, by their numbers (each can be drawn again from its number alone).
@@ -58,16 +59,16 @@ pd.DataFrame(
 # Simulated and trained final loss of what was chosen; `random` is the mean of the held-out runs.
 
 # %%
-means = results.groupby(["choice", "simulator"], sort=False)[["simulated", "recorded"]].mean().reset_index()
+means = results.groupby(["choice", "method"], sort=False)[["simulated", "recorded"]].mean().reset_index()
 means.round(4)
 
 # %%
-runs = results[(results["choice"] == "random") & (results["simulator"] == nb.methods[0])]["recorded"]
-long = means.melt(["choice", "simulator"], ["simulated", "recorded"], "what").assign(
+runs = results[(results["choice"] == "random") & (results["method"] == nb.methods[0])]["recorded"]
+long = means.melt(["choice", "method"], ["simulated", "recorded"], "what").assign(
     panel=lambda f: "simulated final loss"
 )
 long.loc[long["what"] == "recorded", "panel"] = "trained final loss"
-frame = long.rename(columns={"choice": "x", "simulator": "series"}).assign(low=float("nan"), high=float("nan"))
+frame = long.rename(columns={"choice": "x", "method": "series"}).assign(low=float("nan"), high=float("nan"))
 of_random = (frame["x"] == "random") & (frame["panel"] == "trained final loss")
 frame.loc[of_random, ["low", "high"]] = [runs.min(), runs.max()]
 picture = intervals.plot_intervals(
@@ -86,7 +87,7 @@ sentences = []
 for row in means[means["choice"] == "best"].itertuples():
     better = (runs > row.recorded).mean()
     sentences.append(
-        f"{gf.names.method(row.simulator)}: the best of {candidates} was promised {row.simulated:.4f} and got {row.recorded:.4f}; "
+        f"{gf.names.method(row.method)}: the best of {candidates} was promised {row.simulated:.4f} and got {row.recorded:.4f}; "
         f"random choice {runs.mean():.4f}, of whose runs {better:.0%} were worse."
     )
 nb.save_figure(

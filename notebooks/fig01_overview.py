@@ -41,19 +41,20 @@ from gptfluence.drawing import overview
 
 nb = gf.Notebook("fig01_overview", globals())
 nb.choose("examples", examples, [1, 2, 3])
-dynamics = nb.study.dynamics("fine_tuning", nb.task, model=nb.model)
+campaign = nb.study.campaign("fine_tuning", nb.task, model=nb.model)
+dynamics = campaign.dynamics()
 dynamics
 
 # %% [markdown]
 # How the simulator was fitted, and what it predicts for the held-out runs from their first values.
 
 # %%
-report = nb.study.simulator(method, "fine_tuning", nb.task, model=nb.model).report
-recorded, predicted = nb.study.simulate("fine_tuning", nb.task, methods=[method], model=nb.model)
+report = campaign.simulator(method).report
+[predicted] = campaign.predict([method]).values.values()
 report
 
 # %%
-frame = overview.overview_frame(dynamics, report, predicted[method], method=method, examples=examples)
+frame = overview.overview_frame(dynamics, report, predicted, method=method, examples=examples)
 frame.groupby(["panel", "series"], sort=False)["y"].describe()
 
 # %%

@@ -47,11 +47,7 @@ gallery.panel_names(nb.panels)
 # case: R²dev compares with it.
 
 # %%
-methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
-simulated = {
-    (metric, task): nb.study.simulate(nb.setting, task, metric=metric, methods=methods_used, model=nb.model)
-    for metric, task in nb.panels
-}
+simulated = nb.predict()
 
 # %%
 frame = gallery.panel_frame(simulated, examples=examples)

@@ -42,7 +42,8 @@ import gptfluence as gf
 nb = gf.Notebook("fig03_checkpoint_interval", globals())
 nb.choose("intervals", intervals, range(1, 1001))
 nb.choose("coarsening", coarsening, ["hold", "interpolate"])
-dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
+[campaign] = nb.campaigns
+dynamics = campaign.dynamics()
 dynamics
 
 # %% [markdown]
@@ -50,12 +51,13 @@ dynamics
 
 # %%
 change = {} if coarsening == "hold" else {"coarsening": coarsening}
-results = nb.evaluate(nb.varied(sorted(set(intervals or nb.values)), **change))
-results["interval"] = results["method"].str.extract(r"checkpoint_interval=(\d+)")[0].astype(float)
+variants = nb.varied(sorted(set(intervals or nb.values)), **change)
+results = nb.evaluate(variants)
+results["interval"] = results["variant"].map({v.variant: v.options.checkpoint_interval for v in variants if v.variant})
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "interval")
+frame = gf.charts.sweep(results.drop(columns="variant"), "interval")
 frame.head(8)
 
 # %%

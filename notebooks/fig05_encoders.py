@@ -37,17 +37,18 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("fig05_encoders", globals())
-dynamics = nb.study.dynamics("instruction_tuning", model=nb.model)
+[campaign] = nb.campaigns
+dynamics = campaign.dynamics()
 dynamics
 
 # %%
-compared = encoders or nb.values
-results = nb.evaluate(nb.varied(compared))
-results["encoder"] = results["method"].map({f"gptfluence encoder={encoder}": encoder for encoder in compared})
+variants = nb.varied(encoders or nb.values)
+results = nb.evaluate(variants)
+results["encoder"] = results["variant"].map({v.variant: v.options.encoder for v in variants if v.variant})
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "encoder")
+frame = gf.charts.sweep(results.drop(columns="variant"), "encoder")
 frame.head(8)
 
 # %%

@@ -38,7 +38,7 @@ import gptfluence as gf
 
 nb = gf.Notebook("fig06_model_sizes", globals())
 nb.models = gf.names.by_size(nb.models)
-dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in nb.models]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %%
@@ -46,7 +46,7 @@ results = nb.evaluate()
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results, "model")
+frame = gf.charts.sweep(results.drop(columns="variant"), "model")
 frame.head(8)
 
 # %%

@@ -45,13 +45,7 @@ nb.choose("examples", examples, range(1, 9))
 gallery.panel_names(nb.panels)
 
 # %%
-methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
-simulated = {
-    (metric, task): nb.study.simulate(
-        "fine_tuning", task, metric=metric, methods=methods_used, model=nb.model, unseen=unseen
-    )
-    for metric, task in nb.panels
-}
+simulated = nb.predict(unseen=unseen)
 
 # %%
 frame = gallery.panel_frame(simulated, examples=examples)

@@ -37,15 +37,11 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("fig09_convergence", globals())
-dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %%
-reports = {
-    (task, name): nb.study.simulator(name, "fine_tuning", task, model=nb.model).report
-    for task in nb.tasks
-    for name in nb.methods
-}
+reports = {(campaign.task, name): campaign.simulator(name).report for campaign in nb.campaigns for name in nb.methods}
 reports
 
 # %%

@@ -54,11 +54,7 @@ nb.choose("examples", examples, range(1, 9))
 # Every method simulates the held-out runs. The mean trajectory is among them in any case: R²dev compares with it.
 
 # %%
-methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
-simulated = {
-    (metric, task): nb.study.simulate(nb.setting, task, metric=metric, methods=methods_used, model=nb.model)
-    for task in nb.tasks
-}
+simulated = nb.predict()
 
 # %% [markdown]
 # One panel for each chosen (task, test example), in the first held-out run, as a tidy frame.

@@ -50,8 +50,7 @@ nb.choose("examples", examples, range(1, 17))
 [(metric, task)], [unseen] = nb.panels, nb.row.unseen
 
 # %%
-methods_used = list(dict.fromkeys([*nb.methods, "mean_trajectory"]))
-simulated = nb.study.simulate("fine_tuning", task, metric=metric, methods=methods_used, model=nb.model, unseen=unseen)
+simulated = nb.predict(unseen=unseen)[metric, task]
 recorded = simulated[0]
 recorded
 

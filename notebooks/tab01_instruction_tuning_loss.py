@@ -39,7 +39,7 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("tab01_instruction_tuning_loss", globals())
-dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in nb.models]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %% [markdown]

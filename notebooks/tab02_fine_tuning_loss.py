@@ -37,7 +37,7 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("tab02_fine_tuning_loss", globals())
-dynamics = [nb.study.dynamics("fine_tuning", task) for task in nb.tasks]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %% [markdown]
@@ -52,7 +52,7 @@ results.head(12)
 # are those of Pythia-410M on the real tasks.
 
 # %%
-summary = gf.summarize(results).drop(columns=["setting", "model", "metric"])
+summary = gf.summarize(results).drop(columns=["setting", "model", "metric", "variant"])
 reported = gf.paper.table(2)
 reported = reported[reported["metric"] == "loss"]
 table = gf.tables.methods_by_task(summary, paper=reported)

@@ -39,7 +39,7 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("tab03_instruction_tuning_generation", globals())
-dynamics = [nb.study.dynamics("instruction_tuning", model=model) for model in nb.models]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 nb.tested
 
 # %%

@@ -37,7 +37,7 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("tab04_fine_tuning_generation", globals())
-dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %%

@@ -39,7 +39,7 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import gptfluence as gf
 
 nb = gf.Notebook("tab10_markov_order", globals())
-dynamics = [nb.study.dynamics("fine_tuning", task, model=nb.model) for task in nb.tasks]
+dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 steps = dynamics[0].curricula[0].steps
 nb.choose("orders", orders, range(1, steps))
 tried = orders or nb.values
@@ -51,12 +51,12 @@ tried, nb.tested
 # %%
 variants = nb.varied(tried)
 results = nb.evaluate(variants, observed=max(tried)).drop(columns=["setting", "model"])
-results["order"] = results["method"].map({f"gptfluence markov_order={order}": order for order in tried})
+results["order"] = results["variant"].map({v.variant: v.options.markov_order for v in variants if v.variant})
 results.head(8)
 
 # %%
-named = results["method"].str.replace("markov_order", "order")
-summary = gf.summarize(results.drop(columns="order").assign(method=named))
+named = (results["method"] + " " + results["variant"].str.replace("markov_order", "order")).str.strip()
+summary = gf.summarize(results.drop(columns=["order", "variant"]).assign(method=named))
 table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(10), by=["metric"], average=False)
 table
 
@@ -73,7 +73,7 @@ gf.comparisons.spread(summary)
 
 # %%
 shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
-drawn = results.assign(case=shown, method=results["method"].str.partition(" ")[0])
+drawn = results.drop(columns="variant").assign(case=shown)
 frame = gf.charts.sweep(drawn, "order", panel=["case"])
 picture = gf.charts.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
 picture

@@ -50,11 +50,7 @@ nb.tested
 # Runs on unseen examples, recorded for this; no simulator is fitted on them.
 
 # %%
-dynamics = [
-    nb.study.unseen_dynamics(setting, task if setting == "fine_tuning" else None, unseen=unseen, model=nb.model)
-    for unseen in nb.row.unseen
-    for task in (nb.tasks if setting == "fine_tuning" else [None])
-]
+dynamics = [campaign.unseen(unseen) for unseen in nb.row.unseen for campaign in nb.campaigns]
 dynamics
 
 # %%

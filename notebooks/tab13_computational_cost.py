@@ -44,10 +44,10 @@ from gptfluence.experiments.cost import cost
 from gptfluence.gradients.products import Replayer
 
 nb = gf.Notebook("tab13_computational_cost", globals())
-texts, recording = nb.study.task(nb.task), nb.study.setting("fine_tuning").recording
+campaign = nb.study.campaign("fine_tuning", nb.task, model=nb.model)
+texts, recording = campaign.texts, campaign.setting.recording
 nb.choose("batch_sizes", batch_sizes, range(1, len(texts.pool) + 1))
 nb.choose("repeats", repeats, range(1, 1001))
-recording = recording.model_copy(update={"optimizer": recording.optimizer.for_one(nb.task)})
 encoder = gf.encoders.load(gf.encoders.DEFAULT)  # without a cache: its cost is to be seen
 
 # %%

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from gptfluence.study.study import Study
+
 FITTED = ["mean_trajectory", "simfluence", "low_rank", "tangent"]
 NAMED = f"methods: [{', '.join(FITTED)}]"
 
@@ -25,7 +27,8 @@ def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.Dat
     assert "generated tasks" in facts["caption"]
     assert facts["artifacts"]
     assert (outputs / f"{name}.png").is_file()
-    return pd.read_csv(outputs / f"{name}.csv", dtype={"left_out": str})
+    frame = pd.read_csv(outputs / f"{name}.csv", dtype={"left_out": str})
+    return frame.assign(variant=frame["variant"].fillna("")) if "variant" in frame else frame
 
 
 @pytest.mark.slow
@@ -39,16 +42,17 @@ def test_explained_deviation(papermill):
         "model",
         "task",
         "metric",
-        "curricula",
-        "simulator",
+        "kind",
+        "method",
+        "variant",
         "runs",
         "statistic",
         "value",
         "low",
         "high",
     ]
-    assert list(frame.columns)[:11] == expected
-    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["curricula", "simulator"])["value"]
+    assert list(frame.columns)[:12] == expected
+    r2 = frame[frame["statistic"] == "r2_dev"].set_index(["kind", "method"])["value"]
     assert len(r2) == 4 * len(FITTED) + 1  # and one recorded run of the unseen tests
     assert np.isfinite(r2["unseen_tests", "one_run"])
     assert r2[[("alike", "mean_trajectory"), ("biased", "mean_trajectory")]].abs().max() < 1e-3
@@ -63,7 +67,7 @@ def test_explained_deviation(papermill):
     given = [yaml.safe_load(words[at + 1]) for at, word in enumerate(words) if word == "-y"]
     assert {"overrides": ["settings.fine_tuning.metrics=[bleu, accuracy]"]} in given
     assert set(others["metric"]) == {"accuracy", "bleu"}
-    assert "ceiling" in set(others["simulator"])
+    assert "ceiling" in set(others["method"])
     assert set(saved(more, name)["metric"]) == {"loss", "accuracy", "bleu"}
     done, _ = papermill(name, "kinds: [sortet]")
     assert done.returncode != 0
@@ -73,36 +77,43 @@ def test_explained_deviation(papermill):
 @pytest.mark.slow
 def test_horizon_and_runs_needed(papermill):
     frame = saved(papermill("ext02_horizon", "tasks: [sst2, webnlg]", NAMED), "ext02_horizon")
-    assert frame.groupby(["task", "simulator"]).size().eq(2 * 8).all()
+    assert frame.groupby(["task", "method"]).size().eq(2 * 8).all()
     assert np.isfinite(frame["mse"]).all()
     frame = saved(papermill("ext03_runs_needed", "tasks: [sst2]", "counts: [1, 4, 25]", NAMED), "ext03_runs_needed")
-    assert set(frame["runs"]) == {1, 4}  # the profile has no 25
-    assert set(frame["simulator"]) == set(FITTED)
+    assert set(frame["fitted_on"]) == {1, 4}  # the profile has no 25
+    assert set(frame["method"]) == set(FITTED)
 
 
 @pytest.mark.slow
 def test_ablation(papermill):
-    followed = "overrides: ['simulators.tangent.tangents={coordinates: 400, checkpoints: [2]}']"
+    followed = "overrides: ['simulators.tangent={coordinates: 400, checkpoints: [2]}']"
     name, arguments = "ext07_ablation", ("kinds: [alike, sorted, unseen_tests]", "runs: 1")
     frame = saved(papermill(name, *arguments, followed), name)
-    r2 = frame[frame["statistic"] == "r2_dev"].pivot(index="simulator", columns="curricula", values="value")
-    variants = ["quarter", "base", "uncorrected", "base_uncorrected", "unfollowed"]
-    assert set(r2.index) == {"tangent", *(f"tangent_{variant}" for variant in variants)}
+    r2 = frame[frame["statistic"] == "r2_dev"].pivot(index="variant", columns="kind", values="value")
+    quarter, base, uncorrected, unfollowed = (
+        "coordinates=100",
+        "checkpoints=[]",
+        "use_corrections=False",
+        "follow_reference=False",
+    )
+    assert set(frame["method"]) == {"tangent"}
+    assert set(r2.index) == {"", quarter, base, uncorrected, f"{base} {uncorrected}", unfollowed}
     assert r2.notna().all(axis=None)
-    refitted = r2.drop(index="tangent_unfollowed")
+    refitted = r2.drop(index=unfollowed)
     assert refitted["alike"].nunique() == len(refitted)  # each part makes a difference
     # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
     known = ["alike", "sorted"]
-    assert (r2.loc["tangent_unfollowed", known] == r2.loc["tangent", known]).all()
-    assert r2.loc["tangent_unfollowed", "unseen_tests"] != r2.loc["tangent", "unseen_tests"]
+    assert (r2.loc[unfollowed, known] == r2.loc["", known]).all()
+    assert r2.loc[unfollowed, "unseen_tests"] != r2.loc["", "unseen_tests"]
     less = frame[frame["statistic"] == "r2_dev_difference"]
-    less = less.pivot(index="simulator", columns="curricula", values="value").loc[r2.index.drop("tangent")]
-    np.testing.assert_allclose(less, r2.loc[less.index] - r2.loc["tangent"], atol=1e-6)
-    alone = r2.loc["tangent_base_uncorrected"]
+    less = less.pivot(index="variant", columns="kind", values="value").loc[r2.index.drop("")]
+    np.testing.assert_allclose(less, r2.loc[less.index] - r2.loc[""], atol=1e-6)
+    alone = r2.loc[f"{base} {uncorrected}"]
     assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
     # this profile has no reference run to do without, and keeps no pool of this task apart
     frame = saved(papermill(name, "kinds: [alike, unseen_pool]"), name)
-    assert set(frame["simulator"]) == {"tangent", "tangent_quarter", "tangent_uncorrected"}
+    coordinates = Study.load("smoke").variant("tangent").options.coordinates // 4
+    assert set(frame["variant"]) == {"", f"coordinates={coordinates}", uncorrected}
 
 
 @pytest.mark.slow
@@ -125,7 +136,7 @@ def test_bands(papermill):
     share = frame[frame["statistic"] == "coverage"]
     assert share["value"].between(0, 1).all()
     assert set(share["unit"]) == {"path", "run"}
-    wide = frame.pivot_table(index=["curricula", "simulator", "statistic"], columns="unit", values="value")
+    wide = frame.pivot_table(index=["kind", "method", "statistic"], columns="unit", values="value")
     assert (wide["run"] >= wide["path"] - 1e-9).all()  # safer and wider
 
 

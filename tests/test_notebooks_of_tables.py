@@ -129,7 +129,7 @@ def test_table_10_and_figure_4_compare_orders_on_the_same_steps(execute):
     )
     # a baseline was given three values, so on the same steps it does what it does with them
     study = Study.load("smoke")
-    expected = study.evaluate("fine_tuning", tasks=["rte"], methods=["persistence"], observed=3)
+    expected = study.campaign("fine_tuning", "rte").evaluate(["persistence"], observed=3)
     mean = expected[expected["statistic"] == "all_steps_mse"]["value"].mean()
     found = table[
         (table["task"] == "rte") & (table["method"] == "persistence") & (table["statistic"] == "all_steps_mse")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +19,7 @@ from gptfluence.common import provenance
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import figures
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
@@ -145,6 +147,22 @@ class Notebook:
                     options = {"metric": metric, "observed": observed, "runs": runs}
                     found.append(campaign.evaluate(variants or self.variants, **options))
         return pd.concat(found, ignore_index=True)
+
+    def predict(self, *, unseen: str | None = None) -> dict[tuple[str, str], tuple[GPTDynamics, dict[str, np.ndarray]]]:
+        """(metric, task) of each panel -> the held-out runs, and what each method predicts for them by its name.
+
+        The mean trajectory is among the methods in any case, because R²dev compares with it. Predictions: float32 [runs,
+        steps + 1, tests]. unseen: predict runs with unseen examples instead
+        """
+        methods = list(dict.fromkeys([*self.methods, "mean_trajectory"]))
+        found = {}
+        for metric, task in self.panels:
+            [campaign] = self.study.campaigns(self.setting, [task], models=[self.model])
+            runs = campaign.unseen(unseen, metric) if unseen else None
+            predictions = campaign.predict(methods, metric=metric, runs=runs).of(task)
+            values = {variant.method: value for variant, value in predictions.values.items()}
+            found[metric, task] = predictions.recorded, values
+        return found
 
     @property
     def campaigns(self) -> list[Campaign]:
