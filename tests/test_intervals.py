@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.intervals import best_by, plot_bands, plot_intervals
+from gptfluence.drawing.points import plot_intervals
+from gptfluence.drawing.readings import best_points
+from gptfluence.drawing.trajectories import plot_bands
 
 NAN = float("nan")
 
@@ -51,10 +53,10 @@ def test_intervals_are_drawn_where_there_are_any(points):
 
 
 def test_the_best_is_named_for_each_panel_and_place(points):
-    text = best_by(points)
+    text = best_points(points)
     assert "SST-2, best at alike: Tangent simulator 0.90; sorted: GPTfluence 0.40." in text
     assert "RTE, best at alike: Tangent simulator 0.50." in text
-    assert "alike: Persistence" in best_by(points, higher=False)
+    assert "alike: Persistence" in best_points(points, higher=False)
 
 
 def test_bands_are_filled_where_they_are_finite():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import gptfluence as gf
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.curves import mean_and_range, plot_curves
+from gptfluence.drawing.points import plot_curves
+from gptfluence.drawing.readings import mean_and_range
 from gptfluence.experiments.mislabelled import (
     Experiment,
     corrected,

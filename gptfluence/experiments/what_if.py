@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.intervals import BEFORE
+from gptfluence.drawing.trajectories import BEFORE
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import conformal
