@@ -343,10 +343,14 @@ def test_a_plain_frame_is_printed_as_it_is_and_saved_unrounded(tmp_path):
 
 def test_a_table_on_a_page_has_every_cell_and_obeys_none():
     rows = [["RTE", "<b>mine</b>", "1"], ["RTE", "a & b", "2"]]
-    table = Table([("Task", ""), ("MSE", "measured"), ("MSE", "paper")], rows, pd.DataFrame(), np.eye(3)[1:] > 0, 2, ("<i>",))
+    table = Table(
+        [("Task", ""), ("MSE", "measured"), ("MSE", "paper")], rows, pd.DataFrame(), np.eye(3)[1:] > 0, 2, ("<i>",)
+    )
     text = table.to_html()
     (found,) = pd.read_html(io.StringIO(text))
-    assert found.to_numpy().tolist() == [["RTE", "<b>mine</b>", 1], ["RTE", "a & b", 2]] or found.isna().sum().sum() == 1
+    assert (
+        found.to_numpy().tolist() == [["RTE", "<b>mine</b>", 1], ["RTE", "a & b", 2]] or found.isna().sum().sum() == 1
+    )
     assert ("MSE", "paper") in found.columns
     assert "<b>" not in text
     assert "<p>&lt;i&gt;</p>" in text
@@ -364,7 +368,7 @@ def test_the_reading_says_who_wins_by_how_much_and_what_it_beats():
     assert (
         "GPTfluence has the lowest all-steps MSE averaged over 2 tasks: 0.015, 25% below Mean trajectory (0.02)" in text
     )
-    assert "The lowest all-steps MSE, of 2 tasks: GPTfluence in 1, Mean trajectory (a trivial baseline) in 1." in text
+    assert "The lowest all-steps MSE, of 2 tasks: GPTfluence in 2." in text
     assert "GPTfluence (in 1 of 2 tasks); never: Simfluence" in text
     # on RTE the paper has Simfluence before GPTfluence, on SST-2 after it
     assert "in its order in 1 of 2 tasks" in text
@@ -374,6 +378,7 @@ def test_the_reading_is_plain_when_a_trivial_baseline_wins():
     text = readings.of_table(tables.methods_by_task(summary(gptfluence=(0.03, 0.04))))
     assert text.startswith("Mean trajectory, a trivial baseline, has the lowest all-steps MSE")
     assert "Mean trajectory (a trivial baseline)" in text
+    assert "The lowest all-steps MSE, of 2 tasks: Mean trajectory (a trivial baseline) in 2." in text
     assert "No better than the mean trajectory of the training runs (R²dev ≤ 0): " in text
 
 

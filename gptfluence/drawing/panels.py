@@ -47,7 +47,7 @@ def with_series(frame: pd.DataFrame, column: str = "series", *, listed: bool = F
         unique = sorted(unique, key=lambda key: names.place(*key))
     labels = {key: names.method(*key) for key in unique}
     looks = {labels[key]: line for key, line in names.lines(unique).items()}
-    return frame.assign(label=[labels[key] for key in keys]), looks
+    return frame.assign(label=[labels[key] for key in keys]).reset_index(drop=True), looks
 
 
 def plot(frame: pd.DataFrame, looks: Looks, **axes: str) -> so.Plot:

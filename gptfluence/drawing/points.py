@@ -52,9 +52,10 @@ def plot_intervals(
     dodge = so.Dodge(by=["color"])
     with style():
         figure = empty_figure(width, math.ceil(len(titles) / columns) * panel_height + 0.45)
-        plot = panels.plot(drawn, looks, x="tick", y="value", ymin="low", ymax="high").facet(col="panel", wrap=columns)
-        plot = plot.scale(x=so.Nominal(order=ticks)).add(so.Range(linestyle="-", linewidth=1.0), dodge, legend=False)
-        plot = plot.add(so.Dot(pointsize=3.6, edgewidth=0.9), dodge, legend=False)
+        plot = panels.plot(drawn, looks, x="tick", y="value").facet(col="panel", wrap=columns)
+        bar = so.Range(linestyle="-", linewidth=1.0)
+        plot = plot.add(bar, dodge, linestyle=None, ymin="low", ymax="high", legend=False)
+        plot = plot.scale(x=so.Nominal(order=ticks)).add(so.Dot(pointsize=3.6, edgewidth=0.9), dodge, legend=False)
         plot.share(x=False, y=False).on(figure).plot()
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
             part = frame[frame["panel"] == title]

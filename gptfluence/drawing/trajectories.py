@@ -9,6 +9,7 @@ from string import ascii_lowercase
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -244,13 +245,16 @@ def plot_bands(
     import seaborn.objects as so
 
     panels.check("plot_bands", frame, BANDS, "give one point at least")
-    frame, looks = panels.with_series(frame.replace([np.inf, -np.inf], np.nan))
+    frame, looks = panels.with_series(frame)
+    banded = frame[np.isfinite(frame["low"]) & np.isfinite(frame["high"])]
     titles = list(dict.fromkeys(frame["panel"]))
     columns = min(columns, len(titles))
     with style():
         figure = empty_figure(width, math.ceil(len(titles) / columns) * panel_height + 0.45)
-        plot = panels.plot(frame, looks, x="step", y="value", ymin="low", ymax="high").facet(col="panel", wrap=columns)
-        plot = plot.add(so.Band(alpha=0.2, edgewidth=0), legend=False).add(so.Line(edgewidth=0.8), legend=False)
+        plot = panels.plot(frame, looks, x="step", y="value").facet(col="panel", wrap=columns)
+        band = so.Band(alpha=0.2, edgewidth=0)
+        plot = plot.add(band, data=banded, ymin="low", ymax="high", legend=False) if len(banded) else plot
+        plot = plot.add(so.Line(edgewidth=0.8), legend=False)
         plot.share(x=False, y=False).on(figure).plot()
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
             axis.set_title(wrapped(str(title), width / columns - 0.35, "axes.titlesize"))
@@ -260,10 +264,12 @@ def plot_bands(
             axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(4))
             panels.stagger_markers(axis, 5)
+            for drawn in axis.get_lines():
+                drawn.set_zorder(2.5 if same_color(drawn.get_color(), names.LINES["recorded"].color) else 2)
         handles = panels.series_handles(looks)
         for handle, name in zip(handles, dict.fromkeys(frame["series"]), strict=True):
             handle.set_label((labels or {}).get(name, handle.get_label()))
-        if frame["low"].notna().any():
+        if len(banded):
             handles.append(Patch(color="#767676", alpha=0.3, linewidth=0, label="band"))
         panels.place_legend(figure, handles, width)
     return figure
