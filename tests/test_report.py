@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import papermill
 import pytest
-from gptfluence.drawing.figures import plot_trajectories
+from gptfluence.drawing.trajectories import plot_trajectories
 from typer.testing import CliRunner
 
 from gptfluence.common import provenance
