@@ -40,7 +40,6 @@ import json
 import numpy as np
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments import shifted
 from gptfluence.gradients.tangents import TangentFeatures
 
@@ -108,7 +107,7 @@ for task in nb.tasks:
 frame = explained.assign(panel=explained["task"].map(gf.names.task))
 frame = frame.rename(columns={"curricula": "x", "simulator": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
-picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0, panel_height=1.9)
+picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0, panel_height=1.9)
 picture
 
 # %%

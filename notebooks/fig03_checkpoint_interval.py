@@ -55,11 +55,11 @@ results["interval"] = results["method"].str.extract(r"checkpoint_interval=(\d+)"
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "interval")
+frame = gf.sweeps.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "interval")
 frame.head(8)
 
 # %%
-picture = gf.charts.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", unit="nats")
+picture = gf.sweeps.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", unit="nats")
 picture
 
 # %%
@@ -69,5 +69,5 @@ caption = (
     f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines are "
     "baselines, which are not fitted on steps. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.charts.sweep_reading(frame, "interval", "interval")
+reading = gf.readings.of_sweep(frame, "interval", "interval")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

@@ -47,11 +47,11 @@ results["encoder"] = results["method"].map({f"gptfluence encoder={encoder}": enc
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "encoder")
+frame = gf.sweeps.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "encoder")
 frame.head(8)
 
 # %%
-picture = gf.charts.plot_sweep(frame, "encoder", xlabel="encoder", unit="nats", join=False, panel_height=1.7)
+picture = gf.sweeps.plot_sweep(frame, "encoder", xlabel="encoder", unit="nats", join=False, panel_height=1.7)
 picture
 
 # %%
@@ -61,5 +61,5 @@ caption = (
     "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines are "
     "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.charts.sweep_reading(frame, "encoder", "encoder")
+reading = gf.readings.of_sweep(frame, "encoder", "encoder")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

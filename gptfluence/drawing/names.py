@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
+
+from gptfluence.simulators import methods
+from gptfluence.simulators.methods import Line
 
 
-class Line(NamedTuple):
-    """How a method is drawn: a colour of Okabe and Ito's colour-blind-safe palette, and never by colour alone."""
-
-    color: str
-    dash: str | tuple
-    marker: str
-
-
-METHODS = {
+METHODS = {  # who is drawn and tabled, in this order
     "recorded": "recorded",
     "before": "recorded, unchanged",
-    "gptfluence": "GPTfluence",
-    "simfluence": "Simfluence",
-    "tangent": "Tangent simulator",
-    "low_rank": "Low-rank deviations",
+    **{method.name: method.printed for method in methods.METHODS.values()},
     "tracin_cp": "TracIn-CP",
-    "grad_dot": "Grad-Dot",
-    "persistence": "Persistence",
-    "mean_trajectory": "Mean trajectory",
     "random": "Random",
     "ceiling": "Ceiling (expected score)",
     "one_run": "One recorded run of these tests",
@@ -33,14 +22,8 @@ METHODS = {
 LINES = {
     "recorded": Line("#000000", "-", ""),
     "before": Line("#999999", (0, (2, 1.5)), ""),
-    "gptfluence": Line("#0072B2", "-", "o"),
-    "simfluence": Line("#D55E00", (0, (4, 1.5)), "s"),
-    "tangent": Line("#56B4E9", (0, (8, 1.5)), "P"),
-    "low_rank": Line("#5E3C99", (0, (5, 1, 1, 1)), "<"),
-    "tracin_cp": Line("#009E73", (0, (4, 1.5, 1, 1.5)), "^"),
-    "grad_dot": Line("#CC79A7", (0, (1, 1.2)), "D"),
-    "persistence": Line("#767676", (0, (1, 2.5)), "x"),
-    "mean_trajectory": Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
+    **{method.name: method.line for method in methods.METHODS.values()},
+    "tracin_cp": methods.METHODS["tracin_cp_all"].line,
     "random": Line("#767676", (0, (2, 2)), "+"),
     "ceiling": Line("#404040", (0, (1, 1)), "_"),
     "one_run": Line("#404040", (0, (5, 2)), "d"),
@@ -93,12 +76,14 @@ def method(name: str, variant: str = "") -> str:
     printed = METHODS[known] if known else name.replace("_", " ")
     rest = name[len(known) :].replace("_", " ").strip() if known else ""
     details = ", ".join(filter(None, [rest, _options(variant)]))
-    return f"{printed} ({details})" if details else printed
+    if not details:
+        return printed
+    return f"{printed[:-1]}, {details})" if printed.endswith(")") else f"{printed} ({details})"
 
 
 def _options(variant: str) -> str:
     parts = []
-    for option in re.split(r", (?=\w+=)", variant):
+    for option in re.split(r"[, ]+(?=\w+=)", variant):
         key, _, value = option.partition("=")
         printed = OPTIONS.get(key, key.replace("_", " "))
         parts.append(f"no {printed}" if value in ("False", "false", "[]") else f"{printed} {value}".strip())
@@ -150,12 +135,11 @@ def lines(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Line]:
     the others in turn.
     """
     found: dict[tuple[str, str], Line] = {}
-    taken, others = set(), 0
+    others = 0
     for name, variant in dict.fromkeys(series):
-        known = family(name)
-        if known and known not in taken:
-            taken.add(known)
-            found[name, variant] = LINES[known]
+        line = LINES.get(family(name) or "")
+        if line and line not in found.values():
+            found[name, variant] = line
         else:
             found[name, variant] = OTHER_LINES[others % len(OTHER_LINES)]
             others += 1

@@ -48,7 +48,8 @@ def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = ()) -> pd.Dat
     found = found.join(spread.stack().rename_axis([*keys, "statistic"]).rename("std_over_runs"))
     diverged = by_task[by_task["statistic"] == "diverged"].groupby(keys, sort=False, dropna=False)["value"].sum()
     found = found.reset_index().merge(diverged.rename("diverged").reset_index(), on=keys, how="left")
-    return found.astype({"diverged": int, "undefined": int})[[*keys, *SWEEP[1:]]]
+    found = found.astype({"diverged": int, "undefined": int})[[*keys, *SWEEP[1:]]]
+    return found if "variant" in found and found["variant"].any() else found.drop(columns="variant", errors="ignore")
 
 
 def plot_sweep(
