@@ -148,5 +148,10 @@ else:
     )
     competing = drawn[drawn["series"] != shifted.CEILING]
     nb.save_figure(
-        picture, others, "ext01_other_metrics", caption=caption, sources=of_others, reading=gf.readings.best_points(competing)
+        picture,
+        others,
+        "ext01_other_metrics",
+        caption=caption,
+        sources=of_others,
+        reading=gf.readings.best_points(competing),
     )

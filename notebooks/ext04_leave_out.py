@@ -76,4 +76,6 @@ caption = (
     f"{nb.study.profile.title} ({sources[0].model}). {without}Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
     "Grad-Dot: last transformer block, along the run itself."
 )
-nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=gf.readings.best_points(frame))
+nb.save_figure(
+    picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=gf.readings.best_points(frame)
+)

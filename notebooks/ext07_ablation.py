@@ -34,51 +34,41 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import inspect
-import json
-
 import numpy as np
 
 import gptfluence as gf
 from gptfluence.experiments import shifted
-from gptfluence.gradients.tangents import TangentFeatures
 
 nb = gf.Notebook("ext07_ablation", globals())
-kind, options = nb.study.options("tangent")
-defaults = {name: each.default for name, each in inspect.signature(TangentFeatures).parameters.items()}
-tangents = {name: defaults[name] for name in ("coordinates", "candidates", "checkpoints")} | options.get("tangents", {})
-base = {**tangents, "checkpoints": []}
-known = {
-    "tangent_quarter": {"tangents": {**tangents, "coordinates": max(1, tangents["coordinates"] // 4)}},
-    "tangent_one_candidate": {"tangents": {**tangents, "candidates": 1}},
-    "tangent_base": {"tangents": base},  # no reference run, so that there is none to follow either
-    "tangent_uncorrected": {"use_corrections": False},
-    "tangent_base_uncorrected": {"tangents": base, "use_corrections": False},
-    "tangent_unfollowed": {"follow_reference": False},
-}
-nb.choose("variants", variants, list(known))
+tangent = nb.study.variant("tangent")
+options = tangent.options
+less = [
+    tangent.with_(coordinates=max(1, options.coordinates // 4)),
+    tangent.with_(candidates=1),
+    tangent.with_(checkpoints=[]),  # no reference run, so that there is none to follow either
+    tangent.with_(use_corrections=False),
+    tangent.with_(checkpoints=[], use_corrections=False),
+    tangent.with_(follow_reference=False),
+]
+nb.choose("variants", variants, [one.variant for one in less])
 nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
 nb.choose("runs", runs, range(1, 1001))
 # candidates of labelled tasks are the label words, whatever their number
 labelled = all(nb.study.is_labelled(task) for task in nb.tasks)
-same = {
-    "tangent_one_candidate": labelled or tangents["candidates"] == 1,
-    **dict.fromkeys(("tangent_base", "tangent_base_uncorrected", "tangent_unfollowed"), not tangents["checkpoints"]),
-}
-used = [name for name in known if name in variants or not (variants or same.get(name))]
-study = nb.study.with_overrides(
-    *(
-        f"simulators.{name}={json.dumps({**options, 'kind': kind, 'tangents': tangents, **known[name]})}"
-        for name in used
-    )
-)
+same = {"candidates": labelled or options.candidates == 1}
+same |= dict.fromkeys(("checkpoints", "follow_reference"), not options.checkpoints)
+used = [
+    one
+    for one in less
+    if one.variant in variants or not (variants or any(no and name in one.variant for name, no in same.items()))
+]
 used
 
 # %%
-results, sources = shifted.explained(study, nb.tasks, kinds, ["tangent", *used], runs=runs, against="tangent")
-results = results[results["simulator"] != shifted.ONE_RUN]
+results, sources = shifted.explained(nb.campaigns, kinds, [tangent, *used], runs=runs, against=tangent)
+results = results[results["method"] != shifted.ONE_RUN]
 explained = results[results["statistic"] == "r2_dev"]
-explained.pivot_table(index=["task", "simulator"], columns="curricula", values="value", sort=False).round(2)
+explained.pivot_table(index=["task", "variant"], columns="kind", values="value", sort=False).round(2)
 
 # %% [markdown]
 # R²dev less that of the tangent simulator itself, and 90% bootstrap intervals over runs, the same for both.
@@ -91,41 +81,45 @@ differences = differences.assign(
         for row in differences.itertuples()
     ]
 )
-differences.pivot(index=["task", "simulator"], columns="curricula", values="text")
+differences.pivot(index=["task", "variant"], columns="kind", values="text")
 
 # %% [markdown]
 # How corrections of known tests were chosen, and, where validation runs chose, the error of each choice on these (`off as
 # before`: the linearisation at the level of the recorded runs). For unseen tests it is chosen by itself, in each of two fits.
 
 # %%
-for task in nb.tasks:
-    for name in ["tangent", *used]:
-        rule = study.simulator(name, "fine_tuning", task).report.selected_by
-        print(f"{gf.names.task(task)}, {gf.names.method(name)}: {rule.partition('; unseen')[0]}")
+for campaign in nb.campaigns:
+    for one in [tangent, *used]:
+        rule = campaign.simulator(one).report.selected_by
+        print(
+            f"{gf.names.task(campaign.task)}, {gf.names.method(one.method, one.variant)}: {rule.partition('; unseen')[0]}"
+        )
 
 # %%
 frame = explained.assign(panel=explained["task"].map(gf.names.task))
-frame = frame.rename(columns={"curricula": "x", "simulator": "series"})
+frame = frame.rename(columns={"kind": "x", "method": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
 picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0, panel_height=1.9)
 picture
 
 # %%
 trained, validated, held = (len(part) for part in sources[0].split())
-apart = ", the reference run taking no part in corrections" if tangents["checkpoints"] else ""
+apart = ", the reference run taking no part in corrections" if options.checkpoints else ""
 caption = (
     f"Ablation of the tangent simulator: explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind "
     f"of curriculum. {nb.study.profile.title} ({sources[0].model}); fitted on {trained} training and "
     f"{validated} validation runs{apart}; {held} held-out runs drawn alike, also of unseen tests, whose own mean is the 0, and "
     f"{runs} of every other kind (of an unseen pool the profile's). The tangent simulator itself has "
-    f"{tangents['coordinates']:,} coordinates, at most {tangents['candidates']} candidates a token of free text and tangents "
-    f"of one training run after step {', '.join(map(str, tangents['checkpoints'])) or '0 alone'}; tangents of the base model alone "
-    "have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
+    f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text and tangents "
+    f"of one training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}; without it "
+    "tangents are those of the base model alone, which have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
     "runs (of two or three runs hardly more than their range); below -1 they are cut off."
 )
 sentences = []
-for (task, name), part in differences.groupby(["task", "simulator"], sort=False):
+for (task, method, variant), part in differences.groupby(["task", "method", "variant"], sort=False):
     changes = part[part["value"].round(2) != 0]
-    listed = "; ".join(f"{row.curricula.replace('_', ' ')} {row.text}" for row in changes.itertuples())
-    sentences.append(f"{gf.names.task(task)}, {gf.names.method(name)}: {listed or 'nothing changes by 0.01'}.")
+    listed = "; ".join(f"{row.kind.replace('_', ' ')} {row.text}" for row in changes.itertuples())
+    sentences.append(
+        f"{gf.names.task(task)}, {gf.names.method(method, variant)}: {listed or 'nothing changes by 0.01'}."
+    )
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading="\n".join(sentences))

@@ -51,11 +51,11 @@ dynamics
 # %%
 change = {} if coarsening == "hold" else {"coarsening": coarsening}
 results = nb.evaluate(nb.varied(sorted(set(intervals or nb.values)), **change))
-results["interval"] = results["method"].str.extract(r"checkpoint_interval=(\d+)")[0].astype(float)
+results["interval"] = results["variant"].str.extract(r"checkpoint_interval=(\d+)")[0].astype(float)
 results.head(8)
 
 # %%
-frame = gf.sweeps.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "interval")
+frame = gf.sweeps.sweep(results.drop(columns="variant"), "interval")
 frame.head(8)
 
 # %%

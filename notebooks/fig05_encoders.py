@@ -43,11 +43,11 @@ dynamics
 # %%
 compared = encoders or nb.values
 results = nb.evaluate(nb.varied(compared))
-results["encoder"] = results["method"].map({f"gptfluence encoder={encoder}": encoder for encoder in compared})
+results["encoder"] = results["variant"].map({f"encoder={encoder}": encoder for encoder in compared})
 results.head(8)
 
 # %%
-frame = gf.sweeps.sweep(results.assign(method=results["method"].str.partition(" ")[0]), "encoder")
+frame = gf.sweeps.sweep(results.drop(columns="variant"), "encoder")
 frame.head(8)
 
 # %%

@@ -92,7 +92,9 @@ caption = (
     "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
     f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
 )
-reading = " ".join(f"{panel}: {gf.readings.mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel"))
+reading = " ".join(
+    f"{panel}: {gf.readings.mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel")
+)
 nb.save_figure(
     picture,
     frame,

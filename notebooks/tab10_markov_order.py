@@ -51,12 +51,11 @@ tried, nb.tested
 # %%
 variants = nb.varied(tried)
 results = nb.evaluate(variants, observed=max(tried)).drop(columns=["setting", "model"])
-results["order"] = results["method"].map({f"gptfluence markov_order={order}": order for order in tried})
+results["order"] = results["variant"].map({f"markov_order={order}": order for order in tried})
 results.head(8)
 
 # %%
-named = results["method"].str.replace("markov_order", "order")
-summary = gf.summarize(results.drop(columns="order").assign(method=named))
+summary = gf.summarize(results.drop(columns="order"))
 table = gf.tables.methods_by_task(summary, gf.tables.reported(10), by=["metric"], average=False)
 table
 
@@ -73,8 +72,7 @@ gf.tables.spread(summary)
 
 # %%
 shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
-drawn = results.assign(case=shown, method=results["method"].str.partition(" ")[0])
-frame = gf.sweeps.sweep(drawn, "order", panel=["case"])
+frame = gf.sweeps.sweep(results.drop(columns="variant").assign(case=shown), "order", panel=["case"])
 picture = gf.sweeps.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
 picture
 

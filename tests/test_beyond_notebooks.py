@@ -85,24 +85,27 @@ def test_ablation(papermill):
     followed = "overrides: ['simulators.tangent.tangents={coordinates: 400, checkpoints: [2]}']"
     name, arguments = "ext07_ablation", ("kinds: [alike, sorted, unseen_tests]", "runs: 1")
     frame = saved(papermill(name, *arguments, followed), name)
-    r2 = frame[frame["statistic"] == "r2_dev"].pivot(index="simulator", columns="curricula", values="value")
-    variants = ["quarter", "base", "uncorrected", "base_uncorrected", "unfollowed"]
-    assert set(r2.index) == {"tangent", *(f"tangent_{variant}" for variant in variants)}
+    assert set(frame["method"]) == {"tangent"}
+    frame["variant"] = frame["variant"].fillna("")
+    r2 = frame[frame["statistic"] == "r2_dev"].pivot(index="variant", columns="kind", values="value")
+    unfollowed, both = "follow_reference=False", "checkpoints=[] use_corrections=False"
+    (quarter,) = [variant for variant in r2.index if variant.startswith("coordinates=")]
+    assert set(r2.index) == {"", quarter, "checkpoints=[]", "use_corrections=False", both, unfollowed}
     assert r2.notna().all(axis=None)
-    refitted = r2.drop(index="tangent_unfollowed")
+    refitted = r2.drop(index=unfollowed)
     assert refitted["alike"].nunique() == len(refitted)  # each part makes a difference
     # only unseen tests are followed, and without corrections it does not matter which tests were fitted on
     known = ["alike", "sorted"]
-    assert (r2.loc["tangent_unfollowed", known] == r2.loc["tangent", known]).all()
-    assert r2.loc["tangent_unfollowed", "unseen_tests"] != r2.loc["tangent", "unseen_tests"]
+    assert (r2.loc[unfollowed, known] == r2.loc["", known]).all()
+    assert r2.loc[unfollowed, "unseen_tests"] != r2.loc["", "unseen_tests"]
     less = frame[frame["statistic"] == "r2_dev_difference"]
-    less = less.pivot(index="simulator", columns="curricula", values="value").loc[r2.index.drop("tangent")]
-    np.testing.assert_allclose(less, r2.loc[less.index] - r2.loc["tangent"], atol=1e-6)
-    alone = r2.loc["tangent_base_uncorrected"]
+    less = less.pivot(index="variant", columns="kind", values="value").loc[r2.index.drop("")]
+    np.testing.assert_allclose(less, r2.loc[less.index] - r2.loc[""], atol=1e-6)
+    alone = r2.loc[both]
     assert alone["alike"] == pytest.approx(alone["unseen_tests"], abs=1e-5)
     # this profile has no reference run to do without, and keeps no pool of this task apart
     frame = saved(papermill(name, "kinds: [alike, unseen_pool]"), name)
-    assert set(frame["simulator"]) == {"tangent", "tangent_quarter", "tangent_uncorrected"}
+    assert set(frame["variant"].dropna().str.partition("=")[0]) == {"coordinates", "use_corrections"}
 
 
 @pytest.mark.slow

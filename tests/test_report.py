@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import papermill
 import pytest
-from gptfluence.drawing.trajectories import plot_trajectories
 from typer.testing import CliRunner
 
 from gptfluence.common import provenance
+from gptfluence.drawing import saving
+from gptfluence.drawing.trajectories import plot_trajectories
 from gptfluence.drawing.typeset import Table
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue

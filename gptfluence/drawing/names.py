@@ -9,7 +9,6 @@ from typing import Any
 from gptfluence.simulators import methods
 from gptfluence.simulators.methods import Line
 
-
 METHODS = {  # who is drawn and tabled, in this order
     "recorded": "recorded",
     "before": "recorded, unchanged",

@@ -28,14 +28,14 @@ SWEEP = ["method", "statistic", "value", "std_over_runs", "undefined", "diverged
 def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = ()) -> pd.DataFrame:
     """Statistics against what was varied, averaged over tasks (within a panel).
 
-    results: rows of `Study.evaluate` with a column `x`; missing (nan) for methods that it does not concern
+    results: rows of `Campaign.evaluate` with a column `x`; missing (nan) for methods that it does not concern
     panel: further columns that tell panels apart
 
     Returns columns (panel,) x, method, (variant,) statistic (the paper's and R2_dev), value (the mean over tasks; nan if a task has
     none), std_over_runs (population standard deviation over runs of a run's mean over tasks), undefined (runs without a
     rank correlation), diverged (predicted trajectories).
     """
-    panels.check("sweep", results, [x, *panel], "add it to rows of Study.evaluate")
+    panels.check("sweep", results, [x, *panel], "add it to rows of Campaign.evaluate")
     keys = [*panel, x, "method", *(["variant"] if "variant" in results else [])]
     by_task = summarize(results[[*dict.fromkeys([*keys, "task"]), "run", "statistic", "value"]])
     parts = by_task[by_task["statistic"].isin(PRINTED)].groupby([*keys, "statistic"], sort=False, dropna=False)
