@@ -106,8 +106,8 @@ table = gf.tables.methods_by_task(gf.summarize(pd.concat(scores)))
 table
 
 # %%
-frame = gf.figures.trajectory_frame({nb.task: (truth, predicted)}, metric="loss", examples=4)
-picture = gf.figures.plot_trajectories(frame, metric="loss")
+frame = gf.trajectories.trajectory_frame({nb.task: (truth, predicted)}, metric="loss", examples=4)
+picture = gf.trajectories.plot_trajectories(frame, metric="loss")
 picture
 
 # %%
@@ -115,5 +115,5 @@ caption = (
     f"A curriculum that nobody trained on, simulated and then really trained. {nb.study.profile.title} ({truth.model}), task "
     f"{gf.names.task(nb.task)}; simulators fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
-reading = f"{gf.figures.reading(frame)} Over all test examples: {gf.tables.reading(table)}"
+reading = f"{gf.readings.of_trajectories(frame)} Over all test examples: {gf.readings.of_table(table)}"
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics, truth], reading=reading)

@@ -42,7 +42,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import numpy as np
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments.what_if import Changes, ask
 
 nb = gf.Notebook("explore_what_if", globals())
@@ -65,7 +64,7 @@ answer.table().T
 # %%
 frame = answer.frame(examples)
 labels = {"recorded": "trained on the change"}
-picture = intervals.plot_bands(frame, ylabel=gf.names.metric("loss", unit=True), labels=labels)
+picture = gf.trajectories.plot_bands(frame, ylabel=gf.names.metric("loss", unit=True), labels=labels)
 picture
 
 # %%

@@ -55,7 +55,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext01_explained_deviation", globals())
@@ -93,7 +92,7 @@ if len(nb.models) > 1:
     titles += ", " + explained["model"]
 frame = explained.assign(panel=titles).rename(columns={"kind": "x", "method": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
-picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0)
+picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0)
 picture
 
 # %% [markdown]
@@ -129,7 +128,7 @@ nb.save_figure(
     "ext01_explained_deviation",
     caption=caption,
     sources=[*sources, *of_others],
-    reading=intervals.best_by(frame[frame["series"] != shifted.ONE_RUN]),
+    reading=gf.readings.best_points(frame[frame["series"] != shifted.ONE_RUN]),
 )
 
 # %%
@@ -141,7 +140,7 @@ else:
         panel="drawn alike" if len(nb.models) == 1 else drawn["model"],
         x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric),
     )
-    picture = intervals.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
+    picture = gf.points.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
         f"{nb.study.profile.title} ({', '.join(nb.models)}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
@@ -150,5 +149,10 @@ else:
     )
     competing = drawn[drawn["series"] != shifted.CEILING]
     nb.save_figure(
-        picture, others, "ext01_other_metrics", caption=caption, sources=of_others, reading=intervals.best_by(competing)
+        picture,
+        others,
+        "ext01_other_metrics",
+        caption=caption,
+        sources=of_others,
+        reading=gf.readings.best_points(competing),
     )

@@ -35,7 +35,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import numpy as np
 
 import gptfluence as gf
-from gptfluence.drawing.curves import plot_curves
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext02_horizon", globals())
@@ -54,7 +53,7 @@ relative[np.unique(np.linspace(1, relative.columns.max(), 6).round().astype(int)
 frame = results.rename(columns={"method": "series", "run": "repeat", "step": "x"})
 frame = frame.assign(panel=frame["task"].map(gf.names.task), value=np.sqrt(frame["mse"]))
 ylabels = {gf.names.task(task): "error (RMS, nats per target token)" for task in nb.tasks}
-picture = plot_curves(frame, xlabel="training step", ylabels=ylabels)
+picture = gf.points.plot_curves(frame, xlabel="training step", ylabels=ylabels)
 picture
 
 # %%

@@ -36,7 +36,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext03_runs_needed", globals())
@@ -53,7 +52,7 @@ explained.pivot_table(index=["task", "fitted_on"], columns="method", values="val
 frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
     columns={"fitted_on": "x", "method": "series"}
 )
-picture = intervals.plot_intervals(
+picture = gf.points.plot_intervals(
     frame, xlabel="training runs", ylabel="R²dev", floor=-1.0, columns=len(nb.tasks), panel_height=1.9
 )
 picture
@@ -89,5 +88,5 @@ if len(costs):
     worth = ", ".join(f"{row.task} {row.method} {row[-1]:.1f}" for row in costs.itertuples())
     caption += f" Gradients cost the GPT as much as so many recorded runs: {worth}."
 nb.save_figure(
-    picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=intervals.best_by(frame)
+    picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=gf.readings.best_points(frame)
 )

@@ -41,7 +41,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments.leave_out import leave_out
 
 nb = gf.Notebook("ext04_leave_out", globals())
@@ -58,7 +57,7 @@ results.pivot_table(index=["task", "left_out"], columns="method", values="value"
 # %%
 frame = results.assign(panel=results["task"].map(gf.names.task)).rename(columns={"left_out": "x", "method": "series"})
 frame = frame[frame.groupby("series")["value"].transform(lambda values: values.notna().any())]
-picture = intervals.plot_intervals(
+picture = gf.points.plot_intervals(
     frame,
     xlabel="training examples left out",
     ylabel="linear datamodelling score",
@@ -77,4 +76,6 @@ caption = (
     f"{nb.study.profile.title} ({sources[0].model}). {without}Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
     "Grad-Dot: last transformer block, along the run itself."
 )
-nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=intervals.best_by(frame))
+nb.save_figure(
+    picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=gf.readings.best_points(frame)
+)

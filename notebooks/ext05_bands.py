@@ -42,7 +42,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments import band_coverage, shifted
 from gptfluence.scoring import conformal
 
@@ -66,7 +65,7 @@ tables["mean_width"].pivot_table(index=["task", "unit", "kind"], columns="method
 # %%
 frame = tables["coverage"][tables["coverage"]["unit"] == unit]
 frame = frame.assign(panel=frame["task"].map(gf.names.task)).rename(columns={"kind": "x", "method": "series"})
-picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="coverage of whole paths", line=level)
+picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="coverage of whole paths", line=level)
 picture
 
 # %% [markdown]
@@ -75,7 +74,7 @@ picture
 # %%
 last = paths[paths["of"] == paths["of"].iloc[-1]]
 shown = last[last["panel"].str.endswith(tuple(f": {kind}" for kind in kinds[:3]))]
-examples = intervals.plot_bands(shown, ylabel=gf.names.metric("loss", unit=True), columns=3)
+examples = gf.trajectories.plot_bands(shown, ylabel=gf.names.metric("loss", unit=True), columns=3)
 examples
 
 # %%

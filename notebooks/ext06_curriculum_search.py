@@ -39,7 +39,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments.search import compare
 
 nb = gf.Notebook("ext06_curriculum_search", globals())
@@ -71,7 +70,7 @@ long.loc[long["what"] == "recorded", "panel"] = "trained final loss"
 frame = long.rename(columns={"choice": "x", "method": "series"}).assign(low=float("nan"), high=float("nan"))
 of_random = (frame["x"] == "random") & (frame["panel"] == "trained final loss")
 frame.loc[of_random, ["low", "high"]] = [runs.min(), runs.max()]
-picture = intervals.plot_intervals(
+picture = gf.points.plot_intervals(
     frame, xlabel="choice", ylabel="loss (nats per target token)", line=None, columns=2, panel_height=1.9
 )
 picture

@@ -37,36 +37,35 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import numpy as np
 
 import gptfluence as gf
-from gptfluence.drawing import intervals
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext07_ablation", globals())
-whole = nb.study.variant("tangent")
-own = whole.options
-known = {
-    "tangent_quarter": whole.with_(coordinates=max(1, own.coordinates // 4)),
-    "tangent_one_candidate": whole.with_(candidates=1),
-    "tangent_base": whole.with_(checkpoints=[]),  # no reference run, so that there is none to follow either
-    "tangent_uncorrected": whole.with_(use_corrections=False),
-    "tangent_base_uncorrected": whole.with_(checkpoints=[], use_corrections=False),
-    "tangent_unfollowed": whole.with_(follow_reference=False),
-}
-nb.choose("variants", variants, list(known))
+tangent = nb.study.variant("tangent")
+options = tangent.options
+less = [
+    tangent.with_(coordinates=max(1, options.coordinates // 4)),
+    tangent.with_(candidates=1),
+    tangent.with_(checkpoints=[]),  # no reference run, so that there is none to follow either
+    tangent.with_(use_corrections=False),
+    tangent.with_(checkpoints=[], use_corrections=False),
+    tangent.with_(follow_reference=False),
+]
+nb.choose("variants", variants, [one.variant for one in less])
 nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
 nb.choose("runs", runs, range(1, 1001))
 # candidates of labelled tasks are the label words, whatever their number
 labelled = all(nb.study.is_labelled(task) for task in nb.tasks)
-same = {
-    "tangent_one_candidate": labelled or own.candidates == 1,
-    **dict.fromkeys(("tangent_base", "tangent_base_uncorrected", "tangent_unfollowed"), not own.checkpoints),
-}
-used = [name for name in known if name in variants or not (variants or same.get(name))]
-compared = {"tangent": whole, **{name: known[name] for name in used}}
-names = {variant.variant: name for name, variant in compared.items()}  # of the rows that are drawn
+same = {"candidates": labelled or options.candidates == 1}
+same |= dict.fromkeys(("checkpoints", "follow_reference"), not options.checkpoints)
+used = [
+    one
+    for one in less
+    if one.variant in variants or not (variants or any(no and name in one.variant for name, no in same.items()))
+]
 used
 
 # %%
-results, sources = shifted.explained(nb.campaigns, kinds, list(compared.values()), runs=runs, against=whole)
+results, sources = shifted.explained(nb.campaigns, kinds, [tangent, *used], runs=runs, against=tangent)
 results = results[results["method"] != shifted.ONE_RUN]
 explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["task", "variant"], columns="kind", values="value", sort=False).round(2)
@@ -90,37 +89,37 @@ differences.pivot(index=["task", "variant"], columns="kind", values="text")
 
 # %%
 for campaign in nb.campaigns:
-    for name, variant in compared.items():
-        rule = campaign.simulator(variant).report.selected_by
-        print(f"{gf.names.task(campaign.task)}, {gf.names.method(name)}: {rule.partition('; unseen')[0]}")
+    for one in [tangent, *used]:
+        rule = campaign.simulator(one).report.selected_by
+        print(
+            f"{gf.names.task(campaign.task)}, {gf.names.method(one.method, one.variant)}: {rule.partition('; unseen')[0]}"
+        )
 
 # %%
-frame = explained.assign(
-    panel=explained["task"].map(gf.names.task),
-    x=explained["kind"].str.replace("_", " "),
-    series=explained["variant"].map(names),
-)
-picture = intervals.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0, panel_height=1.9)
+frame = explained.assign(panel=explained["task"].map(gf.names.task))
+frame = frame.rename(columns={"kind": "x", "method": "series"})
+frame["x"] = frame["x"].str.replace("_", " ")
+picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0, panel_height=1.9)
 picture
 
 # %%
 trained, validated, held = (len(part) for part in sources[0].split())
-apart = ", the reference run taking no part in corrections" if own.checkpoints else ""
+apart = ", the reference run taking no part in corrections" if options.checkpoints else ""
 caption = (
     f"Ablation of the tangent simulator: explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind "
     f"of curriculum. {nb.study.profile.title} ({sources[0].model}); fitted on {trained} training and "
     f"{validated} validation runs{apart}; {held} held-out runs drawn alike, also of unseen tests, whose own mean is the 0, and "
     f"{runs} of every other kind (of an unseen pool the profile's). The tangent simulator itself has "
-    f"{own.coordinates:,} coordinates, at most {own.candidates} candidates a token of free text and tangents "
-    f"of one training run after step {', '.join(map(str, own.checkpoints)) or '0 alone'}; tangents of the base model alone "
-    "have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
+    f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text and tangents "
+    f"of one training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}; without it "
+    "tangents are those of the base model alone, which have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
     "runs (of two or three runs hardly more than their range); below -1 they are cut off."
 )
 sentences = []
-for (task, variant), part in differences.groupby(["task", "variant"], sort=False):
+for (task, method, variant), part in differences.groupby(["task", "method", "variant"], sort=False):
     changes = part[part["value"].round(2) != 0]
     listed = "; ".join(f"{row.kind.replace('_', ' ')} {row.text}" for row in changes.itertuples())
     sentences.append(
-        f"{gf.names.task(task)}, {gf.names.method(names[variant])}: {listed or 'nothing changes by 0.01'}."
+        f"{gf.names.task(task)}, {gf.names.method(method, variant)}: {listed or 'nothing changes by 0.01'}."
     )
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading="\n".join(sentences))

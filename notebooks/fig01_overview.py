@@ -37,7 +37,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence.drawing import overview
 
 nb = gf.Notebook("fig01_overview", globals())
 nb.choose("examples", examples, [1, 2, 3])
@@ -54,11 +53,11 @@ report = campaign.simulator(method).report
 report
 
 # %%
-frame = overview.overview_frame(dynamics, report, predicted, method=method, examples=examples)
+frame = gf.overview.overview_frame(dynamics, report, predicted, method=method, examples=examples)
 frame.groupby(["panel", "series"], sort=False)["y"].describe()
 
 # %%
-picture = overview.plot_overview(frame)
+picture = gf.overview.plot_overview(frame)
 picture
 
 # %%
@@ -70,5 +69,5 @@ caption = (
     "validation runs. Right: the curriculum of a held-out run, and the losses recorded and simulated from the values "
     "before training."
 )
-reading = overview.reading(frame, runs=len(train))
+reading = gf.readings.of_overview(frame, runs=len(train))
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

@@ -36,11 +36,10 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence.drawing import gallery
 
 nb = gf.Notebook("fig02_example_trajectories", globals())
 nb.choose("examples", examples, range(1, 9))
-gallery.panel_names(nb.panels)
+gf.readings.panel_names(nb.panels)
 
 # %% [markdown]
 # The held-out runs of each panel's task, and what every method predicts for them. The mean trajectory is simulated in any
@@ -50,27 +49,27 @@ gallery.panel_names(nb.panels)
 simulated = nb.predict()
 
 # %%
-frame = gallery.panel_frame(simulated, examples=examples)
+frame = gf.trajectories.lettered_frame(simulated, examples=examples)
 frame.head()
 
 # %%
-picture = gf.figures.plot_trajectories(frame)
+picture = gf.trajectories.plot_trajectories(frame)
 picture
 
 # %% [markdown]
 # How typical are these examples? Every method on all trajectories of the held-out runs.
 
 # %%
-results = gallery.results_of(simulated)
+results = gf.gallery.results_of(simulated)
 gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "task"], columns="method", values="value")
 
 # %%
 recorded = [test for test, _ in simulated.values()]
 caption = (
     f"Trajectories of test examples in instruction tuning on a held-out curriculum, recorded and simulated from the first "
-    f"value: {gallery.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    f"value: {gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
     "GPTfluence's error."
 )
-reported = {metric: gallery.reported(nb.setting, metric, nb.model) for metric, _ in nb.panels}
-reading = gallery.reading(frame, results, reported)
+reported = {metric: gf.gallery.reported(nb.setting, metric, nb.model) for metric, _ in nb.panels}
+reading = gf.readings.of_gallery(frame, results, reported)
 nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

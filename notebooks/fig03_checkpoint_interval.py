@@ -51,17 +51,16 @@ dynamics
 
 # %%
 change = {} if coarsening == "hold" else {"coarsening": coarsening}
-variants = nb.varied(sorted(set(intervals or nb.values)), **change)
-results = nb.evaluate(variants)
-results["interval"] = results["variant"].map({v.variant: v.options.checkpoint_interval for v in variants if v.variant})
+results = nb.evaluate(nb.varied(sorted(set(intervals or nb.values)), **change))
+results["interval"] = results["variant"].str.extract(r"checkpoint_interval=(\d+)")[0].astype(float)
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.drop(columns="variant"), "interval")
+frame = gf.sweeps.sweep(results.drop(columns="variant"), "interval")
 frame.head(8)
 
 # %%
-picture = gf.charts.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", unit="nats")
+picture = gf.sweeps.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", unit="nats")
 picture
 
 # %%
@@ -71,5 +70,5 @@ caption = (
     f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines are "
     "baselines, which are not fitted on steps. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.charts.sweep_reading(frame, "interval", "interval")
+reading = gf.readings.of_sweep(frame, "interval", "interval")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

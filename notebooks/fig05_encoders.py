@@ -42,17 +42,17 @@ dynamics = campaign.dynamics()
 dynamics
 
 # %%
-variants = nb.varied(encoders or nb.values)
-results = nb.evaluate(variants)
-results["encoder"] = results["variant"].map({v.variant: v.options.encoder for v in variants if v.variant})
+compared = encoders or nb.values
+results = nb.evaluate(nb.varied(compared))
+results["encoder"] = results["variant"].map({f"encoder={encoder}": encoder for encoder in compared})
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.drop(columns="variant"), "encoder")
+frame = gf.sweeps.sweep(results.drop(columns="variant"), "encoder")
 frame.head(8)
 
 # %%
-picture = gf.charts.plot_sweep(frame, "encoder", xlabel="encoder", unit="nats", join=False, panel_height=1.7)
+picture = gf.sweeps.plot_sweep(frame, "encoder", xlabel="encoder", unit="nats", join=False, panel_height=1.7)
 picture
 
 # %%
@@ -62,5 +62,5 @@ caption = (
     "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines are "
     "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.charts.sweep_reading(frame, "encoder", "encoder")
+reading = gf.readings.of_sweep(frame, "encoder", "encoder")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

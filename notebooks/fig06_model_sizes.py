@@ -46,18 +46,18 @@ results = nb.evaluate()
 results.head(8)
 
 # %%
-frame = gf.charts.sweep(results.drop(columns="variant"), "model")
+frame = gf.sweeps.sweep(results.drop(columns="variant"), "model")
 frame.head(8)
 
 # %%
-picture = gf.charts.plot_sweep(frame, "model", xlabel="GPT", unit="nats", panel_height=1.6)
+picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", unit="nats", panel_height=1.6)
 picture
 
 # %% [markdown]
 # As a table, beside the paper's averages for the sizes that it reports (table 1).
 
 # %%
-table = gf.comparisons.in_blocks(gf.summarize(results), gf.comparisons.reported(1), by=["model"])
+table = gf.tables.methods_by_task(gf.summarize(results), gf.tables.reported(1), by=["model"])
 averages = table.numbers[table.numbers["task"] == "average"]
 averages.pivot(index=["model", "method"], columns="statistic", values=["value", "paper"]).round(4)
 
@@ -67,5 +67,5 @@ caption = (
     f"{nb.study.profile.title}; {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT."
 )
-reading = gf.charts.sweep_reading(frame, "model", "GPT") + " " + gf.comparisons.reading(table, ["model"])
+reading = gf.readings.of_sweep(frame, "model", "GPT") + " " + gf.readings.of_table(table)
 nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

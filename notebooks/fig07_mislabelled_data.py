@@ -46,7 +46,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.drawing.curves import mean_and_range, plot_curves
 from gptfluence.experiments.mislabelled import Experiment
 
 nb = gf.Notebook("fig07_mislabelled_data", globals())
@@ -83,7 +82,7 @@ accuracy.pivot_table(index="inspected", columns="method", values="value", aggfun
 columns = {"method": "series", "seed": "repeat", "inspected": "x"}
 frame = pd.concat([found, accuracy])[["panel", *columns, "value"]].rename(columns=columns)
 ylabels = {"flipped labels found": "fraction of flipped labels", "test accuracy": "accuracy after retraining (0–1)"}
-picture = plot_curves(frame, xlabel="fraction of training examples inspected", ylabels=ylabels)
+picture = gf.points.plot_curves(frame, xlabel="fraction of training examples inspected", ylabels=ylabels)
 picture
 
 # %%
@@ -93,7 +92,9 @@ caption = (
     "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
     f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
 )
-reading = " ".join(f"{panel}: {mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel"))
+reading = " ".join(
+    f"{panel}: {gf.readings.mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel")
+)
 nb.save_figure(
     picture,
     frame,

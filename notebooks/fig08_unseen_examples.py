@@ -37,29 +37,28 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence.drawing import gallery
 
 nb = gf.Notebook("fig08_unseen_examples", globals())
-nb.choose("unseen", unseen, list(gallery.UNSEEN))
+nb.choose("unseen", unseen, list(gf.gallery.UNSEEN))
 nb.choose("examples", examples, range(1, 9))
-gallery.panel_names(nb.panels)
+gf.readings.panel_names(nb.panels)
 
 # %%
 simulated = nb.predict(unseen=unseen)
 
 # %%
-frame = gallery.panel_frame(simulated, examples=examples)
+frame = gf.trajectories.lettered_frame(simulated, examples=examples)
 frame.head()
 
 # %%
-picture = gf.figures.plot_trajectories(frame)
+picture = gf.trajectories.plot_trajectories(frame)
 picture
 
 # %% [markdown]
 # How typical are these examples? Every method on all trajectories of these runs.
 
 # %%
-results = gallery.results_of(simulated)
+results = gf.gallery.results_of(simulated)
 gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "task"], columns="method", values="value")
 
 # %%
@@ -67,10 +66,10 @@ recorded = [test for test, _ in simulated.values()]
 what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
     f"Trajectories with unseen {what} examples in fine-tuning, recorded and simulated from the first value: "
-    f"{gallery.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
+    f"{gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
     "GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
 )
-reading = gallery.reading(frame, results, {})
+reading = gf.readings.of_gallery(frame, results, {})
 for metric, task in nb.panels:
-    reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded[0].model)}".rstrip()
+    reading = f"{reading} {gf.readings.beside_paper(results, task, metric, unseen, recorded[0].model)}".rstrip()
 nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

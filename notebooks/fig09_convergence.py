@@ -45,8 +45,8 @@ reports = {(campaign.task, name): campaign.simulator(name).report for campaign i
 reports
 
 # %%
-frame = gf.charts.convergence(reports)
-picture = gf.charts.plot_convergence(frame)
+frame = gf.sweeps.convergence(reports)
+picture = gf.sweeps.plot_convergence(frame)
 picture
 
 # %%
@@ -55,5 +55,5 @@ caption = (
     f"{len(dynamics[0].split()[0])} training runs; below: all-steps MSE of rollouts on {len(dynamics[0].split()[1])} "
     "validation runs. Marks: the epoch that is kept. An epoch visits every transition of the training runs once."
 )
-reading = gf.charts.convergence_reading(frame)
+reading = gf.readings.of_convergence(frame)
 nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

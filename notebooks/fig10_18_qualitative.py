@@ -44,7 +44,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence.drawing import gallery
 
 nb = gf.Notebook("fig10_18_qualitative", globals())
 nb.choose("examples", examples, range(1, 9))
@@ -60,20 +59,20 @@ simulated = nb.predict()
 # One panel for each chosen (task, test example), in the first held-out run, as a tidy frame.
 
 # %%
-frame = gf.figures.trajectory_frame(
+frame = gf.trajectories.trajectory_frame(
     {task: found for (_, task), found in simulated.items()}, metric=metric, examples=examples
 )
 frame.head()
 
 # %%
-picture = gf.figures.plot_trajectories(frame, metric=metric)
+picture = gf.trajectories.plot_trajectories(frame, metric=metric)
 picture
 
 # %% [markdown]
 # How typical are these examples? Every method on all trajectories of the held-out runs.
 
 # %%
-results = gallery.results_of(simulated)
+results = gf.gallery.results_of(simulated)
 gf.summarize(results).query("statistic == 'r2_dev'").pivot(index="task", columns="method", values="value")
 
 # %%
@@ -84,5 +83,5 @@ caption = (
     f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Panels of a "
     "task: examples at equal ranks of GPTfluence's error, from the best to the worst predicted."
 )
-reading = gallery.reading(frame, results, {metric: gallery.reported(nb.setting, metric, nb.model)})
+reading = gf.readings.of_gallery(frame, results, {metric: gf.gallery.reported(nb.setting, metric, nb.model)})
 nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

@@ -43,7 +43,6 @@ output_dir: str = ""  # figures/<profile>; with other parameters than these buil
 
 # %%
 import gptfluence as gf
-from gptfluence.drawing import gallery
 
 nb = gf.Notebook("fig19_30_unseen_qualitative", globals())
 nb.choose("examples", examples, range(1, 17))
@@ -55,18 +54,18 @@ recorded = simulated[0]
 recorded
 
 # %%
-frame = gf.figures.trajectory_frame({task: simulated}, metric=metric, examples=examples)
+frame = gf.trajectories.trajectory_frame({task: simulated}, metric=metric, examples=examples)
 frame.head()
 
 # %%
-picture = gf.figures.plot_trajectories(frame, metric=metric)
+picture = gf.trajectories.plot_trajectories(frame, metric=metric)
 picture
 
 # %% [markdown]
 # How typical are these examples? Every method on all trajectories of these runs.
 
 # %%
-results = gallery.results_of({(metric, task): simulated})
+results = gf.gallery.results_of({(metric, task): simulated})
 gf.summarize(results).pivot(index="statistic", columns="method", values="value").loc[["all_steps_mse", "r2_dev"]]
 
 # %%
@@ -76,6 +75,6 @@ caption = (
     f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at equal ranks of "
     "GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
 )
-reading = gallery.reading(frame, results, {})
-reading = f"{reading} {gallery.beside_paper(results, task, metric, unseen, recorded.model)}".rstrip()
+reading = gf.readings.of_gallery(frame, results, {})
+reading = f"{reading} {gf.readings.beside_paper(results, task, metric, unseen, recorded.model)}".rstrip()
 nb.save_figure(picture, frame, caption=caption, sources=[recorded], reading=reading)

@@ -19,7 +19,7 @@
 # predicts the rest. *Lower errors are better; R²dev above 0 means that a method explains something of what the curriculum
 # changes, below 0 that the mean of the training runs, which knows nothing of the curriculum, predicts better.*
 #
-# ![Table 1, profile mini](../figures/mini/tab01_instruction_tuning_loss.png)
+# [Table 1, profile mini](../figures/mini/tab01_instruction_tuning_loss.md)
 #
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds; from nothing, profile
@@ -55,7 +55,7 @@ results.head(8)
 
 # %%
 summary = gf.summarize(results)
-table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(1), by=["model"])
+table = gf.tables.methods_by_task(summary, gf.tables.reported(1), by=["model"])
 table
 
 # %% [markdown]
@@ -63,7 +63,7 @@ table
 # how many predictions diverged, how many runs have no rank correlation.
 
 # %%
-gf.comparisons.spread(summary).drop(columns=["setting", "metric"])
+gf.tables.spread(summary).drop(columns=["setting", "metric"])
 
 # %%
 known = summary["method"].map(gf.names.family)
@@ -82,5 +82,5 @@ caption = (
     )
     + ". R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.comparisons.reading(table, ["model"])
+reading = gf.readings.of_table(table)
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

@@ -19,7 +19,7 @@
 # better; R²dev above 0 means that a method explains something of what the curriculum changes, below 0 that the mean of the
 # training runs, which knows nothing of the curriculum, predicts better.*
 #
-# ![Table 2, profile mini](../figures/mini/tab02_fine_tuning_loss.png)
+# [Table 2, profile mini](../figures/mini/tab02_fine_tuning_loss.md)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab02_fine_tuning_loss.*`.
 # With everything recorded it takes a few seconds; from nothing, profile `mini` takes about ten minutes on two cores.
@@ -55,7 +55,7 @@ results.head(12)
 summary = gf.summarize(results).drop(columns=["setting", "model", "metric", "variant"])
 reported = gf.paper.table(2)
 reported = reported[reported["metric"] == "loss"]
-table = gf.tables.methods_by_task(summary, paper=reported)
+table = gf.tables.methods_by_task(summary, reported)
 table
 
 # %% [markdown]
@@ -72,5 +72,5 @@ caption = (
     "examples a task; mean (standard deviation over runs and examples). Paper: table 2, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.tables.reading(table)
+reading = gf.readings.of_table(table)
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

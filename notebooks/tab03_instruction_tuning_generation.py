@@ -18,7 +18,7 @@
 # constant for many steps. Simulators are fitted on the trajectories of BLEU (0-100) and ROUGE-L (0-1) themselves, one for
 # each metric, and start from the value before training.
 #
-# ![Table 3, profile mini](../figures/mini/tab03_instruction_tuning_generation.png)
+# [Table 3, profile mini](../figures/mini/tab03_instruction_tuning_generation.md)
 #
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/tab03_instruction_tuning_generation.*`. With everything recorded it takes a few seconds; from nothing,
@@ -52,7 +52,7 @@ results.head(8)
 
 # %%
 summary = gf.summarize(results)
-table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(3), by=["model", "metric"])
+table = gf.tables.methods_by_task(summary, gf.tables.reported(3), by=["model", "metric"])
 table
 
 # %% [markdown]
@@ -60,7 +60,7 @@ table
 # rank correlation (where all test examples end at the same value).
 
 # %%
-gf.comparisons.spread(summary).drop(columns=["setting"])
+gf.tables.spread(summary).drop(columns=["setting"])
 
 # %%
 interval = nb.study.setting("instruction_tuning").generation.every
@@ -70,5 +70,5 @@ caption = (
     f"{len(dynamics[0].split()[2])} held-out runs; mean (standard deviation over runs and examples). Paper: table 3, Pythia "
     f"on the real tasks. Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.comparisons.reading(table, ["model", "metric"])
+reading = gf.readings.of_table(table)
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

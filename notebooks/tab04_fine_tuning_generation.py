@@ -17,7 +17,7 @@
 # A GPT is fine-tuned on each task whose targets are text, and what it writes for every test example is scored along the
 # way. Simulators are fitted on these trajectories, one for each task and metric (BLEU 0-100, ROUGE-L 0-1).
 #
-# ![Table 4, profile mini](../figures/mini/tab04_fine_tuning_generation.png)
+# [Table 4, profile mini](../figures/mini/tab04_fine_tuning_generation.md)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab04_fine_tuning_generation.*`.
 # With everything recorded it takes a few seconds; from nothing, profile `mini` takes about ten minutes on two cores.
@@ -50,7 +50,7 @@ results.head(8)
 
 # %%
 summary = gf.summarize(results).drop(columns=["setting", "model"])
-table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(4), by=["metric"])
+table = gf.tables.methods_by_task(summary, gf.tables.reported(4), by=["metric"])
 table
 
 # %% [markdown]
@@ -58,7 +58,7 @@ table
 # rank correlation (where all test examples end at the same value).
 
 # %%
-gf.comparisons.spread(summary)
+gf.tables.spread(summary)
 
 # %%
 interval = nb.study.setting("fine_tuning").generation.every
@@ -69,5 +69,5 @@ caption = (
     "examples a task; mean (standard deviation over runs and examples). Paper: table 4, Pythia-410M on the real tasks. "
     f"Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.comparisons.reading(table, ["metric"])
+reading = gf.readings.of_table(table)
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

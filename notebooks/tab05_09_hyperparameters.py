@@ -18,7 +18,7 @@
 # how the GPTs are trained (tables 5 and 7) and how the simulators are fitted (tables 6, 8 and 9). A profile has one entry for
 # each simulator. Where the paper fits it differently in instruction tuning, the table shows a difference.
 #
-# ![Table 5, profile mini](../figures/mini/tab05_hyperparameters_instruction_tuning.png)
+# [Table 5, profile mini](../figures/mini/tab05_hyperparameters_instruction_tuning.md)
 #
 # Inputs: the profile, nothing else. Outputs: `figures/<profile>/tab05_hyperparameters_instruction_tuning.*` and so on, one for
 # each table. It takes a few seconds.
@@ -35,15 +35,14 @@ import gptfluence as gf
 
 nb = gf.Notebook("tab05_09_hyperparameters", globals())
 compared = gf.hyperparameters.compared(nb.study.profile)
-compared[compared["differs"]]
+gf.hyperparameters.table(compared[7])
 
 # %%
 for name, title in nb.saved.items():
     number = int(name[3:5])
-    part = compared[compared["table"] == number].reset_index(drop=True)
     caption = (
         f"{title}: table {number} of the paper beside profile {nb.study.label} ({nb.study.profile.title}). Simulators' values "
         "are those that are used, defaults included."
     )
-    table = gf.hyperparameters.table(part)
-    nb.save_table(table, name, caption=caption, sources=[], reading=gf.hyperparameters.reading(part))
+    reading = gf.readings.of_hyperparameters(compared[number], gf.hyperparameters.NOT_USED)
+    nb.save_table(gf.hyperparameters.table(compared[number]), name, caption=caption, sources=[], reading=reading)

@@ -51,13 +51,12 @@ tried, nb.tested
 # %%
 variants = nb.varied(tried)
 results = nb.evaluate(variants, observed=max(tried)).drop(columns=["setting", "model"])
-results["order"] = results["variant"].map({v.variant: v.options.markov_order for v in variants if v.variant})
+results["order"] = results["variant"].map({f"markov_order={order}": order for order in tried})
 results.head(8)
 
 # %%
-named = (results["method"] + " " + results["variant"].str.replace("markov_order", "order")).str.strip()
-summary = gf.summarize(results.drop(columns=["order", "variant"]).assign(method=named))
-table = gf.comparisons.in_blocks(summary, gf.comparisons.reported(10), by=["metric"], average=False)
+summary = gf.summarize(results.drop(columns="order"))
+table = gf.tables.methods_by_task(summary, gf.tables.reported(10), by=["metric"], average=False)
 table
 
 # %% [markdown]
@@ -65,7 +64,7 @@ table
 # rank correlation.
 
 # %%
-gf.comparisons.spread(summary)
+gf.tables.spread(summary)
 
 # %% [markdown]
 # The same as a figure, errors in the unit of each column's metric (squared: MSE). Bars are standard deviations over runs; a
@@ -73,9 +72,8 @@ gf.comparisons.spread(summary)
 
 # %%
 shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
-drawn = results.drop(columns="variant").assign(case=shown)
-frame = gf.charts.sweep(drawn, "order", panel=["case"])
-picture = gf.charts.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
+frame = gf.sweeps.sweep(results.drop(columns="variant").assign(case=shown), "order", panel=["case"])
+picture = gf.sweeps.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
 picture
 
 # %%
@@ -88,11 +86,11 @@ caption = (
     "table 10, Pythia-410M on the real tasks; how many values were observed there is not said. R2_dev = 1 - MSE / MSE of the "
     "mean training trajectory."
 )
-reading = gf.comparisons.best_variants(table, ["metric"], "gptfluence")
+reading = gf.readings.best_variants(table, "gptfluence")
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)
 caption = (
     f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
     "standard deviation over runs. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
-reading = gf.charts.sweep_reading(frame, "order", "order")
+reading = gf.readings.of_sweep(frame, "order", "order")
 nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics, reading=reading)

@@ -20,7 +20,7 @@
 # it has no row here; the baselines need no ids. The mean trajectory of unseen tests is the mean change of the known ones,
 # added to the observed start.
 #
-# ![Table 11, profile mini](../figures/mini/tab11_unseen_fine_tuning.png)
+# [Table 11, profile mini](../figures/mini/tab11_unseen_fine_tuning.md)
 #
 # Inputs: recorded runs, also on unseen examples, and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/tab11_unseen_fine_tuning.*`, and with `setting` instruction_tuning
@@ -60,8 +60,8 @@ results.head(8)
 # %%
 number = 11 if setting == "fine_tuning" else 12
 summary = gf.summarize(results).drop(columns=["setting", "model"])
-reported = gf.comparisons.reported(number)
-table = gf.comparisons.in_blocks(summary, reported, by=["unseen", "metric"], average=False)
+reported = gf.tables.reported(number)
+table = gf.tables.methods_by_task(summary, reported, by=["unseen", "metric"], average=False)
 table
 
 # %% [markdown]
@@ -69,7 +69,7 @@ table
 # rank correlation.
 
 # %%
-gf.comparisons.spread(summary)
+gf.tables.spread(summary)
 
 # %%
 caption = (
@@ -78,5 +78,5 @@ caption = (
     f"cannot be asked: it knows only the ids it was fitted on. Paper: table {number}, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
 )
-reading = gf.comparisons.reading(table, ["unseen", "metric"])
+reading = gf.readings.of_table(table)
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)

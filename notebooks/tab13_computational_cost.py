@@ -19,7 +19,7 @@
 # TracIn-CP needs gradients of the GPT at a checkpoint of the very run it explains; Simfluence looks numbers up; GPTfluence
 # multiplies small networks, and what it computes once serves all steps and all curricula.
 #
-# ![Table 13, profile mini](../figures/mini/tab13_computational_cost.png)
+# [Table 13, profile mini](../figures/mini/tab13_computational_cost.md)
 #
 # Inputs: the GPT, the texts of one task and the text encoder; no recorded runs. Outputs:
 # `figures/<profile>/tab13_computational_cost.*`. It takes about a minute. Seconds differ from run to run, FLOPs do not.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import charts, figures, names
+from gptfluence.drawing import names, readings, style, sweeps
 from gptfluence.simulators.base import FitReport
 
 STATISTICS = ("all_steps_mse", "all_steps_mae", "final_step_spearman", "mse_mean_trajectory")
@@ -33,7 +33,7 @@ def results(seed: int, methods: dict[str, list], tasks=("rte", "sst2"), runs: in
 
 def rendered(figure):
     canvas = FigureCanvasAgg(figure)
-    with figures.style():
+    with style.style():
         canvas.draw()
     return canvas.get_renderer()
 
@@ -42,7 +42,7 @@ def rendered(figure):
 @given(seed=st.integers(0, 1000), tasks=st.sampled_from([("rte",), ("rte", "sst2"), ("rte", "sst2", "boolq")]))
 def test_a_sweep_is_the_mean_over_tasks_and_spreads_over_runs(seed, tasks):
     rows = results(seed, {"gptfluence": [1.0, 2.0], "persistence": [np.nan]}, tasks)
-    frame = charts.sweep(rows, "c")
+    frame = sweeps.sweep(rows, "c")
     assert len(frame) == 3 * 4
     for method, c in (("gptfluence", 1.0), ("gptfluence", 2.0), ("persistence", None)):
         chosen = rows[(rows["method"] == method) & (rows["c"].isna() if c is None else rows["c"] == c)]
@@ -62,11 +62,11 @@ def test_a_statistic_that_one_task_lacks_is_not_averaged_over_the_others():
     rows = results(0, {"gptfluence": [1.0]})
     lacking = (rows["statistic"] == "final_step_spearman") & (rows["task"] == "rte")
     rows.loc[lacking, "value"] = np.nan
-    frame = charts.sweep(rows, "c").set_index("statistic")
+    frame = sweeps.sweep(rows, "c").set_index("statistic")
     assert np.isnan(frame.loc["final_step_spearman", "value"])
     assert frame.loc["final_step_spearman", "undefined"] == 3
     assert np.isfinite(frame.loc["all_steps_mse", "value"])
-    figure = charts.plot_sweep(frame.reset_index(), "c", xlabel="c")
+    figure = sweeps.plot_sweep(frame.reset_index(), "c", xlabel="c")
     assert "undefined" in [text.get_text() for axis in figure.axes for text in axis.texts]
 
 
@@ -74,8 +74,8 @@ def test_what_is_off_the_axes_is_marked_and_does_not_hide_the_rest():
     rows = results(1, {"gptfluence": [1.0, 2.0, 4.0], "simfluence": [1.0, 2.0, 4.0], "mean_trajectory": [np.nan]})
     lost = (rows["method"] == "simfluence") & (rows["c"] == 4.0) & (rows["statistic"] == "all_steps_mse")
     rows.loc[lost, "value"] = np.inf
-    frame = charts.sweep(rows, "c")
-    figure = charts.plot_sweep(frame, "c", xlabel="c")
+    frame = sweeps.sweep(rows, "c")
+    figure = sweeps.plot_sweep(frame, "c", xlabel="c")
     mse, r2 = figure.axes[0], figure.axes[3]
 
     def marked(axis, marker: str) -> list[float]:
@@ -87,24 +87,24 @@ def test_what_is_off_the_axes_is_marked_and_does_not_hide_the_rest():
     assert marked(mse, "^") == [4.0]
     assert 4.0 in marked(r2, "v")  # minus infinity
     assert "leaves the axes" in [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "Simfluence" in charts.sweep_reading(frame, "c", "interval")
+    assert "Simfluence" in readings.of_sweep(frame, "c", "interval")
 
 
 @pytest.mark.parametrize("words", [False, True])
-@pytest.mark.parametrize("width", [figures.PAGE, figures.COLUMN])
+@pytest.mark.parametrize("width", [style.PAGE, style.COLUMN])
 def test_nothing_overlaps_and_nothing_is_cut_at_print_size(words, width):
     values = ["minilm-cls", "minilm-mean", "nano-2.8b", "index"] if words else [1.0, 2.0, 5.0, 10.0]
     rows = results(2, {"gptfluence": values, "simfluence": values, "persistence": [None], "mean_trajectory": [None]})
-    frame = charts.sweep(rows, "c")
+    frame = sweeps.sweep(rows, "c")
     reports = {
         (task, method): FitReport(9, 4, np.geomspace(1, 1e-3, 9), np.geomspace(1e9, 1e-2, 9))
         for task in ("rte", "wmt16_de_en")
         for method in ("simfluence", "gptfluence")
     }
-    curves = charts.convergence(reports)
+    curves = sweeps.convergence(reports)
     for figure in (
-        charts.plot_sweep(frame, "c", xlabel="checkpoint interval (steps)", unit="nats", join=not words, width=width),
-        charts.plot_convergence(curves, width=width),
+        sweeps.plot_sweep(frame, "c", xlabel="checkpoint interval (steps)", unit="nats", join=not words, width=width),
+        sweeps.plot_convergence(curves, width=width),
     ):
         renderer, page = rendered(figure), figure.bbox
         assert figure.get_size_inches()[0] == width
@@ -120,8 +120,8 @@ def test_nothing_overlaps_and_nothing_is_cut_at_print_size(words, width):
 
 
 def test_methods_look_as_everywhere():
-    frame = charts.sweep(results(3, {"simfluence": [1.0, 2.0], "gptfluence": [1.0, 2.0]}), "c")
-    for axis in charts.plot_sweep(frame, "c", xlabel="c").axes:
+    frame = sweeps.sweep(results(3, {"simfluence": [1.0, 2.0], "gptfluence": [1.0, 2.0]}), "c")
+    for axis in sweeps.plot_sweep(frame, "c", xlabel="c").axes:
         drawn = {(line.get_color(), line.get_marker()) for line in axis.lines}
         for method in ("simfluence", "gptfluence"):
             assert (names.LINES[method].color, names.LINES[method].marker) in drawn
@@ -132,23 +132,23 @@ def test_convergence_holds_every_epoch_and_marks_the_one_that_was_kept():
         ("rte", "gptfluence"): FitReport(5, 3, np.arange(5, 0, -1.0), np.array([np.inf, 2, 1, 2, 3])),
         ("rte", "simfluence"): FitReport(2, 2, np.array([4.0, 3.0]), np.array([9.0, 8.0])),
     }
-    frame = charts.convergence(reports)
+    frame = sweeps.convergence(reports)
     assert len(frame) == 2 * (5 + 2)
     kept = frame[frame["best"]].set_index(["method", "curve"])["epoch"]
     assert kept["gptfluence", "validation_mse"] == 3
     assert kept["simfluence", "training_loss"] == 2
-    figure = charts.plot_convergence(frame)
+    figure = sweeps.plot_convergence(frame)
     assert "leaves the axes" in [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "Lowest validation error: GPTfluence on 1 of 1 tasks." in charts.convergence_reading(frame)
+    assert "Lowest validation error: GPTfluence on 1 of 1 tasks." in readings.of_convergence(frame)
 
 
 def test_frames_that_cannot_be_drawn_are_refused():
     with pytest.raises(ConfigurationError, match="no column interval"):
-        charts.sweep(results(0, {"gptfluence": [1.0]}), "interval")
-    frame = charts.sweep(results(0, {"gptfluence": [1.0]}), "c")
+        sweeps.sweep(results(0, {"gptfluence": [1.0]}), "interval")
+    frame = sweeps.sweep(results(0, {"gptfluence": [1.0]}), "c")
     with pytest.raises(ConfigurationError, match="no column interval"):
-        charts.plot_sweep(frame, "interval", xlabel="interval")
+        sweeps.plot_sweep(frame, "interval", xlabel="interval")
     with pytest.raises(ConfigurationError, match="is empty"):
-        charts.plot_sweep(frame.iloc[:0], "c", xlabel="c")
+        sweeps.plot_sweep(frame.iloc[:0], "c", xlabel="c")
     with pytest.raises(ConfigurationError, match="empty"):
-        charts.plot_convergence(charts.convergence({}))
+        sweeps.plot_convergence(sweeps.convergence({}))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptfluence import paper
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import comparisons, names, tables
+from gptfluence.drawing import names, readings, tables
 from gptfluence.drawing.typeset import PAGE_ROWS, Table
 
 METHODS = ("persistence", "mean_trajectory", "simfluence", "gptfluence")
@@ -38,11 +38,13 @@ def summary(blocks: list[dict], tasks=("rte", "sst2"), methods=METHODS, mse=lamb
 
 
 def test_the_papers_rows_are_in_this_projects_words():
-    one, ten, eleven = (comparisons.reported(number) for number in (1, 10, 11))
+    one, ten, eleven = (tables.reported(number) for number in (1, 10, 11))
     assert set(one["setting"]) == {"instruction_tuning"}
     assert {"tracin_cp_all_oracle", "tracin_cp_10_oracle", "grad_dot_oracle"} < set(one["method"])
     assert set(one["unseen"]) == {""}
-    assert set(ten["method"]) == {f"gptfluence order={order}" for order in (1, 2, 3, 5, 10)}
+    assert set(ten["method"]) == {"gptfluence"}
+    assert set(ten["variant"]) == {f"markov_order={order}" for order in (1, 2, 3, 5, 10)}
+    assert set(one["variant"]) == set(eleven["variant"]) == {""}
     assert set(eleven["unseen"]) == {"training", "test", "both"}
     assert set(eleven["method"]) == {"gptfluence"}
     for number, rows in ((1, one), (10, ten), (11, eleven)):
@@ -57,7 +59,7 @@ def test_the_papers_rows_are_in_this_projects_words():
 )
 def test_every_number_stands_in_its_block_beside_the_papers(models, tasks, methods):
     given_rows = summary([{"model": model} for model in models], tasks, methods)
-    table = comparisons.in_blocks(given_rows, comparisons.reported(1), by=["model"], average=False)
+    table = tables.methods_by_task(given_rows, tables.reported(1), by=["model"], average=False)
     assert len(table.rows) == len(models) * len(tasks) * len(methods)
     assert all(len(row) == len(table.columns) for row in table.rows)
     frame = table.to_frame()
@@ -85,53 +87,61 @@ def test_blocks_come_in_order_of_appearance_and_a_column_that_one_of_them_has_is
     blocks = [{"model": "nano-1b", "metric": "bleu"}, {"model": "nano-1b", "metric": "rouge_l"}]
     rows = summary(blocks, tasks=["webnlg"])
     rows.loc[(rows["metric"] == "rouge_l") & (rows["statistic"] == "diverged"), "value"] = 3
-    table = comparisons.in_blocks(rows, comparisons.reported(3), by=["model", "metric"])
+    table = tables.methods_by_task(rows, tables.reported(3), by=["model", "metric"])
     assert [row[0] for row in table.rows] == ["nano-1b, BLEU"] * 4 + ["nano-1b, ROUGE-L"] * 4
     assert ("diverged", "") in table.columns
     assert [row[-1] for row in table.rows] == [""] * 4 + ["3"] * 4
     assert list(table.numbers.columns[:2]) == ["model", "metric"]
-    assert "diverged" in comparisons.reading(table, ["model", "metric"])
+    assert "diverged" in readings.of_table(table)
 
 
 def test_a_table_without_its_columns_is_refused():
     rows = summary([{"model": "nano-1b"}])
     with pytest.raises(ConfigurationError, match="no column metric"):
-        comparisons.in_blocks(rows, by=["model", "metric"])
+        tables.methods_by_task(rows, by=["model", "metric"])
     twice = pd.concat([rows, rows])
     with pytest.raises(ConfigurationError, match="occurs twice"):
-        comparisons.in_blocks(twice, by=["model"])
+        tables.methods_by_task(twice, by=["model"])
 
 
 def test_orders_are_sorted_as_numbers():
-    methods = [f"gptfluence order={order}" for order in (10, 2, 1)]
-    table = comparisons.in_blocks(summary([{"metric": "loss"}], ["rte"], methods), by=["metric"])
+    methods = [f"gptfluence markov_order={order}" for order in (10, 2, 1)]
+    rows = summary([{"metric": "loss"}], ["rte"], methods)
+    parts = rows["method"].str.partition(" ")
+    table = tables.methods_by_task(rows.assign(method=parts[0], variant=parts[2]), tables.reported(10), by=["metric"])
     assert [row[2] for row in table.rows] == [f"GPTfluence (order {order})" for order in (1, 2, 10)]
-    text = comparisons.best_variants(table, ["metric"], "gptfluence")
-    assert "loss of RTE: GPTfluence (order 10) (MSE 0.1, worst 0.3)" in text  # it came first, with the lowest number
+    text = readings.best_variants(table, "gptfluence")
+    assert "loss of RTE: GPTfluence (order 10) (MSE 0.1, worst 0.3" in text  # it came first, with the lowest number
+    theirs = paper.table(10, task="rte", metric="loss", statistic="all_steps_mse").set_index("method")["value"]
+    best = theirs.loc[[f"gptfluence order={order}" for order in (10, 2, 1)]].idxmin().partition("=")[2]
+    assert f"in the paper GPTfluence (order {best})" in text
+    cells = table.to_frame().set_index("Method")["MSE ↓, paper"]
+    assert cells["GPTfluence (order 2)"].startswith(f"{theirs['gptfluence order=2']:.3f}")
+    assert table.numbers["variant"].unique().tolist() == ["markov_order=10", "markov_order=2", "markov_order=1"]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_reading_tells_the_papers_order_from_another(reverse):
     count = len(METHODS)
-    theirs = comparisons.reported(1)
+    theirs = tables.reported(1)
     rows = summary([{"model": "nano-410m"}], ["sst2"], mse=lambda row: row + 1 if reverse else count - row)
-    table = comparisons.in_blocks(rows, theirs, by=["model"])
+    table = tables.methods_by_task(rows, theirs, by=["model"])
     one = theirs[(theirs["model"] == "pythia-410m") & (theirs["task"] == "sst2") & theirs["method"].isin(METHODS)]
-    order = tables.ranking(one, "all_steps_mse")
-    rows = table.numbers[table.numbers["method"].isin(order.index)]
-    same = list(tables.ranking(rows, "all_steps_mse").index) == list(order.index)
-    text = comparisons.reading(table, ["model"])
+    order = readings.ranked(one, "all_steps_mse")
+    rows = table.numbers[table.numbers["method"].isin(order.index.get_level_values("method"))]
+    same = list(readings.ranked(rows, "all_steps_mse").index) == list(order.index)
+    text = readings.of_table(table)
     # five methods of the paper's, two of them here: orders can only be compared if all were measured
-    assert ("in its order" in text) == (len(rows["method"].unique()) == len(order))
-    if "in its order" in text:
-        assert f"in its order in {int(same)} of 1 cases" in text
-        assert ("differs from run to run" in text) != same
+    assert ("order as there" in text) == (len(rows["method"].unique()) == len(order))
+    if "order as there" in text:
+        assert f"come in {'the same' if same else 'another'} order as there" in text
+        assert ("differ from run to run" in text) != same
 
 
 def test_spread_has_both_and_counts():
     rows = summary([{"model": "nano-1b"}], diverged=2)
     rows.loc[(rows["statistic"] == "final_step_spearman"), "undefined"] = 1
-    spread = comparisons.spread(rows)
+    spread = tables.spread(rows)
     assert len(spread) == 8
     assert {"std", "std_over_runs"} < set(spread)
     assert set(spread["diverged"]) == {2}
@@ -139,18 +149,22 @@ def test_spread_has_both_and_counts():
     assert set(spread["undefined"]) == {1}
 
 
-def test_a_table_longer_than_a_page_is_set_block_by_block():
+def test_a_table_longer_than_a_page_breaks_between_pages():
     blocks = [{"model": name} for name in ("nano-14m", "nano-70m", "nano-160m")]
-    long = comparisons.in_blocks(summary(blocks, tasks=["rte", "sst2", "boolq", "webnlg"]), by=["model"])
+    long = tables.methods_by_task(summary(blocks, tasks=["rte", "sst2", "boolq", "webnlg"]), by=["model"])
     assert len(long.rows) > PAGE_ROWS
-    tex = long.to_tex("A caption")
-    assert tex.startswith("% A caption\n")
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
-    assert all(rf"\emph{{{block['model']}}}" in tex for block in blocks)
-    short = comparisons.in_blocks(summary(blocks[:2]), by=["model"])
-    assert short.to_tex().count(r"\begin{tabular}") == 1
-    bodies = [line.count("&") for line in tex.splitlines() if line.endswith(r"\\") and "footnotesize" not in line]
-    assert len(set(bodies[1:])) <= 2  # every line has the columns of its table
+    tex = long.to_tex("A caption", "tab:long")
+    assert tex.count(r"\begin{longtable}") == tex.count(r"\end{longtable}") == 1
+    assert r"\caption{A caption} \label{tab:long}" in tex
+    assert all(f"\n{block['model']} & " in tex for block in blocks)
+    rows = tex.split("\\endlastfoot\n")[1].split("\\end{longtable}")[0].splitlines()
+    bodies = [line for line in rows if line != "\\addlinespace"]
+    assert len(bodies) == len(long.rows)
+    assert {line.count("&") for line in bodies} == {len(long.columns) - 1}
+    assert len(rows) - len(bodies) == 3 * 5 - 1  # a gap before each task or average but the first
+    short = tables.methods_by_task(summary(blocks[:2]), by=["model"]).to_tex()
+    assert short.count(r"\begin{tabular}") == short.count(r"\begin{table*}") == 1
+    assert "longtable" not in short
 
 
 @settings(max_examples=50, deadline=None)

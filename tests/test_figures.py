@@ -1,7 +1,9 @@
 """Figures and tables: drawn to be read, saved so that a rerun changes nothing, and honest in what they say."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ from matplotlib.figure import Figure
 from gptfluence import paper
 from gptfluence.common import provenance
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import figures, names, tables
+from gptfluence.drawing import names, readings, saving, style, tables
+from gptfluence.drawing.trajectories import plot_trajectories
 from gptfluence.drawing.typeset import Table
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +53,7 @@ def legend_of(figure: Figure) -> list[str]:
 def rendered(figure: Figure):
     """Draw the figure; returns the renderer, which knows how large everything came out."""
     canvas = FigureCanvasAgg(figure)
-    with figures.style():
+    with style.style():
         canvas.draw()
     return canvas.get_renderer()
 
@@ -65,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("observed", [1, 4])
 def test_a_simulated_line_starts_where_the_observed_part_ends(observed):
     frame = trajectories(observed=observed)
-    axis = figures.plot_trajectories(frame).axes[0]
+    axis = plot_trajectories(frame).axes[0]
     recorded = frame[(frame["panel"] == "panel 0") & (frame["series"] == "recorded")]
     (drawn,) = lines_of(axis, names.LINES["recorded"].color)
     np.testing.assert_allclose(drawn.get_ydata(), recorded["value"])
@@ -78,7 +81,7 @@ def test_a_simulated_line_starts_where_the_observed_part_ends(observed):
 def test_a_method_without_its_observed_part_starts_at_the_recorded_one():
     frame = trajectories()
     short = frame[~(frame["observed"] & (frame["series"] != "recorded"))]
-    for whole, cut in zip(figures.plot_trajectories(frame).axes, figures.plot_trajectories(short).axes, strict=True):
+    for whole, cut in zip(plot_trajectories(frame).axes, plot_trajectories(short).axes, strict=True):
         color = names.LINES["gptfluence"].color
         np.testing.assert_array_equal(lines_of(whole, color)[0].get_ydata(), lines_of(cut, color)[0].get_ydata())
 
@@ -88,19 +91,19 @@ def test_a_diverging_line_does_not_hide_the_others_and_is_marked():
     lost = (frame["series"] == "simfluence") & (frame["step"] > 6) & (frame["panel"] == "panel 0")
     frame.loc[lost, "value"] = 10.0 ** (2 * frame.loc[lost, "step"])
     frame.loc[lost & (frame["step"] == 12), "value"] = np.inf
-    figure = figures.plot_trajectories(frame)
+    figure = plot_trajectories(frame)
     low, high = figure.axes[0].get_ylim()
     assert high - low < 4
     assert any(line.get_marker() == "^" and list(line.get_xdata()) == [7] for line in figure.axes[0].lines)
     assert "leaves the axes" in legend_of(figure)
-    assert "leaves the axes" not in legend_of(figures.plot_trajectories(trajectories()))
+    assert "leaves the axes" not in legend_of(plot_trajectories(trajectories()))
 
 
-@pytest.mark.parametrize(("width", "panels"), [(figures.PAGE, 5), (figures.PAGE, 8), (figures.COLUMN, 2)])
+@pytest.mark.parametrize(("width", "panels"), [(style.PAGE, 5), (style.PAGE, 8), (style.COLUMN, 2)])
 def test_nothing_overlaps_and_nothing_is_cut_at_print_size(width, panels):
     frame = trajectories(panels, methods=("gptfluence", "simfluence", "tracin_cp", "grad_dot", "mean_trajectory"))
     frame["panel"] = frame["panel"] + ": WMT16 DE/EN, one example of many"
-    figure = figures.plot_trajectories(frame, width=width)
+    figure = plot_trajectories(frame, width=width)
     renderer, page = rendered(figure), figure.bbox
     assert figure.get_size_inches()[0] == width
     axes = [axis for axis in figure.axes if axis.get_visible()]
@@ -116,11 +119,27 @@ def test_nothing_overlaps_and_nothing_is_cut_at_print_size(width, panels):
 
 def test_axes_have_names_and_units_and_each_method_its_own_look():
     frame = trajectories(4).assign(metric=lambda rows: np.where(rows["panel"] < "panel 2", "loss", "bleu"))
-    labels = [axis.get_ylabel().replace("\n", " ") for axis in figures.plot_trajectories(frame).axes]
+    labels = [axis.get_ylabel().replace("\n", " ") for axis in plot_trajectories(frame).axes]
     assert labels == ["loss (nats per target token)"] * 2 + ["BLEU (0–100)"] * 2
     looks = [(line.dash, line.marker) for line in names.LINES.values()]
     assert len(set(looks)) == len(looks)
-    assert names.line("gptfluence order=2") == names.LINES["gptfluence"]
+
+
+def test_variants_of_a_method_are_told_apart_and_one_alone_looks_like_the_method():
+    alone = names.lines([("recorded", ""), ("gptfluence", "markov_order=2")])
+    assert alone["gptfluence", "markov_order=2"] == names.LINES["gptfluence"]
+    variants = [("tangent", ""), *(("tangent", f"candidates={count}") for count in range(6)), ("gptfluence", "")]
+    lines = names.lines([*variants, *variants])
+    assert list(lines) == variants
+    assert lines["tangent", ""] == names.LINES["tangent"]
+    assert len({line.color for line in lines.values()}) == len({line.marker for line in lines.values()}) == 8
+    frame = trajectories(methods=("gptfluence", "simfluence"))
+    both = frame.replace("simfluence", "gptfluence").assign(
+        variant=np.where(frame["series"] == "simfluence", "markov_order=2", "")
+    )
+    figure = plot_trajectories(both)
+    assert legend_of(figure) == ["recorded", "GPTfluence", "GPTfluence (order 2)", "last observed"]
+    assert len({line.get_color() for line in figure.axes[0].lines if len(line.get_xdata()) > 1}) == 3
 
 
 def test_the_readers_own_settings_neither_matter_nor_change(tmp_path):
@@ -135,11 +154,11 @@ def test_the_readers_own_settings_neither_matter_nor_change(tmp_path):
 def test_a_frame_that_cannot_be_drawn_is_refused():
     frame = trajectories()
     with pytest.raises(ConfigurationError, match="no column observed, step"):
-        figures.plot_trajectories(frame.drop(columns=["step", "observed"]))
+        plot_trajectories(frame.drop(columns=["step", "observed"]))
     with pytest.raises(ConfigurationError, match="is empty"):
-        figures.plot_trajectories(frame.iloc[:0])
+        plot_trajectories(frame.iloc[:0])
     with pytest.raises(ConfigurationError, match="no recorded trajectory in panel panel 1"):
-        figures.plot_trajectories(frame[(frame["series"] != "recorded") | (frame["panel"] == "panel 0")])
+        plot_trajectories(frame[(frame["series"] != "recorded") | (frame["panel"] == "panel 0")])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -160,7 +179,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     save(tmp_path / "mine")
     save_a_table(tmp_path / "mine")
     first, second = contents(tmp_path / "mine"), contents(tmp_path / "other")
-    kinds = {"fig": ("csv", "json", "pdf", "png"), "tab": ("csv", "json", "md", "png", "tex")}
+    kinds = {"fig": ("csv", "json", "pdf", "png"), "tab": ("csv", "html", "json", "md", "tex")}
     assert sorted(first) == [f"{name}.{suffix}" for name, suffixes in kinds.items() for suffix in suffixes]
     for name in first:
         if name.endswith(".json"):
@@ -179,13 +198,13 @@ def test_another_process_writes_the_same_bytes(tmp_path):
 def save(folder: Path, **changed) -> dict[str, bytes]:
     frame = trajectories(panels=1)
     options = {"caption": "A caption.", "provenance": facts(), **changed}
-    figures.save_figure(figures.plot_trajectories(frame, width=figures.COLUMN), frame, folder, "fig", **options)
+    saving.save_figure(plot_trajectories(frame, width=style.COLUMN), frame, folder, "fig", **options)
     return contents(folder)
 
 
 def save_a_table(folder: Path) -> None:
     table = tables.methods_by_task(summary())
-    figures.save_table(table, folder, "tab", caption="100 % of it.", provenance=facts())
+    saving.save_table(table, folder, "tab", caption="100 % of it.", provenance=facts())
 
 
 def test_a_rerun_leaves_every_file_as_it_is_and_a_change_does_not(tmp_path):
@@ -268,7 +287,7 @@ def test_a_table_prints_means_deviations_the_papers_values_and_the_best_in_bold(
 
 
 def test_what_is_undefined_diverged_or_fitted_on_the_test_run_is_shown_as_such():
-    frame = summary(**{"tracin_cp oracle": (0.001, 0.001), "grad_dot": (3e5, np.inf)})
+    frame = summary(tracin_cp_oracle=(0.001, 0.001), grad_dot=(3e5, np.inf))
     undefined = (frame["method"] == "simfluence") & (frame["statistic"] == "final_step_spearman")
     frame.loc[undefined, ["value", "undefined"]] = np.nan, 5
     frame.loc[(frame["method"] == "grad_dot") & (frame["statistic"] == "diverged"), "value"] = 7
@@ -281,7 +300,7 @@ def test_what_is_undefined_diverged_or_fitted_on_the_test_run_is_shown_as_such()
     assert shown.loc[("SST-2", "Grad-Dot"), "diverged"] == "7"
     row = next(i for i, cells in enumerate(table.rows) if cells[1] == "TracIn-CP (oracle)")
     assert not table.bold[row].any()
-    assert "TracIn-CP" not in tables.reading(frame)
+    assert "TracIn-CP" not in readings.of_table(table)
 
 
 def test_a_table_that_would_mix_results_is_refused():
@@ -300,7 +319,9 @@ texts = st.text(alphabet="ab1_%&$#{}\\^~<>|²ρ↓−† ", min_size=1, max_size
 @given(st.lists(st.lists(texts, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_any_text_is_safe_in_latex_and_keeps_its_columns(rows):
     table = Table([("a", ""), ("b", "x"), ("b", "y")], rows, pd.DataFrame())
-    body = table.to_tex("of 100 %\nand more").split(r"\midrule")[1].split(r"\bottomrule")[0]
+    tex = table.to_tex("of 100 %\nand more", "tab:any")
+    assert "\\caption{of 100 \\% and more}\n\\label{tab:any}\n" in tex
+    body = tex.split(r"\midrule")[1].split(r"\bottomrule")[0]
     for line in body.strip().splitlines():
         bare = line.removesuffix(r" \\")
         for escaped in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}", r"\%", r"\&", r"\#", r"\_"):
@@ -313,42 +334,51 @@ def test_any_text_is_safe_in_latex_and_keeps_its_columns(rows):
 
 def test_a_plain_frame_is_printed_as_it_is_and_saved_unrounded(tmp_path):
     frame = pd.DataFrame({"order": [1, 2], "MSE": [0.123456789, -2.0], "differs": [True, False]})
-    figures.save_table(frame, tmp_path, "tab", caption="Orders.", provenance=facts())
+    saving.save_table(frame, tmp_path, "tab", caption="Orders.", provenance=facts())
     assert "| 1" in (tmp_path / "tab.md").read_text()
     assert "0.1235" in (tmp_path / "tab.tex").read_text()
     assert "$-$2" in (tmp_path / "tab.tex").read_text()
     assert (tmp_path / "tab.csv").read_text().splitlines()[1] == "1,0.123456789,True"
 
 
-def test_a_drawn_table_fits_the_page():
-    figure = tables.methods_by_task(summary(), paper.table(2)).draw(figures.PAGE)
-    renderer = rendered(figure)
-    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()]
-    assert figure.get_size_inches()[0] == pytest.approx(figures.PAGE)
-    for number, box in enumerate(boxes):
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.x1
-        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+def test_a_table_on_a_page_has_every_cell_and_obeys_none():
+    rows = [["RTE", "<b>mine</b>", "1"], ["RTE", "a & b", "2"]]
+    table = Table(
+        [("Task", ""), ("MSE", "measured"), ("MSE", "paper")], rows, pd.DataFrame(), np.eye(3)[1:] > 0, 2, ("<i>",)
+    )
+    text = table.to_html()
+    (found,) = pd.read_html(io.StringIO(text))
+    assert (
+        found.to_numpy().tolist() == [["RTE", "<b>mine</b>", 1], ["RTE", "a & b", 2]] or found.isna().sum().sum() == 1
+    )
+    assert ("MSE", "paper") in found.columns
+    assert "<b>" not in text
+    assert "<p>&lt;i&gt;</p>" in text
+    assert text.count('id="T_') == 3  # the table and two bold cells
+    assert re.search(r"#T_\w+_row0_col1, #T_\w+_row1_col2 \{\s*font-weight: bold", text)
+    other = Table(table.columns, rows[:1], pd.DataFrame(), stubs=2).to_html()
+    assert text.split('"')[3] != other.split('"')[3]  # several tables are on a page
 
 
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 
 def test_the_reading_says_who_wins_by_how_much_and_what_it_beats():
-    text = tables.reading(summary(gptfluence=(0.01, 0.02)), paper.table(2))
+    text = readings.of_table(tables.methods_by_task(summary(gptfluence=(0.01, 0.02)), paper.table(2)))
     assert (
         "GPTfluence has the lowest all-steps MSE averaged over 2 tasks: 0.015, 25% below Mean trajectory (0.02)" in text
     )
-    assert "GPTfluence (on 1 of 2 tasks); on no task: Simfluence" in text
+    assert "The lowest all-steps MSE, of 2 tasks: GPTfluence in 2." in text
+    assert "GPTfluence (in 1 of 2 tasks); never: Simfluence" in text
     # on RTE the paper has Simfluence before GPTfluence, on SST-2 after it
-    assert "in its order on 1 of 2 tasks" in text
-    assert tables.reading(tables.methods_by_task(summary(gptfluence=(0.01, 0.02)), paper.table(2))) == text
+    assert "in its order in 1 of 2 tasks" in text
 
 
 def test_the_reading_is_plain_when_a_trivial_baseline_wins():
-    text = tables.reading(summary(gptfluence=(0.03, 0.04)))
+    text = readings.of_table(tables.methods_by_task(summary(gptfluence=(0.03, 0.04))))
     assert text.startswith("Mean trajectory, a trivial baseline, has the lowest all-steps MSE")
     assert "Mean trajectory (a trivial baseline)" in text
+    assert "The lowest all-steps MSE, of 2 tasks: Mean trajectory (a trivial baseline) in 2." in text
     assert "No better than the mean trajectory of the training runs (R²dev ≤ 0): " in text
 
 
@@ -360,4 +390,4 @@ def test_the_reading_names_the_method_with_the_smallest_error(mse):
     frame = summary(**mse)
     means = frame[frame["statistic"] == "all_steps_mse"].groupby("method")["value"].mean().sort_values()
     if means.iloc[0] < means.iloc[1]:
-        assert tables.reading(frame).startswith(names.method(means.index[0]))
+        assert readings.of_table(tables.methods_by_task(frame)).startswith(names.method(means.index[0]))

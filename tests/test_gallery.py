@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from gptfluence import paper
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import figures, gallery, overview
+from gptfluence.drawing import gallery, overview, readings, style, trajectories
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.simulators.base import FitReport
@@ -59,7 +59,7 @@ def parts(**options) -> dict:
 
 def test_panels_are_lettered_in_order_and_hold_what_was_recorded_and_simulated():
     given_parts = parts()
-    frame = gallery.panel_frame(given_parts, examples=2)
+    frame = trajectories.lettered_frame(given_parts, examples=2)
     assert [panel[:3] for panel in frame["panel"].unique()] == ["(a)", "(a)", "(b)", "(b)"]
     assert frame.groupby("panel")["metric"].nunique().eq(1).all()
     for (metric, task), (recorded, predicted) in given_parts.items():
@@ -85,17 +85,17 @@ def test_results_are_those_of_a_loop_over_all_trajectories():
     with pytest.raises(ConfigurationError, match="rte, loss: the predictions hold no 'mean_trajectory'"):
         gallery.results_of({("loss", "rte"): (dynamics(), {"gptfluence": predictions(dynamics())["gptfluence"]})})
     with pytest.raises(ConfigurationError, match="nothing to draw"):
-        gallery.panel_frame({})
+        trajectories.lettered_frame({})
 
 
 def test_a_reading_never_mixes_metrics_and_counts_all_trajectories():
     given_parts = parts()
-    frame, results = gallery.panel_frame(given_parts), gallery.results_of(given_parts)
-    text = gallery.reading(frame, results, {})
+    frame, results = trajectories.lettered_frame(given_parts), gallery.results_of(given_parts)
+    text = readings.of_gallery(frame, results, {})
     assert text.count("Over all 10 held-out trajectories") == 2  # 2 runs x 5 tests, each metric by itself
     assert text.count("of 1 panels") == 2
     loss = results[results["metric"] == "loss"]
-    alone = gallery.reading(frame[frame["metric"] == "loss"], loss, {})
+    alone = readings.of_gallery(frame[frame["metric"] == "loss"], loss, {})
     assert alone in text.replace("By loss: ", "")
 
 
@@ -105,9 +105,9 @@ def test_diverged_and_undefined_cases_are_counted():
     predicted["gptfluence"][0, 3:, 1] = np.inf
     predicted["mean_trajectory"][1, -1] = 2.5  # constant over tests: no ranks
     given_parts = {("loss", "rte"): (recorded, predicted)}
-    text = gallery.reading(gallery.panel_frame(given_parts), gallery.results_of(given_parts), {})
-    assert "GPTfluence diverged in 1" in text
-    assert "no rank correlation for Mean trajectory in 1 run;" in text.replace(".", ";")
+    text = readings.of_gallery(trajectories.lettered_frame(given_parts), gallery.results_of(given_parts), {})
+    assert "Predicted trajectories that diverged: GPTfluence 1." in text
+    assert "The rank correlation is undefined for Mean trajectory in 1 run" in text
 
 
 @pytest.mark.parametrize(
@@ -131,18 +131,18 @@ def test_the_papers_rows_are_of_the_model_that_is_stood_for(setting, metric, mod
 
 def test_unseen_results_stand_beside_the_papers_number():
     results = gallery.results_of(parts())
-    text = gallery.beside_paper(results, "rte", "loss", "both", "nano-410m")
+    text = readings.beside_paper(results, "rte", "loss", "both", "nano-410m")
     reported = paper.lookup(
         table=11, task="rte", metric="loss", method="gptfluence unseen_train_and_test", statistic="all_steps_mse"
     )
     assert f"{reported.value:.3g} in the paper" in text
-    assert gallery.beside_paper(results, "rte", "loss", "both", "smollm2-135m") == ""
-    assert gallery.beside_paper(results[results["method"] != "gptfluence"], "rte", "loss", "both", "nano-410m") == ""
+    assert readings.beside_paper(results, "rte", "loss", "both", "smollm2-135m") == ""
+    assert readings.beside_paper(results[results["method"] != "gptfluence"], "rte", "loss", "both", "nano-410m") == ""
 
 
 def test_titles_of_panels_with_several_metrics_stay_on_the_page():
     given_parts = {(metric, "wmt16_de_en"): one for (metric, _), one in parts().items()}
-    figure = figures.plot_trajectories(gallery.panel_frame(given_parts, examples=2))
+    figure = trajectories.plot_trajectories(trajectories.lettered_frame(given_parts, examples=2))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [axis.get_tightbbox(canvas.get_renderer()) for axis in figure.axes]
@@ -192,7 +192,7 @@ def test_the_mean_trajectory_of_the_overview_is_that_of_the_training_runs():
     ]  # fmt: skip
     line = frame[(frame["panel"] == "validation error") & (frame["series"] == "mean_trajectory")]["y"]
     assert line.to_numpy() == pytest.approx(np.mean(error), rel=1e-5)
-    assert f"{np.mean(error):.3g}" in overview.reading(frame, runs=3)
+    assert f"{np.mean(error):.3g}" in readings.of_overview(frame, runs=3)
 
 
 def test_the_overview_can_be_drawn_without_validation_and_with_a_diverged_simulation():
@@ -203,7 +203,7 @@ def test_the_overview_can_be_drawn_without_validation_and_with_a_diverged_simula
     frame = overview.overview_frame(runs, fitted, predicted)
     figure = overview.plot_overview(frame)
     FigureCanvasAgg(figure).draw()
-    assert "3 epochs" in overview.reading(frame, runs=3)
+    assert "3 epochs" in readings.of_overview(frame, runs=3)
 
 
 def test_an_overview_that_cannot_be_drawn_is_refused():
@@ -219,7 +219,7 @@ def test_an_overview_that_cannot_be_drawn_is_refused():
 def test_nothing_of_the_overview_overlaps_or_is_cut():
     figure = overview.plot_overview(overview_of(dynamics(names=RUNS)))
     canvas = FigureCanvasAgg(figure)
-    with figures.style():
+    with style.style():
         canvas.draw()
     renderer, page = canvas.get_renderer(), figure.bbox
     boxes = [figure.legends[0].get_window_extent(renderer), *(axis.get_tightbbox(renderer) for axis in figure.axes)]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from gptfluence import paper
-from gptfluence.drawing import hyperparameters
+from gptfluence.drawing import hyperparameters, readings
 from gptfluence.profile.load import load_profile, profile_names
+from gptfluence.recording.settings import AdamW
+from gptfluence.simulators import fitting
 
 
 def rows_of(profile, table):
-    frame = hyperparameters.compared(profile)
-    return frame[frame["table"] == table].set_index("parameter")
+    return hyperparameters.compared(profile)[table].set_index("parameter")
 
 
 @pytest.mark.parametrize("name", profile_names())
 def test_every_profile_can_be_compared_with_all_five_tables(name):
-    frame = hyperparameters.compared(load_profile(name))
-    assert set(frame["table"]) == {5, 6, 7, 8, 9}
-    assert not frame.duplicated(["table", "parameter"]).any()
-    assert (frame["paper"] != "").all()
-    assert not frame.loc[frame["profile"] == hyperparameters.NOT_USED, "differs"].any()
-    table = hyperparameters.table(frame)
-    assert [row[4] == "≠" for row in table.rows] == frame["differs"].tolist()
-    assert f"{int(frame.loc[frame['table'] == 7, 'differs'].sum())} of" in hyperparameters.reading(frame)
+    found = hyperparameters.compared(load_profile(name))
+    assert list(found) == list(hyperparameters.TITLES) == [5, 6, 7, 8, 9]
+    for number, frame in found.items():
+        assert set(frame["table"]) == {number}
+        assert not frame.duplicated("parameter").any()
+        assert (frame["paper"] != "").all()
+        assert not frame.loc[frame["profile"] == hyperparameters.NOT_USED, "differs"].any()
+        table = hyperparameters.table(frame)
+        assert [row[3] == "≠" for row in table.rows] == frame["differs"].tolist()
+        text = readings.of_hyperparameters(frame, hyperparameters.NOT_USED)
+        used = (frame["profile"] != hyperparameters.NOT_USED).sum()
+        assert text.startswith(f"{int(frame['differs'].sum())} of {used} " if used else "This profile does not use it.")
 
 
 def test_the_profile_of_the_paper_trains_gpts_as_the_paper_does():
@@ -38,6 +44,9 @@ def test_the_profile_of_the_paper_trains_gpts_as_the_paper_does():
         ("settings.fine_tuning.curriculum.epochs=6", 7, "epochs", "6"),
         ("settings.fine_tuning.curriculum.epochs=6", 7, "steps", "192"),
         ("settings.fine_tuning.recording.optimizer.weight_decay=0.5", 7, "weight decay", "0.5"),
+        ("settings.fine_tuning.recording.optimizer.schedule=constant", 7, "schedule", "constant"),
+        ("settings.fine_tuning.recording.precision=bf16", 7, "precision", "bf16"),
+        ("settings.instruction_tuning.recording.precision=bf16", 5, "precision", "bf16"),
         ("settings.fine_tuning.generation.temperature=0", 7, "generation: temperature", "0"),
         ("settings.instruction_tuning.curriculum.batch_size=4", 5, "batch size", "4"),
         ("simulators.gptfluence.markov_order=3", 8, "Markov order", "3"),
@@ -62,3 +71,21 @@ def test_values_for_each_model_are_those_of_the_profiles_sizes():
 def test_a_simulator_that_is_fitted_in_closed_form_has_no_optimizer():
     profile = load_profile("paper", ["simulators.simfluence={method: closed_form}"])
     assert rows_of(profile, 9).loc["optimizer", "profile"] == hyperparameters.NOT_USED
+
+
+def test_what_is_no_option_is_read_from_the_code(monkeypatch):
+    class SGD(AdamW):
+        pass
+
+    profile = load_profile("paper")
+    setting = profile.settings["fine_tuning"]
+    recording = setting.recording.model_copy(update={"optimizer": SGD()})
+    other = profile.model_copy(
+        update={"settings": {"fine_tuning": setting.model_copy(update={"recording": recording})}}
+    )
+    assert rows_of(other, 7).loc["optimizer", "profile"] == "SGD"
+    assert rows_of(profile, 8).loc["schedule", "profile"] == "linear_decay"
+    monkeypatch.setattr(fitting, "schedule", lambda update, total, warmup: 1.0)
+    assert rows_of(profile, 8).loc["schedule", "profile"] == "another"
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.bfloat16)
+    assert rows_of(profile, 9).loc["precision", "profile"] == "bf16"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_rgba
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.intervals import best_by, plot_bands, plot_intervals
+from gptfluence.drawing import names
+from gptfluence.drawing.points import plot_intervals
+from gptfluence.drawing.readings import best_points
+from gptfluence.drawing.trajectories import plot_bands
 
 NAN = float("nan")
 
@@ -25,14 +30,35 @@ def points() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "series", "x", "value", "low", "high"])
 
 
+def dots(axis, method: str) -> list[tuple[float, float]]:
+    """Where points of a method are drawn."""
+    color = to_rgba(names.LINES[method].color)
+    found = []
+    for drawn in axis.collections:
+        if isinstance(drawn, PathCollection):
+            colors = drawn.get_edgecolors()
+            places = zip(drawn.get_offsets().tolist(), np.resize(colors, (len(drawn.get_offsets()), 4)), strict=True)
+            found += [tuple(place) for place, drawn_in in places if np.allclose(drawn_in, color)]
+    return sorted(found)
+
+
+def bars_of(axis) -> list[LineCollection]:
+    return [drawn for drawn in axis.collections if isinstance(drawn, LineCollection)]
+
+
 def test_a_point_below_the_floor_is_a_triangle_on_it_and_one_undefined_is_not_drawn(points):
     figure = plot_intervals(points, xlabel="curricula", ylabel="R²dev", floor=-1.0)
     axis = figure.axes[0]
-    markers = {line.get_marker(): line.get_ydata()[0] for line in axis.lines if line.get_marker() not in ("None", "")}
-    assert markers["v"] == -1.0
-    assert sorted(line.get_ydata()[0] for line in axis.lines if line.get_marker() == "P") == [0.9]
+    (triangle,) = [line for line in axis.lines if line.get_marker() == "v"]
+    assert triangle.get_color() == names.LINES["persistence"].color
+    assert list(triangle.get_ydata()) == [0.0]  # the lower edge
     assert axis.get_ylim()[0] == -1.0
+    assert dots(axis, "persistence") == []
+    assert [y for _, y in dots(axis, "tangent")] == [0.9]
+    assert [y for _, y in dots(axis, "gptfluence")] == [0.1, 0.4]
     assert axis.get_ylim()[1] >= 0.95  # nothing else is cut off
+    places = [*triangle.get_xdata(), dots(axis, "gptfluence")[0][0], dots(axis, "tangent")[0][0]]
+    np.testing.assert_allclose(places, [-0.8 / 3, 0, 0.8 / 3], atol=1e-9)  # each series has a place of its own
     assert [label.get_text() for label in axis.get_xticklabels()] == ["alike", "sorted"]
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["Persistence", "GPTfluence", "Tangent simulator", "below -1"]
@@ -40,40 +66,39 @@ def test_a_point_below_the_floor_is_a_triangle_on_it_and_one_undefined_is_not_dr
 
 def test_intervals_are_drawn_where_there_are_any(points):
     figure = plot_intervals(points, xlabel="", ylabel="", line=None)
-    bars = [
-        tuple(line.get_ydata())
-        for line in figure.axes[0].lines
-        if len(line.get_ydata()) == 2 and line.get_linestyle() == "-"
-    ]
+    bars = [tuple(path[:, 1]) for each in bars_of(figure.axes[0]) for path in each.get_segments()]
+    assert len(bars) == 3
     assert (0.8, 0.95) in bars
     assert (-6.0, -4.0) in bars
     assert not any(np.isnan(bar).any() for bar in bars)
 
 
 def test_the_best_is_named_for_each_panel_and_place(points):
-    text = best_by(points)
+    text = best_points(points)
     assert "SST-2, best at alike: Tangent simulator 0.90; sorted: GPTfluence 0.40." in text
     assert "RTE, best at alike: Tangent simulator 0.50." in text
-    assert "alike: Persistence" in best_by(points, higher=False)
+    assert "alike: Persistence" in best_points(points, higher=False)
 
 
 def test_bands_are_filled_where_they_are_finite():
-    steps = np.arange(4)
-    nothing = np.full(4, NAN)
+    steps, value = np.arange(4), np.array([1.1, 1.2, 1.3, 1.4])
+    low, high, nothing = np.array([-np.inf, 0.9, 0.8, 0.7]), np.array([1.3, 1.4, np.inf, 1.6]), np.full(4, NAN)
+    columns = ["panel", "series", "step", "value", "low", "high"]
     frames = [
-        pd.DataFrame(
-            {"panel": "a", "series": "recorded", "step": steps, "value": 1.0, "low": nothing, "high": nothing}
-        ),
-        pd.DataFrame({"panel": "a", "series": "tangent", "step": steps, "value": 1.1, "low": 0.9, "high": 1.3}),
-        pd.DataFrame({"panel": "b", "series": "tangent", "step": steps, "value": 1.1, "low": -np.inf, "high": np.inf}),
+        pd.DataFrame(dict(zip(columns, values, strict=True)))
+        for values in (
+            ("a", "recorded", steps, value, nothing, nothing),
+            ("a", "tangent", steps, value, low, high),
+            ("b", "recorded", steps, value, nothing, nothing),
+            ("b", "tangent", steps, value, -np.inf, np.inf),
+        )
     ]
     figure = plot_bands(pd.concat(frames), ylabel="loss", labels={"recorded": "trained"})
-    assert [len(axis.collections) for axis in figure.axes] == [1, 1]
-    assert (
-        figure.axes[1].collections[0].get_paths() in ([],)
-        or not np.isfinite(figure.axes[1].collections[0].get_datalim(figure.axes[1].transData).height)
-        or figure.axes[1].collections[0].get_datalim(figure.axes[1].transData).height <= 0
-    )
+    (band,) = figure.axes[0].patches
+    assert {tuple(vertex) for vertex in band.get_xy()} == {(1, 0.9), (1, 1.4), (3, 0.7), (3, 1.6)}
+    assert not figure.axes[1].patches
+    for axis in figure.axes:  # lines are drawn where there is no band, too
+        assert [list(line.get_ydata()) for line in axis.lines] == [list(value)] * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["trained", "Tangent simulator", "band"]
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import gptfluence as gf
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.curves import mean_and_range, plot_curves
+from gptfluence.drawing.points import plot_curves
+from gptfluence.drawing.readings import mean_and_range
 from gptfluence.experiments.mislabelled import (
     Experiment,
     corrected,
@@ -227,8 +228,9 @@ def test_lines_are_means_and_bands_reach_from_least_to_most():
     axis = figure.axes[0]
     for line in axis.lines:
         np.testing.assert_allclose(line.get_ydata(), [0.5, 1.0, 1.5])
-    for band in axis.collections:
-        heights = band.get_paths()[0].vertices[:, 1]
+    assert len(axis.lines) == len(axis.patches) == 2
+    for band in axis.patches:
+        heights = band.get_xy()[:, 1]
         assert (heights.min(), heights.max()) == (0, 2)
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("inspected", "found")
     said = mean_and_range(curves(), 0.6)

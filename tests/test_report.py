@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gptfluence.common import provenance
-from gptfluence.drawing import figures
-from gptfluence.drawing.figures import plot_trajectories
+from gptfluence.drawing import saving
+from gptfluence.drawing.trajectories import plot_trajectories
 from gptfluence.drawing.typeset import Table
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
@@ -62,7 +62,7 @@ def drawn(tmp_path: Path, study: Study) -> tuple[Path, Path]:
         [("panel", name, step, 1.0 - step / 9, step == 0) for name in ("recorded", "gptfluence") for step in range(4)],
         columns=["panel", "series", "step", "value", "observed"],
     )
-    figures.save_figure(
+    saving.save_figure(
         plot_trajectories(frame),
         frame,
         folder,
@@ -71,7 +71,7 @@ def drawn(tmp_path: Path, study: Study) -> tuple[Path, Path]:
         provenance={**facts, "command": command.format("fig10_18_qualitative"), "reading": "Closest is GPTfluence."},
     )
     table = Table([("Method", ""), ("MSE ↓", "")], [["<b>mine</b> | yours", "1.0"], ["GPTfluence", "0.5"]], frame)
-    figures.save_table(
+    saving.save_table(
         table,
         folder,
         "tab02_fine_tuning_loss",
@@ -107,7 +107,7 @@ def test_every_item_has_its_picture_or_table_caption_reading_provenance_and_file
         assert text in page.text
     local = [link["href"] for link in page.all("a") if link["href"].startswith("files/")]
     suffixes = {Path(link).suffix for link in local}
-    assert suffixes == {".pdf", ".png", ".csv", ".tex", ".md", ".json", ".ipynb"}
+    assert suffixes == {".pdf", ".png", ".csv", ".tex", ".html", ".md", ".json", ".ipynb"}
     for link in local:
         assert (path.parent / link).is_file()
     assert {Path(link).name for link in local} == {file.name for file in (path.parent / "files").iterdir()}
@@ -239,9 +239,7 @@ def test_several_outputs_of_one_notebook_have_one_fate(tmp_path):
 
 
 def test_text_of_a_table_is_shown_and_not_obeyed():
-    html = table_html(
-        Table([("a", "")], [["<script>x</script>"], ["**b** | c"]], pd.DataFrame()).to_markdown(), 'name "x"'
-    )
+    html = table_html(Table([("a", "")], [["<script>x</script>"], ["**b** | c"]], pd.DataFrame()).to_html(), 'name "x"')
     assert "<script>" not in html
     assert "| c" in html
     assert '<th scope="col"' in html

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any
 
+from gptfluence.simulators import methods
+from gptfluence.simulators.methods import Line
 
-class Line(NamedTuple):
-    """How a method is drawn: a colour of Okabe and Ito's colour-blind-safe palette, and never by colour alone."""
-
-    color: str
-    dash: str | tuple
-    marker: str
-
-
-METHODS = {
+METHODS = {  # who is drawn and tabled, in this order
     "recorded": "recorded",
     "before": "recorded, unchanged",
-    "gptfluence": "GPTfluence",
-    "simfluence": "Simfluence",
-    "tangent": "Tangent simulator",
-    "tangent_quarter": "A quarter of the coordinates",
-    "tangent_one_candidate": "One candidate a token",
-    "tangent_base": "Tangents of the base model alone",
-    "tangent_uncorrected": "Not corrected by recorded runs",
-    "tangent_base_uncorrected": "Base model alone, not corrected",
-    "tangent_unfollowed": "Reference run not followed",
-    "low_rank": "Low-rank deviations",
+    **{method.name: method.printed for method in methods.METHODS.values()},
     "tracin_cp": "TracIn-CP",
-    "grad_dot": "Grad-Dot",
-    "persistence": "Persistence",
-    "mean_trajectory": "Mean trajectory",
     "random": "Random",
     "ceiling": "Ceiling (expected score)",
     "one_run": "One recorded run of these tests",
@@ -38,29 +21,27 @@ METHODS = {
 LINES = {
     "recorded": Line("#000000", "-", ""),
     "before": Line("#999999", (0, (2, 1.5)), ""),
-    "gptfluence": Line("#0072B2", "-", "o"),
-    "simfluence": Line("#D55E00", (0, (4, 1.5)), "s"),
-    "tangent": Line("#56B4E9", (0, (8, 1.5)), "P"),
-    "tangent_quarter": Line("#8C510A", (0, (2, 2, 6, 2)), ">"),
-    "tangent_one_candidate": Line("#BF812D", (0, (9, 1)), "*"),
-    "tangent_base": Line("#7F3C2D", (0, (3, 1, 3, 1, 1, 1)), "X"),
-    "tangent_uncorrected": Line("#35978F", (0, (1, 2)), "8"),
-    "tangent_base_uncorrected": Line("#01665E", (0, (1, 1, 3, 1)), "D"),
-    "tangent_unfollowed": Line("#762A83", (0, (7, 1, 1, 1)), "H"),
-    "low_rank": Line("#5E3C99", (0, (5, 1, 1, 1)), "<"),
-    "tracin_cp": Line("#009E73", (0, (4, 1.5, 1, 1.5)), "^"),
-    "grad_dot": Line("#CC79A7", (0, (1, 1.2)), "D"),
-    "persistence": Line("#767676", (0, (1, 2.5)), "x"),
-    "mean_trajectory": Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
+    **{method.name: method.line for method in methods.METHODS.values()},
+    "tracin_cp": methods.METHODS["tracin_cp_all"].line,
     "random": Line("#767676", (0, (2, 2)), "+"),
     "ceiling": Line("#404040", (0, (1, 1)), "_"),
     "one_run": Line("#404040", (0, (5, 2)), "d"),
 }
-OTHER_LINES = (
+OTHER_LINES = (  # of variants that stand beside their method, and of methods that have no line of their own
     Line("#B8860B", (0, (3, 1)), "p"),
-    Line("#8C6D31", (0, (2, 1)), "*"),
+    Line("#762A83", (0, (7, 1, 1, 1)), "*"),
     Line("#7F3C2D", (0, (7, 2)), "h"),
+    Line("#35978F", (0, (1, 2)), "8"),
+    Line("#BF812D", (0, (9, 1)), ">"),
+    Line("#01665E", (0, (1, 1, 3, 1)), "X"),
+    Line("#8C510A", (0, (2, 2, 6, 2)), "H"),
 )
+OPTIONS = {  # the options of simulators, as variants print them
+    "markov_order": "order",
+    "use_corrections": "corrections",
+    "follow_reference": "following of the reference run",
+    "checkpoints": "reference run",
+}
 PYTHIA_SIZES = ("14m", "70m", "160m", "410m", "1b", "2.8b")
 TRIVIAL = ("persistence", "mean_trajectory")  # baselines that know nothing of the curriculum
 METRICS = {"loss": "loss", "bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
@@ -84,17 +65,40 @@ TASKS = {
 }
 
 
-def method(name: str) -> str:
-    """A method in print; a variant keeps its family's name: "gptfluence order=2" is "GPTfluence (order 2)".
+def method(name: str, variant: str = "") -> str:
+    """A method in print, with what differs from its entry in the profile.
 
-    >>> method("tracin_cp_10"), method("simfluence closed_form")
-    ('TracIn-CP (10)', 'Simfluence (closed form)')
+    >>> method("tracin_cp_10"), method("gptfluence", "markov_order=2"), method("tangent", "checkpoints=[]")
+    ('TracIn-CP (10)', 'GPTfluence (order 2)', 'Tangent simulator (no reference run)')
     """
     known = family(name)
-    if known is None:
-        return name.replace("_", " ")
-    variant = name[len(known) :].replace("_", " ").replace("=", " ").strip()
-    return METHODS[known] + (f" ({variant})" if variant else "")
+    printed = METHODS[known] if known else name.replace("_", " ")
+    rest = name[len(known) :].replace("_", " ").strip() if known else ""
+    details = ", ".join(filter(None, [rest, _options(variant)]))
+    if not details:
+        return printed
+    return f"{printed[:-1]}, {details})" if printed.endswith(")") else f"{printed} ({details})"
+
+
+def _options(variant: str) -> str:
+    parts = []
+    for option in re.split(r"[, ]+(?=\w+=)", variant):
+        key, _, value = option.partition("=")
+        printed = OPTIONS.get(key, key.replace("_", " "))
+        parts.append(f"no {printed}" if value in ("False", "false", "[]") else f"{printed} {value}".strip())
+    return ", ".join(parts)
+
+
+def name_and_variant(series: Any) -> tuple[str, str]:
+    """(method, variant) of a name, or of anything that has both as attributes."""
+    return (series, "") if isinstance(series, str) else (series.method, series.variant)
+
+
+def place(name: str, variant: str = "") -> tuple[int, str, str]:
+    """A key that sorts methods as METHODS lists them, and variants by their numbers (order 2 before order 10)."""
+    known = family(name)
+    listed = list(METHODS).index(known) if known else len(METHODS)
+    return (listed, *(re.sub(r"\d+", lambda digits: digits[0].zfill(9), text) for text in (name, variant)))
 
 
 def knows_the_answer(name: str) -> bool:
@@ -118,15 +122,27 @@ def by_size(models: Iterable[str]) -> list[str]:
 
 
 def family(name: str) -> str | None:
-    """The known method that `name` is, or is a variant of; None if there is none."""
-    fitting = [known for known in METHODS if name == known or name.startswith((f"{known} ", f"{known}_"))]
+    """The known method that a name begins with: "tracin_cp" of "tracin_cp_10"; None if there is none."""
+    fitting = [known for known in METHODS if name == known or name.startswith(f"{known}_")]
     return max(fitting, key=len, default=None)
 
 
-def line(name: str, position: int = 0) -> Line:
-    """How a method is drawn; `position` tells methods apart that the project does not know."""
-    known = family(name)
-    return LINES[known] if known else OTHER_LINES[position % len(OTHER_LINES)]
+def lines(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Line]:
+    """How the series of one figure are drawn, (method, variant) -> line: no two alike, as far as lines suffice.
+
+    The first of a method has the method's line. Its further variants, and methods that the project does not know, have
+    the others in turn.
+    """
+    found: dict[tuple[str, str], Line] = {}
+    others = 0
+    for name, variant in dict.fromkeys(series):
+        line = LINES.get(family(name) or "")
+        if line and line not in found.values():
+            found[name, variant] = line
+        else:
+            found[name, variant] = OTHER_LINES[others % len(OTHER_LINES)]
+            others += 1
+    return found
 
 
 def metric(name: str, *, unit: bool = False) -> str:

@@ -10,8 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import names
-from gptfluence.drawing.figures import PAGE, STYLE, style
+from gptfluence.drawing import names, panels
+from gptfluence.drawing.style import PAGE, empty_figure, style
+from gptfluence.drawing.trajectories import at_equal_ranks
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport
 
@@ -46,10 +47,7 @@ def overview_frame(
         raise ConfigurationError(
             f"overview_frame: examples must be 1 to {min(len(SHADES), truth.shape[1])}, not {examples}"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        error = np.nan_to_num(np.square(predicted[0] - truth).mean(axis=0), nan=np.inf)
-    ranks = np.linspace(0, len(error) - 1, examples + 2)[1:-1].round().astype(int)
-    shown = np.argsort(error, kind="stable")[ranks]
+    shown = np.array(at_equal_ranks(predicted[0], truth, examples))
     collected, mean = train.trajectories(metric), np.empty(0)
     if len(validation):
         error = validation.trajectories(metric) - collected.mean(axis=0, dtype=np.float64)
@@ -69,16 +67,14 @@ def overview_frame(
 
 def plot_overview(frame: pd.DataFrame, *, metric: str = "loss", width: float = PAGE, height: float = 2.9) -> Figure:
     """Three columns, collect, fit and simulate, from a frame of `overview_frame`."""
-    missing = set(COLUMNS) - set(frame.columns)
-    if missing:
-        raise ConfigurationError(f"plot_overview: the frame has no column {', '.join(sorted(missing))}")
+    panels.check("plot_overview", frame, sorted(COLUMNS), "pass a frame of overview_frame()")
     parts = {panel: frame[frame["panel"] == panel] for panel in PANELS}
     method = parts["training loss"]["series"].iloc[0]
     value = names.metric(metric, unit=True).replace(" (", "\n(").replace(" per target", " per\ntarget")
     unit = "nats²" if metric == "loss" else f"{names.metric(metric)}²"
     with style():
-        figure = Figure(figsize=(width, height), dpi=STYLE["figure.dpi"], layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03)
+        figure = empty_figure(width, height)
+        figure.get_layout_engine().set(h_pad=0.03)  # type: ignore[union-attr]
         axes = figure.subplots(2, 3, sharex="col", height_ratios=[1, 1.25])
         for column, title in enumerate(("1. Collect", "2. Fit", "3. Simulate")):
             axes[0, column].set_title(title, fontweight="bold")
@@ -99,35 +95,6 @@ def plot_overview(frame: pd.DataFrame, *, metric: str = "loss", width: float = P
         figure.align_ylabels(axes)
         figure.legend(handles=_handles(frame, method), loc="outside lower center", ncols=5, handlelength=2.6)
     return figure
-
-
-def reading(frame: pd.DataFrame, *, runs: int) -> str:
-    """What the three columns show, in numbers. runs: how many the simulator was fitted on."""
-    parts = {panel: frame[frame["panel"] == panel] for panel in PANELS}
-    curriculum, fit = parts["curriculum"], parts["training loss"]
-    method = fit["series"].iloc[0]
-    validation = parts["validation error"]
-    best = validation[(validation["series"] == method) & validation["shown"]]
-    mean = validation.loc[validation["series"] == "mean_trajectory", "y"]
-    wide = parts["simulation"].pivot(index=["example", "x"], columns="series", values="y").query("x > 0")
-    recorded, simulated = wide["recorded"].unstack(0), wide[method].unstack(0)
-    errors = np.sqrt(np.square(simulated - recorded).mean())
-    text = (
-        f"One of {runs} training runs: {curriculum['x'].nunique()} updates, {curriculum['y'].nunique()} of the pool's "
-        f"examples seen. {names.method(method)} was fitted for {len(fit)} epochs"
-    )
-    if len(best):
-        text += (
-            f"; epoch {int(best['x'].iloc[0])} is kept, with an all-steps MSE of {best['y'].iloc[0]:.3g} on validation"
-        )
-        if len(mean) and np.isfinite(mean.iloc[0]):
-            relation = "below" if best["y"].iloc[0] < mean.iloc[0] else "not below"
-            text += f", {relation} that of the mean training trajectory ({mean.iloc[0]:.3g})"
-    return (
-        f"{text}. On the new curriculum the {len(errors)} trajectories drawn are off by "
-        f"{', '.join(f'{error:.3g}' for error in errors)} (root mean square over steps), while the recorded ones move "
-        f"over {', '.join(f'{span:.3g}' for span in recorded.max() - recorded.min())}."
-    )
 
 
 def _batches(panel: str, runs: GPTDynamics) -> pd.DataFrame:
@@ -181,7 +148,7 @@ def _draw_recorded(axis: Axes, part: pd.DataFrame) -> None:
 
 def _draw_simulated(axis: Axes, part: pd.DataFrame, method: str) -> None:
     recorded = part[part["series"] == "recorded"]
-    look = names.line(method)
+    look = _line(method)
     for shade, (example, line) in zip(SHADES, recorded.groupby("example"), strict=False):
         simulated = part[(part["series"] == method) & (part["example"] == example)]
         axis.plot(line["x"], line["y"], color=shade, linewidth=1.3)
@@ -197,14 +164,12 @@ def _draw_simulated(axis: Axes, part: pd.DataFrame, method: str) -> None:
 
 
 def _draw_fit(axis: Axes, part: pd.DataFrame, method: str) -> None:
-    look = names.line(method)
+    look = _line(method)
     line = part[part["series"] == method]
     axis.plot(line["x"], line["y"], color=look.color, linestyle=look.dash)
     axis.plot(line.loc[line["shown"], "x"], line.loc[line["shown"], "y"], "*", color=look.color, markersize=7)
     mean = part[part["series"] == "mean_trajectory"]
-    axis.plot(
-        mean["x"], mean["y"], color=names.line("mean_trajectory").color, linestyle=names.line("mean_trajectory").dash
-    )
+    axis.plot(mean["x"], mean["y"], color=_line("mean_trajectory").color, linestyle=_line("mean_trajectory").dash)
     if (line["y"] > 0).all() and line["y"].max() > 20 * line["y"].min():
         axis.set_yscale("log")
         if line["y"].max() < 100 * line["y"].min():  # a power of ten would be the only tick
@@ -213,8 +178,12 @@ def _draw_fit(axis: Axes, part: pd.DataFrame, method: str) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
+def _line(method: str) -> names.Line:
+    return names.lines([(method, "")])[method, ""]
+
+
 def _handles(frame: pd.DataFrame, method: str) -> list[Line2D]:
-    look, mean = names.line(method), names.line("mean_trajectory")
+    look, mean = _line(method), _line("mean_trajectory")
     handles = [
         Line2D([], [], color="black", linewidth=1.3, label="recorded"),
         Line2D([], [], color=look.color, linestyle=look.dash, marker=look.marker, label=names.method(method)),

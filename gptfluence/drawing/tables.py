@@ -1,87 +1,77 @@
-"""Results as a table people would print, and what it says, in sentences computed from its numbers."""
+"""Results as a table people would print, beside the paper's. What such a table says is in `readings.of_table`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from gptfluence import paper
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names
 from gptfluence.drawing.typeset import Table
 
+KEY = ["task", "method", "variant", "statistic"]
 SUMMARY = ["task", "method", "statistic", "value", "std", "std_over_runs", "undefined"]
 REPORTED = ["all_steps_mse", "all_steps_mae", "final_step_spearman"]  # by the paper
 PRINTED = [*REPORTED, "r2_dev"]
 HEADINGS = {"final_step_spearman": "Spearman ρ ↑", "all_steps_mse": "MSE ↓", "all_steps_mae": "MAE ↓"}
+BLOCKS = {"model": "Model", "metric": "Metric", "unseen": "Unseen", "setting": "Setting"}
+UNSEEN = {"unseen_train": "training", "unseen_test": "test", "unseen_train_and_test": "both"}  # the paper's words
+UNDEFINED = "† undefined in some runs (a constant trajectory end has no rank correlation); those are left out."
 
 
-def methods_by_task(summary: pd.DataFrame, paper: pd.DataFrame | None = None, *, average: bool = True) -> Table:
+class _Block(NamedTuple):
+    """The rows of one model, metric, ...: its name in print, its numbers, and how each statistic is printed."""
+
+    name: str
+    numbers: pd.DataFrame
+    formats: Mapping[str, Callable[[float, float], str]]
+
+
+def methods_by_task(
+    summary: pd.DataFrame, reported: pd.DataFrame | None = None, *, by: Sequence[str] = (), average: bool = True
+) -> Table:
     """Rows task x method (and their average over tasks), columns "mean (std)" of each statistic beside the paper's.
 
-    summary: rows of `evaluation.summarize` with columns task, method, statistic, value, std, std_over_runs, undefined
-    paper: rows of `paper.table(...)` of one model and metric, or None
-    The best measured value of a task is bold; rows that know the test run (`names.knows_the_answer`) do not compete. The average
-    over tasks (not with `average` false) is of their means, and only for methods with a value in every task. `numbers`
-    holds the unrounded values.
-    Raises ConfigurationError for missing columns, or if a (task, method, statistic) occurs twice.
+    summary: rows of `evaluation.summarize` with columns task, method, statistic, value, std, std_over_runs, undefined,
+        those of `by`, and variant where there are variants
+    reported: rows of `reported` (a block "model" is compared with the Pythia that it is or stands for), or None
+    by: columns that tell blocks apart, such as model and metric; blocks stand one below the other in order of appearance
+    average: whether to add rows with the average over the tasks of a block: of the tasks' means, and only for methods
+        with a value in every task
+
+    The best measured value of a task is bold; methods that are told the answer do not compete. `numbers` holds the
+    unrounded values, the columns of `by` in front.
+    Raises ConfigurationError for missing columns, or if a method has a statistic of a task twice in a block.
     """
-    numbers = _with_average(_checked(summary), paper, average)
-    tasks, methods = list(numbers["task"].unique()), _in_order(numbers["method"].unique())
-    cells = dict(zip(_keys(numbers), numbers.itertuples(index=False), strict=True))
-    shown = [s for s in PRINTED if (numbers["statistic"] == s).any()]
-    compared = [s for s in shown if numbers.loc[numbers["statistic"] == s, "paper"].notna().any()]
-    lost = numbers[(numbers["statistic"] == "diverged") & (numbers["value"] > 0)]
-    columns = [("Task", ""), ("Method", "")]
-    for statistic in shown:
-        title = heading(statistic)
-        columns += [(title, "measured"), (title, "paper")] if statistic in compared else [(title, "")]
-    if len(lost):
-        columns.append(("diverged", ""))
-    formats = {s: _format(numbers[numbers["statistic"] == s]) for s in shown}
-    rows, bold, undefined = [], [], False
-    for task in tasks:
-        best = {s: _best(numbers[(numbers["task"] == task) & (numbers["statistic"] == s)], formats[s]) for s in shown}
-        for method in methods:
-            if not any((task, method, s) in cells for s in shown):
-                continue
-            row, marks = [names.task(task), names.method(method)], [False, False]
-            for statistic in shown:
-                cell = cells.get((task, method, statistic))
-                text = "–" if cell is None else formats[statistic](cell.value, cell.std)
-                if cell is not None and cell.undefined > 0:
-                    text, undefined = f"{text}†", True
-                row.append(text)
-                marks.append(method in best[statistic])
-                if statistic in compared:
-                    reported = cell is not None and np.isfinite(cell.paper)
-                    row.append(_paper(cell.paper, cell.paper_std) if reported else "")
-                    marks.append(False)
-            if len(lost):
-                cell = cells.get((task, method, "diverged"))
-                row.append("" if cell is None else f"{cell.value:.0f}")
-                marks.append(False)
-            rows.append(row)
-            bold.append(marks)
-    notes = ["† undefined in some runs (a constant trajectory end has no rank correlation); those are left out."]
-    return Table(columns, rows, numbers, np.array(bold), stubs=2, notes=tuple(notes if undefined else ()))
+    missing = [column for column in (*by, *SUMMARY) if column not in summary]
+    if missing:
+        raise ConfigurationError(
+            f"methods_by_task: the frame has no column {', '.join(missing)}; pass rows of evaluation.summarize() "
+            f"with columns {', '.join([*by, 'task and method'])}"
+        )
+    groups = summary.groupby(list(by), sort=False) if by else [((), summary)]
+    blocks, numbers = [], []
+    for key, rows in groups:
+        block = dict(zip(by, key, strict=True))
+        found = _numbers(rows, _of_block(reported, block) if reported is not None else None, average)
+        formats = {s: _format(found[found["statistic"] == s]) for s in PRINTED if (found["statistic"] == s).any()}
+        blocks.append(_Block(block_name(block), found, formats))
+        numbers.append(found.assign(**block)[[*by, *found.columns]])
+    whole = pd.concat(numbers, ignore_index=True)
+    return _table(blocks, whole if whole["variant"].any() else whole.drop(columns="variant"), by)
 
 
-def reading(results: pd.DataFrame | Table, paper: pd.DataFrame | None = None) -> str:
-    """What the numbers say, in two to four sentences: who wins, by how much, what beats nothing, and the paper's order.
+def block_name(block: Mapping[str, str]) -> str:
+    """A block in print.
 
-    results: the table of `methods_by_task`, or its summary (then `paper` as there). Trivial baselines (persistence and
-    the mean trajectory, which know nothing of the curriculum) compete like every other method.
+    >>> block_name({"model": "nano-1b", "metric": "rouge_l"}), block_name({"unseen": "both", "metric": "loss"})
+    ('nano-1b, ROUGE-L', 'both, loss')
     """
-    numbers = results.numbers if isinstance(results, Table) else _with_average(_checked(results), paper)
-    numbers = numbers[~numbers["method"].map(names.knows_the_answer)]
-    single = numbers["task"].nunique() == 1
-    overall = numbers if single else numbers[numbers["task"] == "average"]
-    tasks = numbers if single else numbers[numbers["task"] != "average"]
-    sentences = [_winner(overall, tasks), _others(overall), _explains(tasks), _agreement(tasks)]
-    return " ".join(sentence for sentence in sentences if sentence)
+    return ", ".join(names.metric(value) if column == "metric" else str(value) for column, value in block.items())
 
 
 def heading(statistic: str) -> str:
@@ -89,60 +79,153 @@ def heading(statistic: str) -> str:
     return HEADINGS.get(statistic, names.statistic(statistic, arrow=True))
 
 
-def _checked(summary: pd.DataFrame) -> pd.DataFrame:
-    missing = [column for column in SUMMARY if column not in summary.columns]
-    if missing:
-        raise ConfigurationError(
-            f"tables: the frame has no column {', '.join(missing)}; pass rows of evaluation.summarize() "
-            "with columns task and method"
-        )
-    twice = summary.duplicated(["task", "method", "statistic"])
+def reported(number: int) -> pd.DataFrame:
+    """The paper's table in the words of this project.
+
+    Returns columns setting, task, model, metric, unseen, method, variant, statistic, value, std. `setting` is fine_tuning
+    or instruction_tuning. TracIn-CP and Grad-Dot are "..._oracle": their scale was fitted on the test run. What is unseen
+    ("training", "test", "both"; "" in tables without it) and the Markov order are columns, not parts of a method's name.
+    """
+    rows = paper.table(number)
+    name = rows["method"].replace({name: f"{name}_oracle" for name in ("tracin_cp_10", "tracin_cp_all", "grad_dot")})
+    parts = name.str.partition(" ")
+    columns = ["setting", "task", "model", "metric", "unseen", "method", "variant", "statistic", "value", "std"]
+    return rows.assign(
+        setting=rows["setting"].str.replace("-", "_"),
+        unseen=parts[2].map(UNSEEN).fillna(""),
+        method=parts[0],
+        variant=parts[2].where(~parts[2].isin(list(UNSEEN)), "").str.replace("order=", "markov_order="),
+    )[columns]
+
+
+def spread(summary: pd.DataFrame, statistic: str = "all_steps_mse") -> pd.DataFrame:
+    """The spread over runs and test examples (as in the paper) beside that over runs: one row per task and method.
+
+    summary: as for `methods_by_task`. Returns its other columns and value, std, std_over_runs, diverged (of how many
+    trajectories), undefined (runs without a rank correlation).
+    """
+    keys = [c for c in summary if c not in ("statistic", "value", "std", "std_over_runs", "undefined")]
+    rows = summary[summary["statistic"] == statistic].drop(columns=["statistic", "undefined"])
+    for name, column in (("diverged", "value"), ("trajectories", "value"), ("final_step_spearman", "undefined")):
+        found = summary.loc[summary["statistic"] == name, [*keys, column]]
+        title = "undefined" if column == "undefined" else name
+        rows = rows.merge(found.rename(columns={column: title}).astype({title: int}), on=keys, how="left")
+    return rows
+
+
+def told_the_answer(rows: pd.DataFrame) -> pd.Series:
+    """bool for each row: whether its method is given what it is to predict, so that it competes with no other."""
+    return rows["method"].map(names.knows_the_answer)
+
+
+def with_variants(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `variant`, empty where there was none."""
+    return rows.assign(variant=rows["variant"].fillna("") if "variant" in rows else "")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _of_block(rows: pd.DataFrame, block: Mapping[str, str]) -> pd.DataFrame | None:
+    for column, value in block.items():
+        rows = rows[rows[column] == (names.paper_model(value) if column == "model" else value)]
+    return None if rows.empty else rows
+
+
+def _numbers(summary: pd.DataFrame, reported: pd.DataFrame | None, average: bool) -> pd.DataFrame:
+    """The rows of a block, their average over tasks, and the paper's numbers in columns paper and paper_std."""
+    rows = with_variants(summary)
+    twice = rows.duplicated(KEY)
     if twice.any():
-        first = summary[twice].iloc[0]
+        first = rows[twice].iloc[0]
         raise ConfigurationError(
-            f"tables: {first['statistic']} of {first['method']} on {first['task']} occurs twice; "
+            f"methods_by_task: {first['statistic']} of {first['method']} on {first['task']} occurs twice; "
             "select one model and one metric"
         )
-    return summary[SUMMARY].reset_index(drop=True)
+    rows = rows[[*KEY, *SUMMARY[3:]]].reset_index(drop=True)
+    tasks = [task for task in rows["task"].unique() if task != "average"]
+    if average and len(tasks) > 1 and "average" not in set(rows["task"]):
+        rows = pd.concat([rows, _averages(rows, len(tasks))], ignore_index=True)
+    return _beside(rows, reported, tasks)
 
 
-def _with_average(summary: pd.DataFrame, paper: pd.DataFrame | None, average: bool = True) -> pd.DataFrame:
-    tasks = [task for task in summary["task"].unique() if task != "average"]
-    parts = [summary]
-    if average and len(tasks) > 1 and "average" not in set(summary["task"]):
-        each = summary[summary["statistic"].isin(PRINTED)]
-        mean = each.groupby(["method", "statistic"], sort=False)["value"].agg(["mean", "count", "size"]).reset_index()
-        whole = mean[(mean["count"] == len(tasks)) & (mean["size"] == len(tasks))]
-        means = whole[["method", "statistic"]].assign(
-            task="average", value=whole["mean"], std=np.nan, std_over_runs=np.nan, undefined=0
-        )
-        parts.append(means[SUMMARY])
-    numbers = pd.concat(parts, ignore_index=True)
-    if paper is None:
-        return numbers.assign(paper=np.nan, paper_std=np.nan)
-    if paper.duplicated(["task", "method", "statistic"]).any():
-        raise ConfigurationError("tables: the paper's rows hold several models or metrics; select one of each")
-    reported = paper[["task", "method", "statistic", "value", "std"]]
-    if set(tasks) != set(reported["task"]) - {"average"}:  # the paper's average is over other tasks: not comparable
-        reported = reported[reported["task"] != "average"]
-    reported = reported.rename(columns={"value": "paper", "std": "paper_std"})
-    return numbers.merge(reported, on=["task", "method", "statistic"], how="left")
+def _averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
+    each = rows[rows["statistic"].isin(PRINTED)].groupby(["method", "variant", "statistic"], sort=False)["value"]
+    mean = each.agg(["mean", "count", "size"]).reset_index()
+    whole = mean[(mean["count"] == tasks) & (mean["size"] == tasks)]
+    found = whole.assign(task="average", value=whole["mean"], std=np.nan, std_over_runs=np.nan, undefined=0)
+    return found[[*KEY, *SUMMARY[3:]]]
 
 
-def _keys(numbers: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(numbers[["task", "method", "statistic"]].itertuples(index=False, name=None))
+def _beside(rows: pd.DataFrame, reported: pd.DataFrame | None, tasks: Sequence[str]) -> pd.DataFrame:
+    if reported is None:
+        return rows.assign(paper=np.nan, paper_std=np.nan)
+    theirs = with_variants(reported)
+    if theirs.duplicated(KEY).any():
+        raise ConfigurationError("methods_by_task: the paper's rows hold several models or metrics; select one of each")
+    theirs = theirs[[*KEY, "value", "std"]].rename(columns={"value": "paper", "std": "paper_std"})
+    if set(tasks) != set(theirs["task"]) - {"average"}:  # the paper's average is over other tasks: not comparable
+        theirs = theirs[theirs["task"] != "average"]
+    return rows.merge(theirs, on=KEY, how="left")
 
 
-def _in_order(methods: object) -> list[str]:
-    """Trivial baselines first, then as the methods are listed in `names`, variants beside their family."""
+# --- cells -----------------------------------------------------------------------------------------------------------
 
-    def rank(method: str) -> tuple[bool, int, str]:
-        family = names.family(method)
-        known = list(names.METHODS)
-        numbered = re.sub(r"\d+", lambda number: number[0].zfill(9), method)  # order 2 before order 10
-        return (method not in names.TRIVIAL, -known.index(family) if family else 1, numbered)
 
-    return sorted(methods, key=rank)
+def _table(blocks: Sequence[_Block], numbers: pd.DataFrame, by: Sequence[str]) -> Table:
+    shown = [s for s in PRINTED if (numbers["statistic"] == s).any()]
+    compared = [s for s in shown if numbers.loc[numbers["statistic"] == s, "paper"].notna().any()]
+    lost = ((numbers["statistic"] == "diverged") & (numbers["value"] > 0)).any()
+    columns = [(", ".join(BLOCKS.get(column, column) for column in by), "")] if by else []
+    columns += [("Task", ""), ("Method", "")]
+    for statistic in shown:
+        title = heading(statistic)
+        columns += [(title, "measured"), (title, "paper")] if statistic in compared else [(title, "")]
+    columns += [("diverged", "")] if lost else []
+    rows, bold = [], []
+    for block in blocks:
+        for cells, marks in _rows(block, shown, compared, bool(lost)):
+            rows.append([*([block.name] if by else []), *cells])
+            bold.append([*([False] if by else []), *marks])
+    notes = (UNDEFINED,) if any("†" in cell for row in rows for cell in row) else ()
+    return Table(columns, rows, numbers, np.array(bold), stubs=3 if by else 2, notes=notes)
+
+
+def _rows(
+    block: _Block, shown: Sequence[str], compared: Sequence[str], lost: bool
+) -> list[tuple[list[str], list[bool]]]:
+    """(cells, whether each is bold) of each task and method of a block."""
+    numbers = block.numbers
+    keys = numbers[KEY].itertuples(index=False, name=None)
+    cells = dict(zip(keys, numbers.itertuples(index=False), strict=True))
+    diverged = numbers[(numbers["statistic"] == "diverged") & (numbers["value"] > 0)]
+    found = []
+    for task in numbers["task"].unique():
+        of_task = numbers[numbers["task"] == task]
+        best = {s: _best(of_task[of_task["statistic"] == s], block.formats[s]) for s in block.formats}
+        for method in sorted(dict.fromkeys(zip(of_task["method"], of_task["variant"], strict=True)), key=_place):
+            if not any((task, *method, s) in cells for s in shown):
+                continue
+            row, marks = [names.task(task), names.method(*method)], [False, False]
+            for statistic in shown:
+                cell = cells.get((task, *method, statistic))
+                row.append(_measured(cell, block.formats.get(statistic)))
+                marks.append(method in best.get(statistic, ()))
+                if statistic in compared:
+                    row.append(_paper(cell))
+                    marks.append(False)
+            if lost:
+                cell = cells.get((task, *method, "diverged")) if len(diverged) else None
+                row.append("" if cell is None else f"{cell.value:.0f}")
+                marks.append(False)
+            found.append((row, marks))
+    return found
+
+
+def _place(method: tuple[str, str]) -> tuple[bool, int, str, str]:
+    """Trivial baselines first, then as methods are listed in `names`, the last one first, variants by their numbers."""
+    listed, *rest = names.place(*method)
+    return (method[0] not in names.TRIVIAL, -listed if names.family(method[0]) else 1, *rest)
 
 
 def _format(rows: pd.DataFrame) -> Callable[[float, float], str]:
@@ -165,102 +248,26 @@ def _format(rows: pd.DataFrame) -> Callable[[float, float], str]:
     return lambda value, std: number(value) if np.isnan(std) or np.isnan(value) else f"{number(value)} ({number(std)})"
 
 
-def _paper(value: float, std: float) -> str:
-    text = f"{value:.3f}" if np.isnan(std) else f"{value:.3f} ({std:.3f})"
+def _measured(cell: Any, printed: Callable[[float, float], str] | None) -> str:
+    if cell is None or printed is None:
+        return "–" if printed is not None else ""
+    return printed(cell.value, cell.std) + ("†" if cell.undefined > 0 else "")
+
+
+def _paper(cell: Any) -> str:
+    if cell is None or not np.isfinite(cell.paper):
+        return ""
+    text = f"{cell.paper:.3f}" if np.isnan(cell.paper_std) else f"{cell.paper:.3f} ({cell.paper_std:.3f})"
     return text.replace("-", "−")
 
 
-def _best(rows: pd.DataFrame, printed: Callable[[float, float], str]) -> set[str]:
-    """The methods whose value is the best, as far as is printed."""
-    rows = rows[np.isfinite(rows["value"]) & ~rows["method"].map(names.knows_the_answer)]
+def _best(rows: pd.DataFrame, printed: Callable[[float, float], str]) -> set[tuple[str, str]]:
+    """The (method, variant) whose value is the best, as far as is printed."""
+    rows = rows[np.isfinite(rows["value"]) & ~told_the_answer(rows)]
     if len(rows) < 2:
         return set()
     ascending = names.SMALLER_IS_BETTER[rows["statistic"].iloc[0]]
     best = rows["value"].min() if ascending else rows["value"].max()
     nan = float("nan")
-    return {m for m, v in zip(rows["method"], rows["value"], strict=True) if printed(v, nan) == printed(best, nan)}
-
-
-# --- sentences -------------------------------------------------------------------------------------------------------
-
-
-def ranking(rows: pd.DataFrame, statistic: str, column: str = "value") -> pd.Series:
-    """method -> value of one statistic, the best first; what is not finite is left out."""
-    values = rows[rows["statistic"] == statistic].set_index("method")[column]
-    return values[np.isfinite(values)].sort_values(ascending=names.SMALLER_IS_BETTER[statistic], kind="stable")
-
-
-def _winner(overall: pd.DataFrame, tasks: pd.DataFrame) -> str:
-    """Who has the lowest MSE, by how much, on how many tasks; and plainly if that is a trivial baseline."""
-    order = ranking(overall, "all_steps_mse")
-    if len(order) < 2:
-        return ""
-    (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
-    margin = f"{100 * (1 - value / next_value):.0f}% below" if next_value > 0 else "as low as"
-    kind = ", a trivial baseline," if best in names.TRIVIAL else ""
-    count = tasks["task"].nunique()
-    text = f"{names.method(best)}{kind} has the lowest all-steps MSE"
-    compared = f"{value:.3g}, {margin} {names.method(second)} ({next_value:.3g})"
-    if count == 1:
-        return f"{text}: {compared}."
-    firsts = [ranking(rows, "all_steps_mse").index[:1].tolist() for _, rows in tasks.groupby("task")]
-    return f"{text} averaged over {count} tasks: {compared}; it is the lowest on {firsts.count([best])} of the {count}."
-
-
-def _others(overall: pd.DataFrame) -> str:
-    """Who is the best by the paper's two other statistics."""
-    parts = []
-    for statistic in ("all_steps_mae", "final_step_spearman"):
-        order = ranking(overall, statistic)
-        if len(order) < 2:
-            continue
-        (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
-        kind = " (a trivial baseline)" if best in names.TRIVIAL else ""
-        parts.append(
-            f"by {names.statistic(statistic)} the best is {names.method(best)}{kind}, {value:.3g} against "
-            f"{next_value:.3g} of {names.method(second)}"
-        )
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def _explains(tasks: pd.DataFrame) -> str:
-    """Which methods are better than the mean trajectory of the training runs, and on how many tasks."""
-    rows = tasks[(tasks["statistic"] == "r2_dev") & ~tasks["method"].isin(names.TRIVIAL)]
-    if rows.empty:
-        return ""
-    count = tasks["task"].nunique()
-    above, below = [], []
-    for method, values in rows.groupby("method", sort=False)["value"]:
-        won = int((values > 0).sum())
-        if not won:
-            below.append(names.method(method))
-        else:
-            share = f"R²dev {values.iloc[0]:.2g}" if count == 1 else f"on {won} of {count} tasks"
-            above.append(f"{names.method(method)} ({share})")
-    if not above:
-        return f"No better than the mean trajectory of the training runs (R²dev ≤ 0): {_listed(below)}."
-    text = f"Better than the mean trajectory of the training runs (R²dev > 0): {_listed(above)}"
-    nowhere = "not" if count == 1 else "on no task"
-    return f"{text}; {nowhere}: {_listed(below)}." if below else f"{text}."
-
-
-def _agreement(tasks: pd.DataFrame) -> str:
-    """Whether the methods that the paper reports come in the paper's order by MSE."""
-    same = compared = 0
-    for _, rows in tasks.groupby("task"):
-        paper = ranking(rows, "all_steps_mse", "paper")
-        measured = [method for method in ranking(rows, "all_steps_mse").index if method in paper.index]
-        if len(paper) >= 2 and len(measured) == len(paper):
-            compared += 1
-            same += measured == list(paper.index)
-    if not compared:
-        return ""
-    who = "By MSE the methods that the paper reports, too, come"
-    if tasks["task"].nunique() == 1:
-        return f"{who} in {'the same' if same else 'another'} order as there."
-    return f"{who} in its order on {same} of {compared} tasks."
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    keys = zip(rows["method"], rows["variant"], strict=True)
+    return {key for key, v in zip(keys, rows["value"], strict=True) if printed(v, nan) == printed(best, nan)}

@@ -62,7 +62,7 @@ def covered(
     """Coverage and width of bands for every simulator, kind of curriculum and task.
 
     Returns a frame with `COLUMNS` (statistic: coverage, with its interval over runs; mean_width, nats per target token), a
-    frame of example paths with their bands as `intervals.plot_bands` draws them, and the runs. Kinds whose runs are longer
+    frame of example paths with their bands as `trajectories.plot_bands` draws them, and the runs. Kinds whose runs are longer
     than the calibration runs have no bands: they are left out, and an error if they are asked for alone.
     """
     rows, paths, sources = [], [], []

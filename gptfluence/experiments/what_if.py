@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.intervals import BEFORE
+from gptfluence.drawing.trajectories import BEFORE
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import conformal
@@ -113,7 +113,7 @@ class Answer:
         return pd.DataFrame([row])
 
     def frame(self, examples: int) -> pd.DataFrame:
-        """What `intervals.plot_bands` draws: the mean over tests, and `examples` tests, those simulated to change most."""
+        """What `trajectories.plot_bands` draws: the mean over tests, and `examples` tests, those simulated to change most."""
         change = np.abs(self.predicted[-1] - self.predicted_base[-1])
         chosen = np.argsort(-change, kind="stable")[:examples].tolist()
         low, high = self.bands.around(self.predicted)

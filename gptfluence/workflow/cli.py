@@ -126,8 +126,9 @@ def what_if(
     import numpy as np
 
     from gptfluence.common.errors import ConfigurationError
-    from gptfluence.drawing import intervals, names
-    from gptfluence.drawing.figures import style
+    from gptfluence.drawing import names
+    from gptfluence.drawing.style import style
+    from gptfluence.drawing.trajectories import plot_bands
     from gptfluence.experiments.what_if import Changes, ask
     from gptfluence.study.study import Study
 
@@ -143,7 +144,7 @@ def what_if(
     for column, value in answer.table().iloc[0].items():
         print(f"{column:22} {value:.4f}" if isinstance(value, float | np.floating) else f"{column:22} {value}")
     labels = {"recorded": "trained on the change"}
-    picture = intervals.plot_bands(answer.frame(5), ylabel=names.metric("loss", unit=True), labels=labels)
+    picture = plot_bands(answer.frame(5), ylabel=names.metric("loss", unit=True), labels=labels)
     figure.parent.mkdir(parents=True, exist_ok=True)
     with style():
         picture.savefig(figure)

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from gptfluence.common import provenance
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import ROOT
-from gptfluence.drawing import figures
+from gptfluence.drawing import saving
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
@@ -194,17 +194,17 @@ class Notebook:
         """
         name = name or self.row.name
         facts = {**self._provenance(sources), "reading": reading}
-        figures.save_figure(figure, frame, self.folder, name, caption=caption, provenance=facts)
+        saving.save_figure(figure, frame, self.folder, name, caption=caption, provenance=facts)
         print(f"saved {self._shown(name)}.pdf, .png, .csv, .json\n{reading}".rstrip())
 
     def save_table(
         self, table: Any, name: str = "", *, caption: str, sources: Sequence[Any], reading: str = ""
     ) -> None:
-        """Save a table as CSV, LaTeX, Markdown and PNG. The parameters mean the same as for a figure."""
+        """Save a table as CSV, LaTeX, Markdown and HTML. The parameters mean the same as for a figure."""
         name = name or self.row.name
         facts = {**self._provenance(sources), "reading": reading}
-        figures.save_table(table, self.folder, name, caption=caption, provenance=facts)
-        print(f"saved {self._shown(name)}.csv, .tex, .md, .png, .json\n{reading}".rstrip())
+        saving.save_table(table, self.folder, name, caption=caption, provenance=facts)
+        print(f"saved {self._shown(name)}.csv, .tex, .md, .html, .json\n{reading}".rstrip())
 
     def _shown(self, name: str) -> str:
         path = self.folder / name

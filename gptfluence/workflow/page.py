@@ -122,7 +122,7 @@ def table_html(text: str, name: str) -> Markup:
     """
     text = text if text.lstrip().startswith("<") else MarkdownIt("js-default").render(text)
     region = f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">'
-    text = re.sub(r"<table\b[^>]*>", f"{region}<table>", text).replace("</table>", "</table></div>")
+    text = re.sub(r"<table\b", f"{region}<table", text).replace("</table>", "</table></div>")
     return Markup(re.sub(r"<th(?=[\s>])(?![^>]*\bscope=)", '<th scope="col"', text))
 
 

@@ -1,0 +1,119 @@
+"""What figures of several panels share: the frame's columns and series, seaborn's plots, edges, and the legend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import names
+from gptfluence.drawing.style import STYLE, empty_figure, text_width
+
+if TYPE_CHECKING:
+    import seaborn.objects as so
+
+OFF_AXIS = "leaves the axes"  # what a triangle at an edge means, as legends say it
+Looks = Mapping[str, names.Line]  # series in print -> how it is drawn
+
+
+def check(where: str, frame: pd.DataFrame, columns: Sequence[str], hint: str) -> None:
+    """Raise ConfigurationError, with a hint what to give, for a frame that is empty or lacks columns."""
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ConfigurationError(f"{where}: the frame has no column {', '.join(missing)}; {hint}")
+    if frame.empty:
+        raise ConfigurationError(f"{where}: the frame is empty; {hint}")
+
+
+def with_series(frame: pd.DataFrame, column: str = "series", *, listed: bool = False) -> tuple[pd.DataFrame, Looks]:
+    """The frame with each row's series in print, and how each is drawn.
+
+    column: who predicts, by name; a column `variant`, where there is one, tells variants of a method apart
+    listed: series in the order of `names.METHODS`, else in order of appearance
+    Returns the frame with a column `label`, and label -> line.
+    """
+    variants = frame["variant"].fillna("") if "variant" in frame else pd.Series("", frame.index)
+    keys = list(zip(frame[column], variants, strict=True))
+    unique = list(dict.fromkeys(keys))
+    if listed:
+        unique = sorted(unique, key=lambda key: names.place(*key))
+    labels = {key: names.method(*key) for key in unique}
+    looks = {labels[key]: line for key, line in names.lines(unique).items()}
+    return frame.assign(label=[labels[key] for key in keys]).reset_index(drop=True), looks
+
+
+def plot(frame: pd.DataFrame, looks: Looks, **axes: str) -> so.Plot:
+    """A plot of seaborn with the lines of the series, in the style that is in force; the frame is of `with_series`."""
+    import seaborn.objects as so  # takes seconds
+
+    shown = {"color": "color", "marker": "marker", "linestyle": "dash"}
+    scales = {
+        aspect: so.Nominal({label: getattr(look, name) for label, look in looks.items()}, order=list(looks))
+        for aspect, name in shown.items()
+    }
+    drawn = so.Plot(frame, **dict.fromkeys(shown, "label"), **axes).scale(**scales)
+    return drawn.theme({key: mpl.rcParams[key] for key in so.Plot.config.theme})
+
+
+def grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure of `rows` x `columns` panels, `height` inches each, and its axes [rows, columns]; room for a legend."""
+    gap = options.pop("gap", 0.05)
+    figure = empty_figure(width, rows * height + 0.5, gap=gap)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def shape_of(panels: int, width: float) -> tuple[int, int]:
+    """(rows, columns) for so many panels: four in a row on a page, two in a column of text."""
+    columns = min(panels, 4 if width > 4 else 2)
+    return math.ceil(panels / columns), columns
+
+
+def off_axis(axis: Axes, x: float, color: str, *, above: bool, aside: float = 0.0, across: bool = False) -> None:
+    """Mark a value that lies off the axis: a triangle at the edge that it lies beyond.
+
+    aside: widths of a triangle that it is moved to the right, beside those of others; across: x is a fraction of the axis
+    """
+    transform = axis.transAxes if across else axis.get_xaxis_transform()
+    moved = transform + ScaledTranslation(aside * 4 / 72, 0, axis.figure.dpi_scale_trans)
+    look = {"marker": "^" if above else "v", "color": color, "markersize": 4.5, "clip_on": False, "zorder": 5}
+    axis.plot([x], [1.0 if above else 0.0], transform=moved, **look)
+
+
+def stagger_markers(axis: Axes, about: int) -> None:
+    """Show `about` markers on each line, those of several lines at different points so that none hides another."""
+    lines = axis.get_lines()
+    for position, line in enumerate(lines):
+        every = max(1, len(line.get_xdata()) // about)
+        line.set_markevery(((position * every) // max(len(lines), 1), every))
+
+
+def series_handles(looks: Looks) -> list[Line2D]:
+    """The series as legends show them."""
+    return [
+        Line2D([], [], color=look.color, linestyle=look.dash, marker=look.marker, markeredgewidth=0.8, label=label)
+        for label, look in looks.items()
+    ]
+
+
+def edge_handle(label: str = OFF_AXIS, *, above: bool = True) -> Line2D:
+    """The triangle of `off_axis`, as legends show it."""
+    marker = "^" if above else "v"
+    return Line2D([], [], color="#767676", linestyle="", marker=marker, markersize=4.5, label=label)
+
+
+def place_legend(figure: Figure, handles: Sequence[Any], width: float) -> None:
+    """One legend above all panels, in as few rows of alike length as fit into `width` inches."""
+    size = STYLE["legend.fontsize"]
+    spacing = {"handlelength": 2.6, "columnspacing": 1.2, "handletextpad": 0.5}  # in units of the font's size
+    widths = [text_width(handle.get_label(), size) + sum(spacing.values()) * size / 72 for handle in handles]
+    columns = len(handles) if sum(widths) <= width else max(1, int(width // max(widths)))
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, **spacing)

@@ -1,0 +1,139 @@
+"""Statistics with their intervals side by side, and curves with a band over repeats, drawn with seaborn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import panels
+from gptfluence.drawing.panels import Looks
+from gptfluence.drawing.style import PAGE, empty_figure, style, wrapped
+
+POINTS = ("panel", "series", "x", "value", "low", "high")
+CURVES = ("panel", "series", "repeat", "x", "value")
+WIDTH = 0.8  # of the points at one x, as a share of the room there
+
+
+def plot_intervals(
+    frame: pd.DataFrame,
+    *,
+    xlabel: str,
+    ylabel: str,
+    floor: float | None = None,
+    line: float | None = 0.0,
+    width: float = PAGE,
+    panel_height: float = 1.5,
+    columns: int = 1,
+) -> Figure:
+    """One panel for each value of `panel`; in it, for each value of x in order of appearance, a point for each series.
+
+    frame: one row per point: panel, series (a method), x, value, low, high, optionally variant; a value that is nan is not
+    drawn, nor is an interval that is. floor: values below it are triangles at the lower edge. line: a level that is marked.
+    Raises ConfigurationError for missing columns or an empty frame.
+    """
+    import seaborn.objects as so
+
+    panels.check("plot_intervals", frame, POINTS, "give one point at least")
+    frame, looks = panels.with_series(frame)
+    titles, positions = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["x"]))
+    room = (width / columns - 0.6) / len(positions)
+    ticks = [wrapped(str(x), room, "xtick.labelsize") for x in positions]
+    frame = frame.assign(
+        place=frame["x"].map(positions.index), tick=frame["x"].map(dict(zip(positions, ticks, strict=True)))
+    )
+    drawn, below = _inside(frame, floor)
+    dodge = so.Dodge(by=["color"])
+    with style():
+        figure = empty_figure(width, math.ceil(len(titles) / columns) * panel_height + 0.45)
+        plot = panels.plot(drawn, looks, x="tick", y="value").facet(col="panel", wrap=columns)
+        bar = so.Range(linestyle="-", linewidth=1.0)
+        plot = plot.add(bar, dodge, linestyle=None, ymin="low", ymax="high", legend=False)
+        plot = plot.scale(x=so.Nominal(order=ticks)).add(so.Dot(pointsize=3.6, edgewidth=0.9), dodge, legend=False)
+        plot.share(x=False, y=False).on(figure).plot()
+        for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
+            part = frame[frame["panel"] == title]
+            _finish(axis, part, len(positions), line)
+            if floor is not None and (below["panel"] == title).any():
+                _mark_below(axis, below[below["panel"] == title], looks)
+                ends = part[["value", "high"]].to_numpy(dtype=float)
+                top = max(np.nanmax(ends, initial=floor), line if line is not None else floor)
+                axis.set_ylim(floor, top + 0.06 * ((top - floor) or 1.0))
+            axis.set_title(str(title))
+            axis.set_xlabel(xlabel if place + columns >= len(titles) else "")
+            axis.set_ylabel(wrapped(ylabel, panel_height - 0.4, "axes.labelsize") if place % columns == 0 else "")
+        handles = panels.series_handles(looks)
+        if len(below):
+            handles.append(panels.edge_handle(f"below {floor:g}", above=False))
+        panels.place_legend(figure, handles, width)
+    return figure
+
+
+def plot_curves(
+    frame: pd.DataFrame,
+    *,
+    xlabel: str,
+    ylabels: Mapping[str, str],
+    width: float = PAGE,
+    height: float = 2.3,
+) -> Figure:
+    """One panel for each of `ylabels`, which names its vertical axis; the mean over repeats, and a band from least to most.
+
+    frame: one row per point: panel, series (a method), repeat (a seed or a run), x, value, optionally variant
+    Raises ConfigurationError for missing columns, an empty frame, or a panel without a label.
+    """
+    import seaborn.objects as so
+
+    panels.check("plot_curves", frame, CURVES, "give one repeat at least")
+    unnamed = set(frame["panel"]) - set(ylabels)
+    if unnamed:
+        raise ConfigurationError(f"plot_curves: panel {sorted(unnamed)[0]!r} has no label in ylabels")
+    frame, looks = panels.with_series(frame)
+    with style():
+        figure = empty_figure(width, height, gap=0.06)
+        plot = panels.plot(frame, looks, x="x", y="value").facet(col="panel", order=list(ylabels))
+        plot = plot.add(so.Band(alpha=0.15, edgewidth=0), so.Est("mean", errorbar=("pi", 100)), legend=False)
+        plot = plot.add(so.Line(edgewidth=0.8), so.Agg("mean"), legend=False)
+        plot.share(x=False, y=False).on(figure).plot()
+        for axis, (panel, ylabel) in zip(figure.axes, ylabels.items(), strict=True):
+            axis.set(title=panel, xlabel=xlabel, ylabel=ylabel)
+            axis.margins(x=0.01)
+            axis.yaxis.set_major_locator(MaxNLocator(5))
+            panels.stagger_markers(axis, 8)
+        panels.place_legend(figure, panels.series_handles(looks), width)
+    return figure
+
+
+def _inside(frame: pd.DataFrame, floor: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose value is not below the floor, their intervals cut there, and the rows whose value is."""
+    bottom = -math.inf if floor is None else floor
+    below = frame[frame["value"] < bottom]
+    drawn = frame[~(frame["value"] < bottom)]
+    bounded = np.isfinite(drawn["low"]) & np.isfinite(drawn["high"]) & drawn["value"].notna()
+    return drawn.assign(low=drawn["low"].clip(lower=bottom).where(bounded), high=drawn["high"].where(bounded)), below
+
+
+def _finish(axis: Axes, part: pd.DataFrame, positions: int, line: float | None) -> None:
+    """What a panel shows besides its points: the level that is marked, and thin lines between the places on its x axis."""
+    if line is not None:
+        axis.axhline(line, color="#404040", linewidth=0.6, zorder=1)
+    for edge in np.arange(0.5, positions - 1):
+        axis.axvline(edge, color="#e6e6e6", linewidth=0.5, zorder=0)
+    axis.set_xlim(-0.5, positions - 0.5)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="x", visible=False)
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _mark_below(axis: Axes, rows: pd.DataFrame, looks: Looks) -> None:
+    """Triangles at the lower edge, where seaborn would have put the points."""
+    order: Sequence[str] = list(looks)
+    for row in rows.itertuples():
+        offset = (order.index(row.label) - (len(order) - 1) / 2) * WIDTH / len(order)
+        panels.off_axis(axis, row.place + offset, looks[row.label].color, above=False)

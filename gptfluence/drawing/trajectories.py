@@ -1,0 +1,275 @@
+"""Recorded and simulated trajectories: small multiples that start where the observed part ends, or lie inside bands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from string import ascii_lowercase
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.drawing import names, panels
+from gptfluence.drawing.panels import Looks
+from gptfluence.drawing.style import PAGE, empty_figure, style, wrapped
+from gptfluence.recording.dynamics import GPTDynamics
+
+Simulated = tuple[GPTDynamics, Mapping[Hashable, np.ndarray]]  # recorded runs, and method or variant -> predictions
+POINTS = ("observed", "panel", "series", "step", "value")
+BANDS = ("panel", "series", "step", "value", "low", "high")
+BEFORE = "before"  # the series of what a change starts from
+RECORDED = names.method("recorded")
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+def trajectory_frame(
+    simulated: Mapping[str, Simulated], *, metric: str = "loss", examples: int = 2, observed: int = 1
+) -> pd.DataFrame:
+    """The frame that `plot_trajectories` draws: `examples` test examples of each task, in its first held-out run.
+
+    simulated: task -> recorded runs, and method (or variant of one) -> float32 [runs, steps + 1, tests]
+    Examples lie at equal ranks of the error of GPTfluence (or of the last method), from the best to the worst predicted.
+    """
+    rows = []
+    for task, (recorded, predicted) in simulated.items():
+        if not predicted:
+            raise ConfigurationError("trajectory_frame: no method given; simulate with one at least")
+        run, truth = recorded.names[0], recorded.trajectories(metric)[0]
+        series = {("recorded", ""): truth} | {names.name_and_variant(key): v[0] for key, v in predicted.items()}
+        by = ("gptfluence", "") if ("gptfluence", "") in series else list(series)[-1]
+        steps = np.arange(len(truth))
+        for example in at_equal_ranks(series[by], truth, examples):
+            for (name, variant), values in series.items():
+                columns = {
+                    "panel": f"{names.task(task)}, example {example}",
+                    "task": task,
+                    "run": run,
+                    "example": recorded.tests[example].id,
+                    "series": name,
+                    "variant": variant,
+                    "step": steps,
+                    "value": np.asarray(values[:, example], dtype=np.float64),
+                    "observed": steps < observed,
+                }
+                rows.append(pd.DataFrame(columns))
+    frame = pd.concat(rows, ignore_index=True)
+    return frame if frame["variant"].any() else frame.drop(columns="variant")
+
+
+def at_equal_ranks(predicted: np.ndarray, truth: np.ndarray, count: int) -> list[int]:
+    """Positions of `count` tests at equal ranks of the prediction's error, the best first; both [steps + 1, tests]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.nan_to_num(np.square(predicted - truth).mean(axis=0), nan=np.inf)
+    ranks = np.linspace(0, len(error) - 1, min(count, len(error)) + 2)[1:-1].round().astype(int)
+    return np.argsort(error, kind="stable")[ranks].tolist()
+
+
+def lettered_frame(parts: Mapping[tuple[str, str], Simulated], *, examples: int = 1, observed: int = 1) -> pd.DataFrame:
+    """The frame of lettered panels for `plot_trajectories`, with the metric of each panel in a column.
+
+    parts: (metric, task) -> as for `trajectory_frame`, which chooses the examples, in the order of the letters. The panels
+        of a part share its letter.
+    Raises ConfigurationError if there is no part.
+    """
+    if not parts:
+        raise ConfigurationError("lettered_frame: nothing to draw; give one (metric, task) at least")
+    frames = []
+    for letter, ((metric, task), simulated) in zip(ascii_lowercase, parts.items(), strict=False):
+        part = trajectory_frame({task: simulated}, metric=metric, examples=examples, observed=observed)
+        part["panel"] = f"({letter}) " + part["panel"]
+        part.insert(2, "metric", metric)
+        frames.append(part)
+    return pd.concat(frames, ignore_index=True)
+
+
+# --- small multiples -------------------------------------------------------------------------------------------------
+
+
+def plot_trajectories(
+    frame: pd.DataFrame,
+    *,
+    metric: str = "loss",
+    columns: int | None = None,
+    width: float = PAGE,
+    panel_height: float = 1.45,
+    xlabel: str = "training step",
+) -> Figure:
+    """Small multiples of recorded v. simulated trajectories, one panel per value of `panel`, in order of appearance.
+
+    frame: one row per point: panel (its title), series ("recorded" or a method), step, value, and observed: whether the
+    simulator was given the value; optionally variant, and metric, one per panel. A simulated line starts at the last
+    observed point, marked by a dot. A line that leaves the range of the recorded one by more than that range is cut, and a
+    triangle at the edge says where.
+    Raises ConfigurationError for missing columns, an empty frame, or a panel without a recorded trajectory.
+    """
+    panels.check("plot_trajectories", frame, POINTS, "select at least one trajectory")
+    without = set(frame["panel"]) - set(frame.loc[frame["series"] == "recorded", "panel"])
+    if without:
+        raise ConfigurationError(f"plot_trajectories: no recorded trajectory in panel {', '.join(map(str, without))}")
+    frame, looks = panels.with_series(frame, listed=True)
+    titles = list(frame["panel"].unique())
+    columns = columns or _columns(len(titles), width)
+    several = "metric" in frame and frame["metric"].nunique() > 1
+    # panels of several metrics have an axis label each, which leaves less room for their titles
+    beside, cut = 0.55 if several else 0.3, False
+    with style():
+        figure, axes = panels.grid(math.ceil(len(titles) / columns), columns, width, panel_height, gap=0.06)
+        for position, axis in enumerate(axes.flat):
+            if position >= len(titles):
+                axis.set_visible(False)
+                continue
+            part = frame[frame["panel"] == titles[position]]
+            cut |= _draw_panel(axis, part, looks)
+            axis.set_title(wrapped(str(titles[position]), width / columns - beside, "axes.titlesize"))
+            if position % columns == 0 or several:
+                drawn = part["metric"].iloc[0] if "metric" in part else metric
+                axis.set_ylabel(wrapped(names.metric(drawn, unit=True), panel_height - 0.5, "axes.labelsize"))
+            if position + columns >= len(titles):
+                axis.set_xlabel(xlabel)
+        observed = Line2D([], [], color="black", linestyle="", marker="o", markersize=3.6, label="last observed")
+        handles = [*panels.series_handles(looks), observed]
+        panels.place_legend(figure, [*handles, panels.edge_handle()] if cut else handles, width)
+    return figure
+
+
+def _columns(count: int, width: float) -> int:
+    """Panels in a row: four (two in a column of text), or three where that leaves fewer places empty."""
+    most = 4 if width > 4 else 2
+    if count <= most or most < 4:
+        return min(count, most)
+    return min((4, 3), key=lambda columns: -count % columns)
+
+
+def _draw_panel(axis: Axes, part: pd.DataFrame, looks: Looks) -> bool:
+    """Draw one panel; True if a line leaves it."""
+    recorded = part[part["series"] == "recorded"].sort_values("step")
+    low, high = recorded["value"].min(), recorded["value"].max()
+    span = (high - low) or max(abs(high), 1.0) * 0.1
+    seen, beyond = [recorded["value"]], []
+    for position, label in enumerate(looks):
+        line = part[part["label"] == label].sort_values("step")
+        if label == RECORDED or line.empty:
+            continue
+        line = _from_last_observed(line, recorded)
+        inside = _draw_line(axis, line, looks[label], (low - span, high + span), position / max(len(looks), 1))
+        seen.append(line["value"][inside])
+        if not inside.all():
+            first = int(np.argmin(inside))
+            below = line["value"].iloc[first] < low - span
+            beyond.append((line["step"].iloc[first], not below, looks[label].color))
+    axis.plot(recorded["step"], recorded["value"], color=looks[RECORDED].color, zorder=2.5, linewidth=1.4)
+    _mark_observed(axis, recorded)
+    shown, above = pd.concat(seen), {up for _, up, _ in beyond}
+    top = high + span if True in above else shown.max()
+    bottom = low - span if False in above else shown.min()
+    margin = 0.06 * ((top - bottom) or span)
+    axis.set_ylim(bottom - margin, top + margin)
+    steps = part["step"]
+    axis.set_xlim(steps.min(), steps.max() if steps.max() > steps.min() else steps.min() + 1)
+    for step, up, color in beyond:
+        panels.off_axis(axis, step, color, above=up)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(4))
+    return bool(beyond)
+
+
+def _draw_line(
+    axis: Axes, line: pd.DataFrame, look: names.Line, limits: tuple[float, float], share: float
+) -> np.ndarray:
+    """Draw one simulated line; returns bool [steps]: where it is inside the limits. share: 0-1, staggers its markers."""
+    values = line["value"].to_numpy(dtype=float)
+    low, high = limits
+    every = max(1, len(line) // 6)
+    axis.plot(
+        line["step"],
+        np.clip(values, low - 3 * (high - low), high + 3 * (high - low)),  # infinity cannot be drawn, a steep line can
+        color=look.color,
+        linestyle=look.dash,
+        marker=look.marker,
+        markevery=(1 + int(share * every), every),
+        markeredgewidth=0.8,
+    )
+    return np.isfinite(values) & (values >= low) & (values <= high)
+
+
+def _mark_observed(axis: Axes, recorded: pd.DataFrame) -> None:
+    """A dot on the last point that simulators were given, and a shade behind all of them."""
+    observed = recorded[recorded["observed"].astype(bool)]
+    if observed.empty:
+        return
+    last = observed.iloc[-1]
+    axis.plot(last["step"], last["value"], "o", color="black", markersize=3.6, zorder=4, clip_on=False)
+    if len(observed) > 1:
+        axis.axvspan(observed["step"].iloc[0], last["step"], color="#f0f0f0", zorder=0, linewidth=0)
+
+
+def _from_last_observed(line: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
+    """The predicted part of a line, with the observed point that it starts from in front."""
+    observed = line["observed"].astype(bool)
+    predicted = line[~observed]
+    if observed.any():
+        return pd.concat([line[observed].iloc[-1:], predicted])
+    if predicted.empty:
+        return predicted
+    start = recorded[recorded["observed"].astype(bool) & (recorded["step"] < predicted["step"].iloc[0])]
+    return pd.concat([start.iloc[-1:], predicted])
+
+
+# --- bands -----------------------------------------------------------------------------------------------------------
+
+
+def plot_bands(
+    frame: pd.DataFrame,
+    *,
+    ylabel: str,
+    labels: Mapping[str, str] | None = None,
+    columns: int = 3,
+    width: float = PAGE,
+    panel_height: float = 1.5,
+) -> Figure:
+    """Small multiples of recorded and simulated trajectories, the latter inside their bands.
+
+    frame: one row per point: panel, series ("recorded", "before", or a method), step, value, low, high (nan: no band).
+    labels: what series are called in the legend, where that is not what methods are called.
+    Raises ConfigurationError for missing columns or an empty frame.
+    """
+    import seaborn.objects as so
+
+    panels.check("plot_bands", frame, BANDS, "give one point at least")
+    frame, looks = panels.with_series(frame)
+    banded = frame[np.isfinite(frame["low"]) & np.isfinite(frame["high"])]
+    titles = list(dict.fromkeys(frame["panel"]))
+    columns = min(columns, len(titles))
+    with style():
+        figure = empty_figure(width, math.ceil(len(titles) / columns) * panel_height + 0.45)
+        plot = panels.plot(frame, looks, x="step", y="value").facet(col="panel", wrap=columns)
+        band = so.Band(alpha=0.2, edgewidth=0)
+        plot = plot.add(band, data=banded, ymin="low", ymax="high", legend=False) if len(banded) else plot
+        plot = plot.add(so.Line(edgewidth=0.8), legend=False)
+        plot.share(x=False, y=False).on(figure).plot()
+        for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
+            axis.set_title(wrapped(str(title), width / columns - 0.35, "axes.titlesize"))
+            axis.set_xlabel("training step" if place + columns >= len(titles) else "")
+            axis.set_ylabel(wrapped(ylabel, panel_height - 0.4, "axes.labelsize") if place % columns == 0 else "")
+            axis.margins(x=0)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(4))
+            panels.stagger_markers(axis, 5)
+            for drawn in axis.get_lines():
+                drawn.set_zorder(2.5 if same_color(drawn.get_color(), names.LINES["recorded"].color) else 2)
+        handles = panels.series_handles(looks)
+        for handle, name in zip(handles, dict.fromkeys(frame["series"]), strict=True):
+            handle.set_label((labels or {}).get(name, handle.get_label()))
+        if len(banded):
+            handles.append(Patch(color="#767676", alpha=0.3, linewidth=0, label="band"))
+        panels.place_legend(figure, handles, width)
+    return figure
