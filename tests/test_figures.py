@@ -121,7 +121,8 @@ def test_axes_have_names_and_units_and_each_method_its_own_look():
     frame = trajectories(4).assign(metric=lambda rows: np.where(rows["panel"] < "panel 2", "loss", "bleu"))
     labels = [axis.get_ylabel().replace("\n", " ") for axis in plot_trajectories(frame).axes]
     assert labels == ["loss (nats per target token)"] * 2 + ["BLEU (0–100)"] * 2
-    looks = [(line.dash, line.marker) for line in names.LINES.values()]
+    together = names.lines((name, "") for name in names.LINES)  # TracIn-CP of all checkpoints and of ten, too
+    looks = [(line.dash, line.marker) for line in together.values()]
     assert len(set(looks)) == len(looks)
 
 
