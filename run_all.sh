@@ -116,59 +116,40 @@ log=$root/build/setup.log
 environment=''   # its folder
 python=''        # its interpreter
 
-# Prints the newest python3 that can make environments; says why not if there is none.
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+# Prints the newest python3 that can make virtual environments.
 base_python() {
     local name found=''
     for name in python3.13 python3.12 python3.11 python3; do
-        # asked to run, not only looked for: version managers leave stubs that do nothing
-        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
-        found=$name
+        is_new_enough "$name" || continue
+        found=${found:-$name}
         "$name" -c 'import ensurepip, venv' >/dev/null 2>&1 && { command -v "$name"; return; }
     done
-    if [ -n "$found" ]; then
-        fail "$found cannot make virtual environments: its venv or pip is missing (Debian and Ubuntu: apt install $found-venv).
-Or activate an environment with Python 3.11 or newer: conda env create -f environment.yml && conda activate gptfluence"
-    fi
-    fail "no Python 3.11 or newer was found.
+    fail "${found:+$found cannot make virtual environments (Debian and Ubuntu: apt install $found-venv). }A Python 3.11 or newer that can is needed.
 Install one, or activate an environment that has it: conda env create -f environment.yml && conda activate gptfluence"
 }
 
+# The active environment, or .venv
 find_environment() {
+    environment=$root/.venv
     if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/python" ]; then
         environment=$VIRTUAL_ENV
-    elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ] && [ -x "$CONDA_PREFIX/bin/python" ]; then
+    elif [ "${CONDA_DEFAULT_ENV:-base}" != base ] && [ -x "${CONDA_PREFIX:-}/bin/python" ]; then
         environment=$CONDA_PREFIX
-    else
-        environment=$root/.venv
-        python=$environment/bin/python
-        return
     fi
     python=$environment/bin/python
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    [ "$environment" = "$root/.venv" ] || is_new_enough "$python" ||
         fail "the active environment, $environment, has no Python 3.11 or newer; deactivate it or make another"
 }
 
-# What the environment was set up for: the lock, pyproject.toml and where the package lies. The version of Python needs
-# no mention, because the environment's folder holds one.
-fingerprint() {
-    "$python" - "$root" <<'EOF'
-import hashlib, pathlib, sys
-root = pathlib.Path(sys.argv[1])
-digest = hashlib.sha256(str(root).encode())
-for name in ("requirements.lock", "pyproject.toml"):
-    digest.update((root / name).read_bytes())
-print(digest.hexdigest())
-EOF
-}
+# An environment is set up if its stamp names what it was made from: the lock, pyproject.toml and the folder of the package.
+stamp() { { printf '%s\n' "$root"; cat "$lock" "$root/pyproject.toml"; } | cksum; }
+is_set_up() { [ -x "$python" ] && [ "$(cat "$environment/.gptfluence-stamp" 2>/dev/null)" = "$(stamp 2>/dev/null)" ]; }
 
-is_set_up() {
-    [ -f "$environment/.gptfluence-stamp" ] && [ -x "$python" ] &&
-        [ "$(cat "$environment/.gptfluence-stamp")" = "$(fingerprint 2>/dev/null)" ]
-}
-
-# hold FD PYTHON MODE: takes a lock on an open file for as long as this shell, or a program that it started and that
-# inherited the file, lives; so a lock never outlives its owner, however that ended. Python does it because macOS has no
-# flock command. MODE: wait, try or share (the last two return 1 if somebody else holds it).
+# hold FD PYTHON MODE: locks an open file until this shell, and every program that it started and that inherited the file,
+# has ended. Python does it because macOS has no flock command. MODE: wait, try or share; the last two return 1 if
+# somebody else holds the lock.
 hold() {
     "$2" - "$1" "$3" <<'EOF'
 import errno, fcntl, sys
@@ -183,115 +164,67 @@ except OSError as error:
 EOF
 }
 
-# pip_install WHAT ARGUMENTS...: pip with its output in the log and a line of progress now and then
+# pip_install WHAT ARGUMENTS...: everything goes to the log, large downloads to the terminal, too
 pip_install() {
-    local what=$1 total seen=0 line
+    say "  $1"
     shift
-    total=$(grep -c '^[a-zA-Z0-9]' "$lock")
-    say "  $what"
-    printf '\n== pip install %s\n' "$*" >> "$log"
-    PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
-        while IFS= read -r line; do
-            case $line in
-                Collecting\ * | Requirement\ already\ * | Ignoring\ * | Obtaining\ *)
-                    seen=$((seen + 1))
-                    if [ $((seen % 50)) -eq 0 ] && [ "$seen" -le "$total" ]; then say "    looked at $seen of $total packages"; fi ;;
-                *Downloading*GB*) say "    ${line#"${line%%[! ]*}"}" ;;
-                Installing\ collected\ *) say "    unpacking" ;;
-            esac
-        done || {
-        tail -n 15 "$log" >&2
-        fail "pip could not install this ($what); the whole log: $log. What is installed stays; run again to go on"
-    }
+    "$python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
+        { grep --line-buffered -E 'Downloading .*[0-9.]+ [MG]B|^Installing collected' || true; } | cut -c 1-100
 }
 
 # On Linux, pip's usual torch brings several GB of CUDA packages, which a machine without a GPU cannot use.
 install_torch() {
-    local version installed
+    local version
     version=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$lock")
-    installed=$("$python" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)
-    [ "${installed%%+*}" != "$version" ] || return 0
-
-    if [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1 && takes_cuda_build "$version"; then
-        pip_install "no CUDA device: uv looks for the CPU build of torch $version" uv
-        printf '\n== uv pip install --torch-backend cpu torch==%s\n' "$version" >> "$log"
-        "$python" -m uv pip install --python "$python" --torch-backend cpu -c "$lock" "torch==$version" >> "$log" 2>&1 && return
-        warn "the CPU build of torch $version was not found (see $log); pip takes its usual build, several GB with CUDA.
-To avoid that, stop here, install a CPU build of torch $version into $environment and run again"
+    "$python" -c "import importlib.metadata as m; assert m.version('torch').split('+')[0] == '$version'" 2>/dev/null && return
+    if [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then
+        pip_install "no GPU: uv looks for the CPU build of torch $version" uv &&
+            "$python" -m uv pip install --python "$python" --torch-backend cpu -c "$lock" "torch==$version" >> "$log" 2>&1 && return
+        warn "pytorch.org has no CPU build of torch $version for this machine, or cannot be reached (see $log). pip installs the
+build that it finds, which may bring several GB of CUDA packages"
     fi
     pip_install "torch $version" -c "$lock" "torch==$version"
 }
 
-# Would pip install a torch that needs CUDA packages here? No if it finds a CPU build: in the cache, in the folders or
-# indexes that the user gave it, or because the platform has no other.
-takes_cuda_build() {
-    local report
-    report=$(mktemp)
-    "$python" -m pip install --disable-pip-version-check --no-input --quiet --dry-run --no-deps --ignore-installed \
-        --report "$report" "torch==$1" >> "$log" 2>&1 || { rm -f "$report"; return 0; }
-    "$python" - "$report" <<'EOF' && { rm -f "$report"; return 0; }
-import json, sys
-from pip._vendor.packaging.requirements import Requirement
-[torch] = json.load(open(sys.argv[1]))["install"]
-needs = [Requirement(line) for line in torch["metadata"].get("requires_dist", [])]
-active = [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-sys.exit(not any(name.startswith(("nvidia-", "cuda-")) for name in active))
-EOF
-    rm -f "$report"
-    return 1
-}
-
-# pip killed in mid-package leaves metadata without the list of files, and then takes the package for installed.
+# If pip was killed in the middle of a package, it leaves metadata without a list of files, and takes the package for installed.
 forget_half_installed() {
-    "$python" - <<'EOF'
-import pathlib, shutil, sysconfig
-for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-    for metadata in pathlib.Path(folder).glob("*.dist-info"):
-        if not (metadata / "RECORD").exists() and not (metadata / "INSTALLER").exists():
-            print(f"  {metadata.name.removesuffix('.dist-info')} was left half-installed; it is installed again")
-            shutil.rmtree(metadata)
-EOF
+    local metadata
+    for metadata in "$environment"/lib/python*/site-packages/*.dist-info; do
+        [ -e "$metadata/RECORD" ] || [ -e "$metadata/INSTALLER" ] || rm -rf "$metadata"
+    done
 }
 
 set_up() {
-    local started=$SECONDS base=$python
+    local base=$python
     is_set_up && return
     mkdir -p "$environment" "$root/build" 2>/dev/null || true
     [ -w "$environment" ] ||
         fail "the active environment, $environment, cannot be written to and is not set up for this version; deactivate it to have one made here"
-
-    # a folder .venv may be new, or left unfinished, or its Python may have been removed from the machine
-    if ! "$python" -c '' >/dev/null 2>&1; then base=$(base_python); fi
+    "$python" -c '' >/dev/null 2>&1 || base=$(base_python)  # .venv is new, was left unfinished, or its Python was removed
     exec 8>> "$environment/.gptfluence-lock"
     hold 8 "$base" try || { say "waiting for another run_all.sh that sets $environment up"; hold 8 "$base" wait; }
     if is_set_up; then exec 8>&-; return; fi
 
     say "setting up $environment (a few minutes the first time; log: build/setup.log)"
     : > "$log"
-    if ! "$python" -c '' >/dev/null 2>&1; then
-        say "  a virtual environment with $("$base" --version), $base"
-        # --clear would delete the lock file, so what a missing Python left behind goes by name
-        (cd "$root" && rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/pyvenv.cfg)
-        "$base" -m venv "$root/.venv" >> "$log" 2>&1 || { tail -n 15 "$log" >&2; fail "$base could not make $root/.venv"; }
-    fi
-    # environments of uv have no pip; one that was being made when it was interrupted may have none either
-    "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >> "$log" 2>&1 ||
-        fail "$environment has no pip and its Python cannot make it; install pip into it (with uv: uv pip install pip)"
-    if [ -f "$environment/.gptfluence-unfinished" ]; then forget_half_installed; fi
-    : > "$environment/.gptfluence-unfinished"
-    rm -f "$environment/.gptfluence-stamp"
-
-    # older versions download a whole wheel to answer what they would install
-    "$python" -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 24)' || pip_install "a newer pip" 'pip>=24'
-    install_torch
-    pip_install "the packages of requirements.lock" -r "$lock"
-    pip_install "gptfluence itself, editable" --no-deps -e "$root"
-
-    fingerprint > "$environment/.gptfluence-stamp.new"
-    mv "$environment/.gptfluence-stamp.new" "$environment/.gptfluence-stamp"
-    rm -f "$environment/.gptfluence-unfinished"
+    {
+        if [ "$base" != "$python" ]; then
+            # not by --clear, which would delete the lock file
+            (cd "$root" && rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/pyvenv.cfg)
+            "$base" -m venv "$root/.venv" >> "$log" 2>&1
+        fi &&
+            # environments of uv have no pip
+            { "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >> "$log" 2>&1; } &&
+            forget_half_installed && rm -f "$environment/.gptfluence-stamp" && install_torch &&
+            pip_install "the packages of requirements.lock" -r "$lock" &&
+            pip_install "gptfluence itself, editable" --no-deps -e "$root"
+    } || {
+        tail -n 15 "$log" >&2
+        fail "the environment could not be set up; the whole log: $log. What is installed stays; run again to go on"
+    }
+    stamp > "$environment/.gptfluence-stamp"
     exec 8>&-
-    say "set up in $((SECONDS - started)) s"
+    say "set up in $SECONDS s"
 }
 
 # ----------------------------------------------------------------------------------------------------- the work
