@@ -26,7 +26,6 @@ _WHERE = {
     "Simfluence": "simulators.simfluence",
     "TangentSimulator": "simulators.tangent",
     "LowRank": "simulators.low_rank",
-    "TangentFeatures": "gradients.tangents",
     "Persistence": "simulators.reference",
     "MeanTrajectory": "simulators.reference",
     "evaluate": "scoring.evaluation",

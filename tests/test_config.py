@@ -207,14 +207,14 @@ def test_reading_a_profile_leaves_the_builtin_models_alone():
 def test_a_curriculum_that_cannot_be_drawn_is_an_error_before_anything_is_recorded(tmp_path, override, message):
     study = Study.load("smoke", [f"settings.fine_tuning.{override}"], artifacts=tmp_path)
     with pytest.raises(ConfigurationError, match=message):
-        study.dynamics(task="sst2")
+        study.campaign("fine_tuning", "sst2").dynamics()
     assert not list(tmp_path.rglob("train-*"))
 
 
 def test_unknown_names_are_errors_of_the_study(tmp_path):
     study = Study.load("smoke", artifacts=tmp_path)
     with pytest.raises(ConfigurationError, match=r"profile 'smoke': task 'sst3' .*did you mean 'sst2'"):
-        study.dynamics(task="sst3")
+        study.campaign("fine_tuning", "sst3").dynamics()
     with pytest.raises(ConfigurationError, match="profile 'smoke': model 'gpt-9' is not known"):
         study.model("gpt-9")
     with pytest.raises(ConfigurationError, match=r"profile 'smoke': .*method 'simfluenc' .*did you mean 'simfluence'"):

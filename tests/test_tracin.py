@@ -351,11 +351,17 @@ def study(tmp_path_factory):
 METHODS = ["tracin_cp_all", "tracin_cp_10", "grad_dot", "tracin_cp_update", "tracin_cp_oracle"]
 
 
+def predictions(study, methods):
+    """The held-out runs, and by the name of each method what it predicts."""
+    found = study.campaign("fine_tuning", "sst2").predict(methods)
+    return found.recorded, {variant.method: values for variant, values in found.values.items()}
+
+
 def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
-    test, predicted = study.simulate(task="sst2", methods=["persistence", *METHODS])
+    test, predicted = predictions(study, ["persistence", *METHODS])
     assert list(predicted) == ["persistence", *METHODS]
     losses = test.trajectories()
-    dynamics = study.dynamics(task="sst2")
+    dynamics = study.campaign("fine_tuning", "sst2").dynamics()
     along = TracInAll().bind(dynamics)._along
     for name in METHODS:
         assert predicted[name].shape == losses.shape
@@ -373,29 +379,29 @@ def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
         raise AssertionError("replayed twice")
 
     monkeypatch.setattr(replay, "influences", fail)
-    _, again = study.simulate(task="sst2", methods=METHODS)
+    _, again = predictions(study, METHODS)
     for name in METHODS:
         np.testing.assert_array_equal(again[name], predicted[name])
 
 
 def test_a_damaged_influence_is_set_aside_and_made_again(study):
-    _, predicted = study.simulate(task="sst2", methods=["tracin_cp_all"])
+    _, predicted = predictions(study, ["tracin_cp_all"])
     folder = next((study.artifacts / "influence").glob("gradient-all-last_layer-sst2-*"))
     (folder / "influence.parquet").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"set aside as .*made again"):
-        _, again = study.simulate(task="sst2", methods=["tracin_cp_all"])
+        _, again = predictions(study, ["tracin_cp_all"])
     np.testing.assert_array_equal(again["tracin_cp_all"], predicted["tracin_cp_all"])
 
 
 def test_what_these_methods_cannot_do_is_said(study):
     with pytest.raises(ConfigurationError, match="'tracin_cp_all' is no simulator"):
-        study.simulator("tracin_cp_all", task="sst2")
+        study.campaign("fine_tuning", "sst2").simulator("tracin_cp_all")
     none = study.with_overrides("settings.fine_tuning.runs.validation=0")
     with pytest.raises(
         ConfigurationError, match=r"'tracin_cp_all': its scale is fitted on validation runs.*scale: none"
     ):
-        none.simulate(task="sst2", methods=["tracin_cp_all"])
-    assert set(none.simulate(task="sst2", methods=["tracin_cp_update"])[1]) == {"tracin_cp_update"}
+        predictions(none, ["tracin_cp_all"])
+    assert set(predictions(none, ["tracin_cp_update"])[1]) == {"tracin_cp_update"}
 
 
 def test_metrics_other_than_the_loss_are_left_to_others(study):
@@ -405,9 +411,9 @@ def test_metrics_other_than_the_loss_are_left_to_others(study):
     assert applicable([tracin_cp, gptfluence], "loss", known=False) == [gptfluence]
     with pytest.raises(ConfigurationError, match="'tracin_cp_all': gradients explain the loss only, not 'bleu'"):
         applicable([tracin_cp, grad_dot], "bleu")
-    bound = TracInAll().bind(study.dynamics(task="sst2"))
+    bound = TracInAll().bind(study.campaign("fine_tuning", "sst2").dynamics())
     with pytest.raises(ConfigurationError, match="gradients explain the loss only, not 'bleu'"):
-        bound.predict(study.dynamics(task="sst2"), metric="bleu")
+        bound.predict(study.campaign("fine_tuning", "sst2").dynamics(), metric="bleu")
 
 
 def test_a_run_from_elsewhere_is_refused(nano, sst2, recorded):

@@ -83,9 +83,8 @@ class Runs(Settings):
 
 
 class DrawnCurricula(CurriculumConfig):
-    """How the curricula of a folder's runs are drawn, with what is resolved: a number of epochs, sizes of a mixture's parts."""
+    """How the curricula of a folder's runs are drawn, of a mixture with the sizes of its parts."""
 
-    epochs: int = Field(3, ge=1)  # type: ignore[assignment]
     groups: list[int] | None = None  # instruction tuning: how many examples of the pool each task has, in order
 
 

@@ -220,8 +220,6 @@ class TangentSimulator(Simulator):
             self.bind(train)
         source = self._source("fitting")
         optimizer = source.recording.optimizer
-        if isinstance(optimizer.learning_rate, dict):
-            optimizer = optimizer.for_one(train.task)
         self._checked_rates(train, optimizer)
         if source.reference is not None and source.pool.fingerprint != train.pool.fingerprint:
             raise ConfigurationError(
@@ -301,13 +299,9 @@ class TangentSimulator(Simulator):
         """A simulator of runs that are trained with `optimizer`: another learning rate, schedule, decay, other moments.
 
         It shares what this one has learned. Corrections are those of the recorded step at which as much learning rate was
-        spent. Raises ConfigurationError for an optimizer that names a rate for each task: choose one with `for_one`.
+        spent.
         """
         self._require_fitted()
-        if isinstance(optimizer.learning_rate, dict):
-            raise ConfigurationError(
-                "tangent: optimizer.learning_rate has one rate a task; choose one: optimizer.for_one"
-            )
         if optimizer == self._linearised.optimizer:
             return self
         other = copy(self)
