@@ -12,7 +12,7 @@ from io import StringIO
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
+from ruamel.yaml import YAML
 
 from gptfluence.common.errors import ConfigurationError, unknown
 
@@ -61,7 +61,7 @@ def lookup(
 
 def hyperparameters() -> dict[str, Any]:
     """Tables 5-9 of the paper and what its text says beyond them; a new copy at every call."""
-    return yaml.safe_load(_text("hyperparameters.yaml"))
+    return YAML(typ="safe", pure=True).load(_text("hyperparameters.yaml"))
 
 
 def _select(chosen: dict[str, Any]) -> pd.DataFrame:
