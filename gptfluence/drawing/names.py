@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from gptfluence.tasks.records import RECORDS
+
 
 class Line(NamedTuple):
     """How a method is drawn: a colour of Okabe and Ito's colour-blind-safe palette, and never by colour alone."""
@@ -73,15 +75,7 @@ STATISTICS = {
     "diverged": "diverged",
 }
 SMALLER_IS_BETTER = {"all_steps_mse": True, "all_steps_mae": True, "final_step_spearman": False, "r2_dev": False}
-TASKS = {
-    "rte": "RTE",
-    "sst2": "SST-2",
-    "boolq": "BoolQ",
-    "webnlg": "WebNLG",
-    "wmt16_de_en": "WMT16 DE/EN",
-    "cnn_dm": "CNN/DailyMail",
-    "average": "Average",
-}
+TASKS = {**{record.name: record.printed for record in RECORDS.values() if record.printed}, "average": "Average"}
 
 
 def method(name: str) -> str:
