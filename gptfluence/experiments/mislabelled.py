@@ -14,7 +14,6 @@ Scores, all higher where an example is more suspect:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -329,12 +328,10 @@ class Experiment:
         }
         name = f"{what}-{self.task.name}-{self._model.name}-{self.seed}-{fingerprint(identity)[:8]}"
         folder: Path = self._study.artifacts / "mislabelled" / name
-        with files.locked(folder.parent / f".{folder.name}.lock"):
-            if folder.is_dir() and (problem := files.damage(folder)):
-                warnings.warn(f"{problem}; set aside as {files.set_aside(folder).name}, made again", stacklevel=2)
-            if not folder.is_dir():
-                table = make()
-                with files.new_folder(folder, f"saving {what}") as new:
-                    pq.write_table(pa.table(table), new / FILE, compression="zstd")
-                    files.write_json(new / "identity.json", identity)
+
+        def save(new: Path) -> None:
+            pq.write_table(pa.table(make()), new / FILE, compression="zstd")
+            files.write_json(new / "identity.json", identity)
+
+        files.made(folder, save, what=f"mislabelled {what}")
         return pq.read_table(folder / FILE).to_pandas()
