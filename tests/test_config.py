@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.profile import load
 from gptfluence.profile.load import load_profile, parse_overrides, profile_names
 from gptfluence.recording.settings import AdamW
 from gptfluence.study.study import Study
@@ -208,14 +207,14 @@ def test_reading_a_profile_leaves_the_builtin_models_alone():
 def test_a_curriculum_that_cannot_be_drawn_is_an_error_before_anything_is_recorded(tmp_path, override, message):
     study = Study.load("smoke", [f"settings.fine_tuning.{override}"], artifacts=tmp_path)
     with pytest.raises(ConfigurationError, match=message):
-        study.dynamics(task="sst2")
+        study.campaign(task="sst2").dynamics()
     assert not list(tmp_path.rglob("train-*"))
 
 
 def test_unknown_names_are_errors_of_the_study(tmp_path):
     study = Study.load("smoke", artifacts=tmp_path)
     with pytest.raises(ConfigurationError, match=r"profile 'smoke': task 'sst3' .*did you mean 'sst2'"):
-        study.dynamics(task="sst3")
+        study.campaign(task="sst3")
     with pytest.raises(ConfigurationError, match="profile 'smoke': model 'gpt-9' is not known"):
         study.model("gpt-9")
     with pytest.raises(ConfigurationError, match=r"profile 'smoke': .*method 'simfluenc' .*did you mean 'simfluence'"):
@@ -296,17 +295,7 @@ def test_a_key_that_is_no_plain_value_is_shown_with_its_line(written, text):
 # --- what has moved ------------------------------------------------------------------------------------------------------
 
 
-def test_a_field_of_a_former_version_is_an_error_that_says_its_new_place(written, monkeypatch):
-    monkeypatch.setitem(load.MOVED, "tasks.*.size", "tasks.*.pool_size")
-    monkeypatch.setitem(load.MOVED, "tasks.*.sizes", "tasks.*.*")
-    one = {**MINIMAL, "tasks": {"sst2": {"source": "mini", "size": 8}}}
-    assert "profile 'mine': tasks.sst2.size: has moved: write tasks.sst2.pool_size" in complaint(written(one))
-    group = {**MINIMAL, "tasks": {"sst2": {"source": "mini", "sizes": {"pool_size": 8, "test_size": 2}}}}
-    assert "write tasks.sst2.pool_size, tasks.sst2.test_size" in complaint(written(group))
-
-
-def test_former_options_of_tangents_are_known():
-    assert load.moved("simulators.tangent.tangents", {"checkpoints": [12], "mass": 0.9}) == (
-        "has moved: write simulators.tangent.checkpoints, simulators.tangent.mass"
-    )
-    assert load.moved("simulators.tangent.tangent", {}) is None
+def test_an_option_of_a_former_version_is_an_error_that_says_its_new_place():
+    message = complaint("smoke", "simulators.tangent.tangents.checkpoints=[12]")
+    assert "simulators.tangent.tangents: its options stand one level higher now" in message
+    assert "checkpoints" in message

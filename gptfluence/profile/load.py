@@ -6,7 +6,6 @@ Errors name the profile and the dotted path of the field.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ PROFILES = next(  # of the repository; an installed package carries them beside 
     (folder for folder in (ROOT / "profiles", ROOT / "gptfluence" / "profiles") if folder.is_dir()),
     ROOT / "profiles",
 )
-
-# In what pydantic says of these fields, the kind (`source`, `kind`) follows the name; a profile has no such level.
-TAGGED = ("tasks", "models", "simulators")
-
-# Fields of former versions, as dotted paths (* stands for one name), and the place of the same thing now: a field, or,
-# with a * for its last part, the fields in which a former group of fields stands.
-MOVED = {
-    "simulators.*.tangents": "simulators.*.*",
-}
 
 
 def profile_names() -> list[str]:
@@ -137,33 +127,15 @@ def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None
     place[last] = value
 
 
-def moved(field: str, value: object) -> str | None:
-    """Where a field of former versions is now, in words; None if there was no such field. value: what it was given.
-
-    >>> moved("simulators.tangent.tangents", {"checkpoints": [12]})
-    'has moved: write simulators.tangent.checkpoints'
-    """
-    parts = field.split(".")
-    for before, now in MOVED.items():
-        if before.count(".") != field.count(".") or not fnmatchcase(field, before):
-            continue
-        names = iter([part for part, pattern in zip(parts, before.split("."), strict=True) if pattern == "*"])
-        place = [next(names, "*") if part == "*" else part for part in now.split(".")]
-        last = list(value) if place[-1] == "*" and isinstance(value, dict) else [place[-1]]
-        fields = ", ".join(".".join([*place[:-1], str(name)]) for name in last)
-        return f"has moved: write {fields}"
-    return None
-
-
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
         parts = [str(part) for part in problem["loc"]]
-        if len(parts) > 2 and parts[0] in TAGGED:
-            del parts[2]
+        if len(parts) > 2 and parts[0] in ("tasks", "models"):
+            del parts[2]  # the `source`, which pydantic names and a profile has no level for
         field, given = ".".join(parts), problem.get("input")
         message = {
-            "extra_forbidden": moved(field, given) or "is not a field here; check its spelling and place",
+            "extra_forbidden": "is not a field here; check its spelling and place",
             "missing": "is missing",
         }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         shown = "" if isinstance(given, dict) or problem["type"] in ("missing", "value_error") else f" (got {given!r})"
