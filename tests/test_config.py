@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.profile.load import load_profile, profile_names
+from gptfluence.profile.load import load_profile, parse_overrides, profile_names
 from gptfluence.recording.settings import AdamW
 from gptfluence.study.study import Study
 
@@ -266,3 +266,36 @@ def test_schedules_are_those_of_transformers():
             scheduler.step()
         ours = AdamW(learning_rate=0.3, schedule=schedule, warmup_steps=3).learning_rates(10)
         assert ours == pytest.approx(expected)
+
+
+# --- YAML 1.2 ----------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_those_of_yaml_1_2():
+    texts = ["a=1e-5", "b=no", "c=on", "d=True", "e=1:30", "f=010", "g=", "h=[1, 2.5]", "i='1'"]
+    assert parse_overrides(texts) == {
+        "a": 1e-5,
+        "b": "no",
+        "c": "on",
+        "d": True,
+        "e": "1:30",
+        "f": 10,
+        "g": None,
+        "h": [1, 2.5],
+        "i": "1",
+    }
+
+
+@pytest.mark.parametrize("text", ["name: {[a, b]: 1}\n", "title: x\nname: {? {a: 1} : 1}\n"])
+def test_a_key_that_is_no_plain_value_is_shown_with_its_line(written, text):
+    line = text.count("\n")
+    assert re.search(rf"mine\.yaml, line {line}, column \d+: .* a key must be a plain value", complaint(written(text)))
+
+
+# --- what has moved ------------------------------------------------------------------------------------------------------
+
+
+def test_an_option_of_a_former_version_is_an_error_that_says_its_new_place():
+    message = complaint("smoke", "simulators.tangent.tangents.checkpoints=[12]")
+    assert "simulators.tangent.tangents: its options stand one level higher now" in message
+    assert "checkpoints" in message

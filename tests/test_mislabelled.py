@@ -19,7 +19,6 @@ from gptfluence.experiments.mislabelled import (
     flip_labels,
     fraction_found,
     inspection_order,
-    label_accuracy,
     self_factors,
     self_influence,
 )
@@ -129,8 +128,9 @@ def test_self_influence_is_the_sum_over_checkpoints_of_squared_gradients(nano, s
 
 def test_accuracy_compares_the_likelihoods_of_whole_labels(nano, sst2):
     gpt = nano.load()
-    with Replayer(gpt, sst2.pool, sst2.tests, FAST) as recorder:
-        found = label_accuracy(recorder, sst2.tests)
+    with Recorder(gpt, sst2.pool, sst2.tests, FAST, metrics=("loss", "accuracy")) as recorder:
+        run = recorder.record("train-000", CURRICULUM, ends_only=True)
+    found = run.trajectories["accuracy"][0].mean()
     right = []
     for example in sst2.tests:
         scores = []
@@ -162,8 +162,7 @@ def test_an_experiment_is_what_it_says(experiment, study, monkeypatch):
     assert experiment.flipped.sum() == round(0.4 * 16)
     assert set(experiment.curriculum.batches.ravel()) == set(range(16))
     assert experiment.dynamics.pool == experiment.task.pool
-    spec = experiment.dynamics.provenance["spec"]
-    assert spec["recording"]["optimizer"]["learning_rate"] == pytest.approx(6e-3)
+    assert experiment.dynamics.spec.recording.optimizer.learning_rate == pytest.approx(6e-3)
     scores = experiment.scores()
     np.testing.assert_array_equal(scores["gptfluence"], self_factors(experiment._simulator(), experiment.task.pool))
     assert (scores["tracin_cp"] > 0).all()

@@ -607,7 +607,7 @@ def test_what_is_no_archive_is_refused(tmp_path):
 IMPORT_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from gptfluence.dynamics.published import import_published
+from gptfluence.published.importing import import_published
 
 left, rename = int(sys.argv[3]), os.rename
 

@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named_and_its_run_recorded_again(recorded, copy, harm
     if name != "checksums.json" or path.exists():  # without its checksums a folder is no run, and is not read
         with pytest.raises(ArtifactError, match=re.escape(str(path.parent))):
             store.load(dynamics_folder(copy))
-    with pytest.warns(UserWarning, match=r"set aside as train-003\.damaged-1, recording it again"):
+    with pytest.warns(UserWarning, match=r"set aside as train-003\.damaged-1, made again"):
         study(copy).campaign("fine_tuning", "webnlg").dynamics()
     assert content(copy) == content(recorded)
     assert (dynamics_folder(copy) / "train-003.damaged-1").is_dir()

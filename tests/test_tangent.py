@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from safetensors import safe_open
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.gradients.tangents import TangentFeatures, Tangents
+from gptfluence.gradients.coordinates import Tangents
+from gptfluence.gradients.tangents import TangentFeatures
 from gptfluence.recording.curriculum import Curriculum, draw_curricula
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import Recorder

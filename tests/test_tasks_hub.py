@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import pytest
 
 from gptfluence.common.errors import DataError, HubUnreachableError
 from gptfluence.tasks import TASKS, hub, mini
+from gptfluence.tasks.records import RECORDS, HubSource
+from gptfluence.tasks.rows import RowMapping
 
 
 def rows(name: str, count: int, seed: int) -> list[dict]:
@@ -21,15 +24,16 @@ def rows(name: str, count: int, seed: int) -> list[dict]:
 
     dice, made = Dice("hub", name, seed), []
     for number in range(count):
-        row = mini._ROW[name](dice, number % 2)
+        row = RECORDS[name].row(dice, number % 2)
         extra = {"rte": {"idx": number}, "sst2": {"idx": number}, "webnlg": {"gem_id": f"web_nlg_en-{number}"}}
         made.append({**row, **extra.get(name, {}), **({"id": f"{number:040x}"} if name == "cnn_dm" else {})})
     return made
 
 
 def write(folder: Path, name: str, file_format: str, sizes: tuple[int, int] = (30, 20)) -> Path:
-    splits = (hub.PAPER_TASKS[name]["pool_split"], hub.PAPER_TASKS[name]["test_split"])
-    folder = folder / (hub.PAPER_TASKS[name]["config"] or "")
+    source = RECORDS[name].hub
+    splits = (source.pool_split, source.test_split)
+    folder = folder / (source.config or "")
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, size) in enumerate(zip(splits, sizes, strict=True)):
         made = rows(name, size, seed)
@@ -41,7 +45,14 @@ def write(folder: Path, name: str, file_format: str, sizes: tuple[int, int] = (3
 
 
 def load(name: str, folder: Path, cache: Path, **options):
-    return hub.load(name, **{**hub.PAPER_TASKS[name], "path": str(folder), "cache_dir": cache, **options})
+    """The task from a folder, with changes to the source, the layout or the sizes that its record says."""
+
+    def part(kind) -> dict:
+        return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+    source = replace(RECORDS[name].hub, path=str(folder), **part(HubSource))
+    layout = replace(RECORDS[name].layout, **part(RowMapping))
+    return hub.HubData(name, source, layout, cache_dir=cache).task(**options)
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
@@ -60,10 +71,11 @@ def test_folders_in_the_data_sets_schemas(name, file_format, tmp_path):
 
 
 def test_every_paper_task_names_its_data():
-    assert tuple(hub.PAPER_TASKS) == TASKS
-    for name, source in hub.PAPER_TASKS.items():
-        assert source["path"].count("/") == 1, name
-        assert len(source["revision"]) == 40 or source["revision"] == hub.CONVERTED
+    assert tuple(RECORDS) == TASKS
+    for name in mini.CORPUS_TASKS:
+        source = RECORDS[name].hub
+        assert source.path.count("/") == 1, name
+        assert len(source.revision) == 40 or source.revision == hub.CONVERTED
 
 
 def test_draws_depend_on_the_seed_and_are_nested(tmp_path):
@@ -127,7 +139,7 @@ def test_offline_is_said_at_once_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
     with pytest.raises(HubUnreachableError, match=r"'rte': data set 'nyu-mll/glue'.*`source: local`.*`source: mini`"):
-        hub.load("rte", **hub.PAPER_TASKS["rte"], cache_dir=tmp_path)
+        hub.HubData("rte", RECORDS["rte"].hub, RECORDS["rte"].layout, cache_dir=tmp_path)
     assert time.monotonic() - started < 5
 
 

@@ -242,7 +242,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 def test_running_out_of_texts_says_so(monkeypatch):
     row = {"sentence": "the plot was lumish .", "label": 1}
-    monkeypatch.setitem(mini._ROW, "sst2", lambda dice, label: {**row, "label": label})
+    monkeypatch.setattr("gptfluence.tasks.mini.sst2.row", lambda dice, label: {**row, "label": label})
     with pytest.raises(
         ConfigurationError, match=r"'sst2': there are not 3 different generated texts for the .* only about"
     ):

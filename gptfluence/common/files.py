@@ -127,13 +127,21 @@ def verify(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged artifact, so that it can be made again and still be looked at."""
+    """Rename a damaged artifact, a folder or a file, so that it can be made again and still be looked at."""
     number = 1
     while (place := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
         number += 1
     with write_errors(folder, "setting a damaged artifact aside"):
         os.rename(folder, place)
     return place
+
+
+def put_aside(place: Path, problem: str, *, what: str) -> None:
+    """Set a damaged artifact aside with a warning: one wording for everything that is made again.
+
+    what: the artifact in words, e.g. "simulator gptfluence"; problem: what is wrong with it
+    """
+    warnings.warn(f"{what}: {problem}; set aside as {set_aside(place).name}, made again", stacklevel=3)
 
 
 def made(folder: Path, make: Callable[[Path], object], *, what: str) -> Path:
@@ -146,7 +154,7 @@ def made(folder: Path, make: Callable[[Path], object], *, what: str) -> Path:
         return folder
     with locked(folder.with_name(f".{folder.name}.lock")):
         if folder.is_dir() and (problem := damage(folder)):
-            warnings.warn(f"{what}: {problem}; set aside as {set_aside(folder).name}, made again", stacklevel=2)
+            put_aside(folder, problem, what=what)
         if not folder.is_dir():
             with new_folder(folder, f"saving {what}") as new:
                 make(new)

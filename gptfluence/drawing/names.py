@@ -8,6 +8,7 @@ from typing import Any
 
 from gptfluence.simulators import methods
 from gptfluence.simulators.methods import Line
+from gptfluence.tasks.records import RECORDS
 
 METHODS = {  # who is drawn and tabled, in this order
     "recorded": "recorded",
@@ -54,15 +55,7 @@ STATISTICS = {
     "diverged": "diverged",
 }
 SMALLER_IS_BETTER = {"all_steps_mse": True, "all_steps_mae": True, "final_step_spearman": False, "r2_dev": False}
-TASKS = {
-    "rte": "RTE",
-    "sst2": "SST-2",
-    "boolq": "BoolQ",
-    "webnlg": "WebNLG",
-    "wmt16_de_en": "WMT16 DE/EN",
-    "cnn_dm": "CNN/DailyMail",
-    "average": "Average",
-}
+TASKS = {**{record.name: record.printed for record in RECORDS.values() if record.printed}, "average": "Average"}
 
 
 def method(name: str, variant: str = "") -> str:

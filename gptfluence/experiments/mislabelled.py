@@ -14,10 +14,9 @@ Scores, all higher where an example is more suspect:
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,11 @@ from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import canonical
 from gptfluence.gradients.products import PARAMETERS, Replayer
+from gptfluence.models.gpt import GPT
 from gptfluence.recording.curriculum import Curriculum, draw_curriculum
-from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.record import devices
+from gptfluence.recording.recorder import Recorder, single_thread
 from gptfluence.simulators.fitting import TableSimulator
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
@@ -135,23 +137,6 @@ def self_influence(
     return total
 
 
-def label_accuracy(recorder: Replayer, tests: TaskPool) -> float:
-    """The share of `tests` whose right label is the most likely of their choices, at the weights the recorder has now.
-
-    Likelihoods are those of whole labels, summed over their tokens. Raises ConfigurationError if an example has no choices.
-    """
-    _check_labels(tests)
-    candidates = [
-        replace(_labelled(example, label), id=f"{example.id}/{label}")
-        for example in tests
-        for label in range(len(example.choices))
-    ]
-    losses = recorder.losses_of(TaskPool(tests.name, tuple(candidates))).numpy()
-    ends = np.cumsum([len(example.choices) for example in tests])[:-1]
-    best = [int(part.argmin()) for part in np.split(losses, ends)]
-    return float(np.mean([label == example.label for label, example in zip(best, tests, strict=True)]))
-
-
 # --- the experiment --------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +153,6 @@ class Experiment:
         study: Study,
         task: str = "sst2",
         *,
-        setting: str = "fine_tuning",
         seed: int = 0,
         flipped_fraction: float = 0.4,
         runs: int = 8,
@@ -186,9 +170,10 @@ class Experiment:
             raise ConfigurationError(f"mislabelled: learning_rate_factor must be positive, not {learning_rate_factor}")
         if parameters not in PARAMETERS:
             raise ConfigurationError(unknown("value", parameters, PARAMETERS, where="mislabelled: parameters: "))
-        chosen = study.setting(setting)
-        size, batch = chosen.curriculum.subset_size, chosen.curriculum.batch_size
-        pool, tests = study.task(task)
+        chosen = study.campaign("fine_tuning", task)
+        curriculum, recording = chosen.setting.curriculum, chosen.setting.recording
+        size, batch = curriculum.subset_size, curriculum.batch_size
+        pool, tests = study.texts.known(task)
         _check_labels(tests)
         rng = np.random.default_rng([study.profile.seed, seed])
         self.right = TaskPool(pool.name, pool[:size])
@@ -198,23 +183,19 @@ class Experiment:
             len(flipped_pool),
             subset=len(flipped_pool) // batch * batch,
             batch=batch,
-            epochs=int(chosen.curriculum.for_model(chosen.model).epochs),  # type: ignore[arg-type]
+            epochs=curriculum.epochs,
             rng=rng,
         )
-        self.seed, self.setting, self.checkpoints, self.parameters = seed, setting, checkpoints, parameters
-        subset = max(batch, size * 3 // 4 // batch * batch)
-        optimizer = chosen.recording.optimizer.for_one(task)
-        rate = float(optimizer.learning_rate) * learning_rate_factor  # type: ignore[arg-type]
-        self._study = study.with_overrides(
-            f"settings.{setting}.runs.train={runs}",
-            f"settings.{setting}.runs.validation=1",
-            f"settings.{setting}.runs.test=0",
-            f"settings.{setting}.curriculum.subset_size={subset}",
-            f"settings.{setting}.recording.optimizer.learning_rate={rate!r}",
+        self.seed, self.checkpoints, self.parameters = seed, checkpoints, parameters
+        rate = recording.optimizer.learning_rate * learning_rate_factor
+        self.campaign = chosen.with_(
+            learning_rate=rate,
+            subset_size=max(batch, size * 3 // 4 // batch * batch),
+            runs={"train": runs, "validation": 1, "test": 0},
+            texts=self.task,
         )
-        self._recording = chosen.recording.model_copy(
-            update={"optimizer": optimizer.model_copy(update={"learning_rate": rate}), "record_pool": False}
-        )
+        self._study = study
+        self._recording = self.campaign.setting.recording.model_copy(update={"record_pool": False})
         self._model = study.model(chosen.model)
 
     def scores(self) -> dict[str, np.ndarray]:
@@ -269,16 +250,21 @@ class Experiment:
         return pd.DataFrame(rows, columns=["seed", "method", "inspected", "value"])
 
     @property
-    def dynamics(self):
+    def dynamics(self) -> GPTDynamics:
         """The runs on the flipped pool that GPTfluence is fitted on."""
-        return self._study.dynamics(self.setting, self.task)
+        return self.campaign.dynamics()
 
     def _simulator(self) -> TableSimulator:
-        return self._study.simulator("gptfluence", self.setting, self.task)  # type: ignore[return-value]
+        return self.campaign.simulator("gptfluence")  # type: ignore[return-value]
 
     def _self_influence(self) -> np.ndarray:
+        one = TaskPool(self.task.tests.name, self.task.tests[:1])  # tests are not asked about, and take time to measure
+
         def compute() -> dict[str, np.ndarray]:
-            with self._recorder(self.task.pool) as recorder:
+            with (
+                single_thread(),
+                Replayer(self._gpt, self.task.pool, one, self._recording, device=devices()[0]) as recorder,
+            ):
                 scores = self_influence(
                     recorder,
                     self.curriculum,
@@ -292,29 +278,18 @@ class Experiment:
         return table["self_influence"].to_numpy()
 
     def _retrained(self, pool: TaskPool) -> float:
-        with self._recorder(pool) as recorder:
-            found: list[float] = []
+        """Test accuracy, 0-1, after a training that shows this pool."""
+        options = {"metrics": ("loss", "accuracy"), "device": devices()[0]}
+        with (
+            single_thread(),
+            Recorder(self._gpt, pool, self.task.tests, self._recording, **options) as recorder,
+        ):
+            run = recorder.record(f"retrained-{pool.fingerprint}", self.curriculum, seed=self.seed, ends_only=True)
+        return float(run.trajectories["accuracy"][-1].mean(dtype=np.float64))
 
-            def measure(state: int) -> None:
-                if state == self.curriculum.steps:
-                    found.append(label_accuracy(recorder, self.task.tests))
-
-            recorder.record(f"retrained-{pool.fingerprint}", self.curriculum, seed=self.seed, on_step=measure)
-        return found[0]
-
-    @contextmanager
-    def _recorder(self, pool: TaskPool) -> Iterator[Replayer]:
-        import torch
-
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-        one = TaskPool(self.task.tests.name, self.task.tests[:1])  # losses at every step are not what is asked for
-        with single_thread(), Replayer(self._gpt(), pool, one, self._recording, device=device) as recorder:
-            yield recorder
-
-    def _gpt(self):
-        if not hasattr(self, "_loaded"):
-            self._loaded = self._model.load()
-        return self._loaded
+    @cached_property
+    def _gpt(self) -> GPT:
+        return self._model.load()
 
     def _kept(self, what: str, depends_on: list, make: Callable[[], dict]) -> pd.DataFrame:
         """The table that `make` returns, from the artifacts if it was made before."""
@@ -329,12 +304,10 @@ class Experiment:
         }
         name = f"{what}-{self.task.name}-{self._model.name}-{self.seed}-{fingerprint(identity)[:8]}"
         folder: Path = self._study.artifacts / "mislabelled" / name
-        with files.locked(folder.parent / f".{folder.name}.lock"):
-            if folder.is_dir() and (problem := files.damage(folder)):
-                warnings.warn(f"{problem}; set aside as {files.set_aside(folder).name}, made again", stacklevel=2)
-            if not folder.is_dir():
-                table = make()
-                with files.new_folder(folder, f"saving {what}") as new:
-                    pq.write_table(pa.table(table), new / FILE, compression="zstd")
-                    files.write_json(new / "identity.json", identity)
+
+        def save(new: Path) -> None:
+            pq.write_table(pa.table(make()), new / FILE, compression="zstd")
+            files.write_json(new / "identity.json", identity)
+
+        files.made(folder, save, what=f"mislabelled {what}")
         return pq.read_table(folder / FILE).to_pandas()

@@ -22,8 +22,7 @@ from torch.func import functional_call
 from gptfluence.common.errors import ConfigurationError, ModelError, unknown
 from gptfluence.recording.logits import ScoredLogits, example_losses
 from gptfluence.recording.recorder import Recorder
-from gptfluence.recording.tokens import Batch, bucketed, collate, length_buckets, tokenize
-from gptfluence.tasks.base import TaskPool
+from gptfluence.recording.tokens import Batch, collate, length_buckets
 
 PARAMETERS = ("last_layer", "all")
 _LINEAR = (nn.Linear, nn.Embedding, nn.LayerNorm)  # linear in their parameters: J D is the module with D in their place
@@ -317,18 +316,6 @@ class Replayer(Recorder):
                 batch = self.pool_batch(rows[start : start + room])
                 norms[batch.rows.cpu()] = gradients.squared_norms(batch).cpu()
         return norms
-
-    @torch.inference_mode()
-    def losses_of(self, examples: TaskPool) -> Tensor:
-        """float64 [examples], on the CPU: the *summed* loss of each example's target at the weights now; nats."""
-        tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
-        losses = torch.empty(len(examples), dtype=torch.float64)
-        self._model.eval()
-        for batch in bucketed(tokens, self.recording.token_budget, "target", self.device):
-            with self._autocast():
-                found = example_losses(self._scored.token_losses(batch), batch) * batch.counts
-            losses[batch.rows.cpu()] = found.double().cpu()
-        return losses
 
     @contextmanager
     def at(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

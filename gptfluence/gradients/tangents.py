@@ -14,10 +14,8 @@ e.g. TRAK, arXiv:2303.14186, do not.)
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -29,87 +27,17 @@ from torch import Tensor
 from gptfluence.common import files
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.common.settings import canonical
+from gptfluence.gradients.coordinates import Coordinates, Tangents, digest_of, sample
 from gptfluence.gradients.outputs import OutputGradients
 from gptfluence.models.gpt import GPT, ModelSource
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.logits import ScoredLogits, example_losses
-from gptfluence.recording.recorder import build_optimizer
+from gptfluence.recording.recorder import build_optimizer, update
 from gptfluence.recording.settings import Recording
 from gptfluence.recording.tokens import Batch, bucketed, collate, label_words, tokenize
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
 
 FORMAT = 3
-SAME_WAY = 0.01  # reference runs this close, relative to how far they went, are the same but for rounding
-UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """The sampled coordinates of the trainable parameters, and the checkpoints at which gradients are taken.
-
-    index: int64 [n], positions in the concatenated parameters; parameter: int32 [n], which parameter each belongs to
-    weight: float32 [n], 1 / (n p_c) times how often it was drawn; 1 if all coordinates are kept
-    initial: float32 [n], value before training; decayed: bool [n], whether weight decay acts on it
-    steps: int64 [checkpoints], 0 first; displacement: float32 [checkpoints, n], parameters there less the initial ones
-    """
-
-    index: np.ndarray
-    parameter: np.ndarray
-    weight: np.ndarray
-    initial: np.ndarray
-    decayed: np.ndarray
-    steps: np.ndarray
-    displacement: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def agrees(self, other: Coordinates) -> bool:
-        """Whether these are the same coordinates, and the reference run went the same way, to rounding."""
-        if not np.array_equal(self.index, other.index) or self.displacement.shape != other.displacement.shape:
-            return False
-        apart, size = (np.linalg.norm(d, axis=1) for d in (self.displacement - other.displacement, self.displacement))
-        return bool((apart <= SAME_WAY * size).all())
-
-    @cached_property
-    def digest(self) -> str:
-        """Which coordinates these are, and where the reference run went; equal settings need not draw the same everywhere."""
-        return _digest(self.index, self.displacement)
-
-
-@dataclass(frozen=True)
-class Tangents:
-    """Outputs and gradients of a set of examples, in order: outputs of a token and tokens of an example are adjacent.
-
-    outputs: float32 [checkpoints, outputs], logits
-    gradients: float16 [checkpoints, outputs, n] at the sampled coordinates; to be multiplied by scale: float32
-        [checkpoints, outputs]
-    token: int64 [outputs], the scored token each belongs to; target: bool [outputs], whether it is that token's target
-    word: int64 [outputs], the vocabulary's token whose logit it is
-    example: int64 [tokens], the example each scored token belongs to
-    """
-
-    outputs: np.ndarray = field(repr=False)
-    gradients: np.ndarray = field(repr=False)
-    scale: np.ndarray = field(repr=False)
-    token: np.ndarray = field(repr=False)
-    target: np.ndarray = field(repr=False)
-    word: np.ndarray = field(repr=False)
-    example: np.ndarray = field(repr=False)
-
-    @property
-    def examples(self) -> int:
-        return int(self.example[-1]) + 1
-
-
-def kernel(of: Tangents, on: Tangents, coordinates: Coordinates, *, parameter: int | None = None) -> np.ndarray:
-    """Empirical tangent kernel at the base model, float32 [outputs of `of`, outputs of `on`]: <grad f_a, grad f_b>.
-
-    An unbiased estimate from the sampled coordinates, exact if all are kept. parameter: of this parameter alone.
-    """
-    kept = slice(None) if parameter is None else coordinates.parameter == parameter
-    left, right = (t.gradients[0][:, kept].astype(np.float32) * t.scale[0][:, None] for t in (of, on))
-    return (left * coordinates.weight[kept]) @ right.T
 
 
 class TangentFeatures:
@@ -154,29 +82,25 @@ class TangentFeatures:
             )
         if cache is not None and isinstance(gpt, GPT):
             raise ConfigurationError("tangents: a cache needs a ModelSource, which tells this GPT from others")
-        steps = sorted(set(checkpoints))
-        if bool(steps) != (reference is not None):
-            raise ConfigurationError("tangents: give `reference` and `checkpoints` together, or neither")
-        if reference is not None and not (steps[0] >= 1 and steps[-1] <= reference.steps):
-            raise ConfigurationError(
-                f"tangents: checkpoints must be steps 1 to {reference.steps} of the reference, not {steps}"
-            )
         self._given, self.pool, self.recording, self.cache, self.seed = gpt, pool, recording, cache, seed
         self.size, self.candidates, self.mass, self.device = coordinates, candidates, mass, device
-        self.reference, self.checkpoints = reference, steps
+        self.reference, self.checkpoints = reference, _checked_steps(reference, checkpoints)
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._coordinates: Coordinates | None = None
+        self._base, self._run, self.fingerprint = self._fingerprints()
+
+    def _fingerprints(self) -> tuple[str, str, str]:
+        """Of what is taken before training, however it goes on; of the reference run; of both."""
         trained = {
             "format": FORMAT,
-            "model": gpt.name if isinstance(gpt, GPT) else gpt.identity(),
-            "pool": pool.fingerprint,
-            "tokens": [recording.train_tokens, recording.truncation],
+            "model": self._given.name if isinstance(self._given, GPT) else self._given.identity(),
+            "pool": self.pool.fingerprint,
+            "tokens": [self.recording.train_tokens, self.recording.truncation],
         }
-        # of what is taken before training, however it goes on; of the reference run; of both
-        self._base = fingerprint([trained, coordinates, candidates, mass, seed])
-        run = [canonical(recording.optimizer), reference.fingerprint if reference else None]
-        self._run = fingerprint([trained, *run])
-        self.fingerprint = fingerprint([self._base, recording.loss_tokens, *run, steps])
+        base = fingerprint([trained, self.size, self.candidates, self.mass, self.seed])
+        run = [canonical(self.recording.optimizer), self.reference.fingerprint if self.reference else None]
+        whole = fingerprint([base, self.recording.loss_tokens, *run, self.checkpoints])
+        return base, fingerprint([trained, *run]), whole
 
     @cached_property
     def gpt(self) -> GPT:
@@ -201,7 +125,7 @@ class TangentFeatures:
         """The sampled coordinates: drawn, or read from the cache, when first asked for."""
         if self._coordinates is None:
             sampled = self._cached(self._folder(0), "coordinates", self._draw)
-            drawn = _digest(sampled["index"])
+            drawn = digest_of(sampled["index"])
             later = [
                 self._cached(self._folder(k), f"coordinates-{drawn}", partial(self._moved, sampled, k))
                 for k in self._later
@@ -261,7 +185,7 @@ class TangentFeatures:
 
         base: what was taken before training, which says what the outputs are
         """
-        drawn = _digest(self.coordinates.index)
+        drawn = digest_of(self.coordinates.index)
         with ExitStack() as stack:
             ready: list[tuple[ScoredLogits, list[Batch]]] = []
 
@@ -275,7 +199,7 @@ class TangentFeatures:
 
             taken = []
             for row, example in enumerate(examples):
-                outputs = _digest(base[row]["token"], base[row]["word"]) if base else ""
+                outputs = digest_of(base[row]["token"], base[row]["word"]) if base else ""
                 key = fingerprint([example.to_dict(), drawn, outputs])
                 taken.append(self._cached(self._folder(checkpoint), f"{which}-{key}", partial(make, row)))
             return taken
@@ -292,13 +216,12 @@ class TangentFeatures:
         if self.cache is None:
             return make()
         place = self.cache / f"{self._given.name}-{folder}" / name
-        with files.locked(place.parent / f".{place.name}.lock"):
-            if place.is_dir() and (problem := files.damage(place)):
-                aside = files.set_aside(place)
-                warnings.warn(f"{problem}; set aside as {aside.name}, taking it again", stacklevel=3)
-            if not place.is_dir():
-                with files.new_folder(place, "saving tangents") as new:
-                    save_file({k: np.ascontiguousarray(v) for k, v in make().items()}, new / "tangents.safetensors")
+
+        def save(new: Path) -> None:
+            arrays = {key: np.ascontiguousarray(value) for key, value in make().items()}
+            save_file(arrays, new / "tangents.safetensors")
+
+        files.made(place, save, what="tangents")
         try:
             return load_file(place / "tangents.safetensors")
         except OSError as error:
@@ -334,13 +257,8 @@ class TangentFeatures:
             yield 0, scored
             for step, rows in enumerate(reference.batches.tolist()[:steps], start=1):
                 batch = collate(tokens, rows, self.recording.train_tokens, self._device)
-                scored.token_losses(batch).mean().backward()
-                if settings.max_gradient_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_gradient_norm)
-                for group in optimizer.param_groups:
-                    group["lr"] = rates[step - 1]
-                optimizer.step()
-                optimizer.zero_grad()
+                loss = scored.token_losses(batch).mean()
+                update(self._parameters, optimizer, loss, rates[step - 1], settings.max_gradient_norm)
                 yield step, scored
 
     def _checkpoints(self) -> list[dict[str, torch.Tensor]]:
@@ -406,7 +324,12 @@ class TangentFeatures:
             index, weight = np.arange(len(owner)), np.ones(len(owner))
         else:
             with self._model():
-                index, weight = self._sample(self._importance())
+                importance = self._importance()
+            if not importance.sum() > 0:
+                raise DataError(
+                    f"{self.pool.name}: no example's loss depends on a trainable parameter; check the model"
+                )
+            index, weight = sample(importance, self.size, self.seed)
         matrix = np.array([p.ndim >= 2 for p in parameters])
         return {
             "index": index,
@@ -437,17 +360,6 @@ class TangentFeatures:
                     if gradient is not None:
                         sum_ += gradient.abs()
         return torch.cat([sum_.flatten() for sum_ in total]).cpu().numpy().astype(np.float64)
-
-    def _sample(self, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Systematic sampling: coordinate c is drawn n p_c times, rounded up or down, with that expectation."""
-        if not importance.sum() > 0:
-            raise DataError(f"{self.pool.name}: no example's loss depends on a trainable parameter; check the model")
-        size = len(importance)
-        p = (1 - UNIFORM_SHARE) * importance / importance.sum() + UNIFORM_SHARE / size
-        edges = np.cumsum(p * self.size) + np.random.default_rng([self.seed, 1]).random()
-        drawn = np.diff(np.floor(edges), prepend=np.floor(edges[0] - p[0] * self.size)).astype(int)
-        index = np.flatnonzero(drawn)
-        return index, drawn[index] / (self.size * p[index])
 
     # --- tangents ---
 
@@ -495,16 +407,12 @@ class TangentFeatures:
         return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in taken.items()}
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    """Of what the rows and columns of other arrays mean."""
-    return fingerprint([array.tolist() for array in arrays])
-
-
-def to_arrays(prefix: str, value: Coordinates | Tangents) -> dict[str, np.ndarray]:
-    """The arrays of `value`, by name, for a safetensors file."""
-    return {f"{prefix}.{item.name}": getattr(value, item.name) for item in fields(value)}
-
-
-def from_arrays(prefix: str, kind: type, arrays: dict[str, np.ndarray]) -> Coordinates | Tangents:
-    """The opposite of `to_arrays`. Raises KeyError if an array is missing."""
-    return kind(**{item.name: arrays[f"{prefix}.{item.name}"] for item in fields(kind)})
+def _checked_steps(reference: Curriculum | None, checkpoints: Sequence[int]) -> list[int]:
+    steps = sorted(set(checkpoints))
+    if bool(steps) != (reference is not None):
+        raise ConfigurationError("tangents: give `reference` and `checkpoints` together, or neither")
+    if reference is not None and not (steps[0] >= 1 and steps[-1] <= reference.steps):
+        raise ConfigurationError(
+            f"tangents: checkpoints must be steps 1 to {reference.steps} of the reference, not {steps}"
+        )
+    return steps

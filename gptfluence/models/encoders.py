@@ -14,7 +14,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
+from gptfluence.models.features import cached
 from gptfluence.tasks.base import TaskPool, fingerprint
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class IndexEncoder(Encoder):
         return identity[: len(pool)], identity[len(pool) :]
 
 
-class TextEncoder(Encoder):
+class SentenceEncoder(Encoder):
     """A pooled hidden state of a Hugging Face model, in eval mode, without gradients, in float32, not normalised.
 
     folder: holds config.json, safetensors weights and a tokenizer
@@ -151,11 +152,7 @@ class TextEncoder(Encoder):
             return self._compute(pool)
         path = self.cache / f"{_slug(self.name)}-{self.fingerprint}-{texts}.safetensors"
         expected = {"encoder": self.fingerprint, "texts": texts}
-        features = _read_features(path, (len(pool), self.dimension), expected)
-        if features is None:
-            features = self._compute(pool)
-            _write_features(path, features, expected)
-        return features
+        return cached(path, lambda: self._compute(pool), shape=(len(pool), self.dimension), facts=expected)
 
     def token_ids(self, pool: TaskPool) -> list[list[int]]:
         """What the model reads of every example: token ids with the model's special tokens, `max_tokens` at most."""
@@ -271,7 +268,7 @@ def load(spec: str = DEFAULT, *, cache: Path | None = None, device: str = "cpu")
                 "'<name on the Hub or local folder>:cls', ':mean' or ':last'"
             )
         source, sha256 = _find(model), None
-    return TextEncoder(spec, source.folder, pooling, cache=cache, device=device, source=source.kind, sha256=sha256)
+    return SentenceEncoder(spec, source.folder, pooling, cache=cache, device=device, source=source.kind, sha256=sha256)
 
 
 def describe(spec: str = DEFAULT) -> dict:
@@ -281,7 +278,7 @@ def describe(spec: str = DEFAULT) -> dict:
     except (ConfigurationError, ModelError, HubUnreachableError) as problem:
         return {"spec": spec, "found": False, "remedy": str(problem)}
     facts = {"spec": spec, "found": True, "fingerprint": encoder.fingerprint, "dimension": encoder.dimension}
-    if isinstance(encoder, TextEncoder):
+    if isinstance(encoder, SentenceEncoder):
         facts |= {"source": encoder.source, "folder": str(encoder.folder), "sha256": encoder.sha256}
     return facts
 
@@ -435,37 +432,3 @@ def _quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _read_features(path: Path, shape: tuple[int, int], expected: dict[str, str]) -> np.ndarray | None:
-    """Cached features, or None if there are none; a damaged file is set aside, with a warning."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found, features = file.metadata() or {}, file.get_tensor("features")
-    except (SafetensorError, OSError, ValueError) as problem:
-        reason = str(problem)
-    else:
-        wanted = {**expected, "sha256": _sha256(features)}
-        if features.shape == shape and features.dtype == np.float32 and found == wanted:
-            return features
-        reason = "its contents are not what was written"
-    aside = path.with_suffix(".damaged")
-    with suppress(FileNotFoundError):  # another process was faster
-        path.replace(aside)
-    log.warning("cached features %s are damaged (%s): set aside as %s and made again", path, reason, aside.name)
-    return None
-
-
-def _write_features(path: Path, features: np.ndarray, expected: dict[str, str]) -> None:
-    from safetensors.numpy import save
-
-    contents = save({"features": features}, metadata={**expected, "sha256": _sha256(features)})
-    files.write_bytes(path, contents)
-
-
-def _sha256(features: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features).tobytes()).hexdigest()

@@ -5,7 +5,6 @@ Remote code is never run and weights are never unpickled.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRETRAINING_LENGTH = 64  # tokens of a pre-training sequence
-WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -104,16 +102,7 @@ class ModelSource:
         plain = ModelSource(self.name, base, self.cache, self.corpus)
         key = fingerprint([plain.identity(), "pretraining-1"])[:8]
         folder = self.cache / f"{self.name}-{key}"
-        if folder.is_dir() and files.damage(folder) is None:
-            return folder
-        with files.locked(folder.with_name(f".{folder.name}.lock")):
-            if folder.is_dir() and (problem := files.damage(folder)):
-                warnings.warn(f"model {self.name!r}: {problem}; set aside, making it again", stacklevel=2)
-                files.set_aside(folder)
-            if not folder.is_dir():
-                with files.new_folder(folder, f"saving model {self.name!r}") as new:
-                    _pretrain(self.config, self._texts(), new)
-        return folder
+        return files.made(folder, lambda new: _pretrain(self.config, self._texts(), new), what=f"model {self.name!r}")
 
     def _path(self) -> Path:
         config = self.config

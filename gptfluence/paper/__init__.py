@@ -9,21 +9,14 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-import yaml
+from ruamel.yaml import YAML
 
 from gptfluence.common.errors import ConfigurationError, unknown
 
 KEYS = ("table", "setting", "task", "model", "metric", "method", "statistic")
-
-
-class Reported(NamedTuple):
-    """One number of the paper; `std` is nan where the paper gives none."""
-
-    value: float
-    std: float
 
 
 def table(number: int, **only: str) -> pd.DataFrame:
@@ -35,33 +28,9 @@ def table(number: int, **only: str) -> pd.DataFrame:
     return _select({"table": number, **only}).reset_index(drop=True)
 
 
-def lookup(
-    *,
-    table: int,
-    statistic: str,
-    method: str,
-    setting: str | None = None,
-    task: str | None = None,
-    model: str | None = None,
-    metric: str | None = None,
-) -> Reported:
-    """One reported number and its standard deviation. What the table leaves no choice in need not be given.
-
-    Raises ConfigurationError if a value is unknown in that table, or if more than one number fits.
-    """
-    given = {"setting": setting, "task": task, "model": model, "metric": metric}
-    chosen = {"table": table, **{key: value for key, value in given.items() if value is not None}}
-    rows = _select({**chosen, "method": method, "statistic": statistic})
-    if len(rows) > 1:
-        open_keys = {key: ", ".join(map(str, rows[key].unique())) for key in KEYS if rows[key].nunique() > 1}
-        choices = "; ".join(f"{key} ({values})" for key, values in open_keys.items())
-        raise ConfigurationError(f"table {table} of the paper: {len(rows)} numbers fit; choose {choices}")
-    return Reported(float(rows["value"].iloc[0]), float(rows["std"].iloc[0]))
-
-
 def hyperparameters() -> dict[str, Any]:
     """Tables 5-9 of the paper and what its text says beyond them; a new copy at every call."""
-    return yaml.safe_load(_text("hyperparameters.yaml"))
+    return YAML(typ="safe", pure=True).load(_text("hyperparameters.yaml"))
 
 
 def _select(chosen: dict[str, Any]) -> pd.DataFrame:

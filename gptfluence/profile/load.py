@@ -5,13 +5,15 @@ Errors name the profile and the dotted path of the field.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import ROOT
@@ -55,12 +57,14 @@ def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigurationError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:  # characters that no YAML file may hold
+        values = _yaml(path.read_text(encoding="utf-8"))
+    except DuplicateKeyError as error:
+        # it says: found duplicate key "seed" with value "2" ...
+        key = str(error.problem).partition('"')[2].partition('" with value "')[0]
+        raise ConfigurationError(f"{path}{_place(error)}: not valid YAML: key {key!r} occurs twice") from None
+    except MarkedYAMLError as error:
+        raise ConfigurationError(f"{path}{_place(error)}: not valid YAML: {error.problem}") from None
+    except YAMLError as error:  # characters that no YAML file may hold
         raise ConfigurationError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}") from None
@@ -69,38 +73,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (1e-5 is a number) and no duplicate keys."""
+class _PlainKeys(SafeConstructor):
+    """YAML also allows lists and mappings as keys; here they are errors."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
-            seen.add(key)
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                raise ConstructorError(problem="a key must be a plain value", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
-# in YAML 1.1 a label written as no or on would be a truth value
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+def _yaml(text: str) -> Any:
+    """The value of a YAML 1.2 text. Raises YAMLError, also for a key that occurs twice."""
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _PlainKeys
+    return reader.load(text)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+def _place(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -114,8 +106,8 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
         if not equals or not field.strip():
             raise ConfigurationError(f"override {text!r}: expected field=value, e.g. settings.fine_tuning.runs.train=3")
         try:
-            parsed[field.strip()] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError:
+            parsed[field.strip()] = _yaml(value)
+        except YAMLError:
             raise ConfigurationError(f"override {text!r}: {value!r} is not a YAML value") from None
     return parsed
 
@@ -138,19 +130,14 @@ def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        # pydantic puts the discriminator's value into the path of a union; the user's YAML has no such level
         parts = [str(part) for part in problem["loc"]]
-        if (
-            len(parts) > 2
-            and parts[0] in ("tasks", "models")
-            and parts[2] in ("mini", "local", "hub", "nano", "gguf", "published")
-        ):
-            del parts[2]
+        if len(parts) > 2 and parts[0] in ("tasks", "models"):
+            del parts[2]  # the `source`, which pydantic names and a profile has no level for
+        field, given = ".".join(parts), problem.get("input")
         message = {
             "extra_forbidden": "is not a field here; check its spelling and place",
             "missing": "is missing",
         }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        given = problem.get("input")
         shown = "" if isinstance(given, dict) or problem["type"] in ("missing", "value_error") else f" (got {given!r})"
-        lines.append(f"{'.'.join(parts)}: {message}{shown}" if parts else message)
+        lines.append(f"{field}: {message}{shown}" if field else message)
     return f"{where}: " + "; ".join(lines)

@@ -10,12 +10,13 @@ import bz2
 import gzip
 import lzma
 import os
+import posixpath
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO
 
 from gptfluence.common.errors import DataError
@@ -106,28 +107,28 @@ def _add_tar(read: dict[str, Callable[[], bytes]], path: Path, prefix: str, scra
 
 def _checked_name(member: tarfile.TarInfo, path: Path) -> str:
     """The member's name without empty parts and dots. Raises DataError that names a member not to be trusted."""
-    kinds = {
-        "a symbolic link": member.issym(),
-        "a hard link": member.islnk(),
-        "a device or a pipe": member.isdev(),
-        "a sparse file": member.issparse(),
-    }
-    kind = next((kind for kind, is_it in kinds.items() if is_it), None)
-    if kind is None and not (member.isreg() or member.isdir()):
-        kind = f"of an unknown type ({member.type!r})"
-    parts = member.name.split("/")
-    if member.name.startswith("/") or "\\" in member.name or (len(parts[0]) == 2 and parts[0][1] == ":"):
-        kind = "an absolute path or a path of another system"
-    elif ".." in parts:
+    name, kind = member.name, None
+    try:
+        tarfile.data_filter(member, str(path))
+    except tarfile.SpecialFileError:
+        kind = "a device or a pipe"
+    except tarfile.FilterError:
         kind = "a path that leaves the archive"
+    # what the filter lets pass, but is not what was published either
+    if member.issym() or member.islnk():
+        kind = "a symbolic link" if member.issym() else "a hard link"
+    elif member.issparse():
+        kind = "a sparse file"
+    elif name.startswith("/") or PureWindowsPath(name).anchor or "\\" in name:
+        kind = "an absolute path or a path of another system"
     elif member.size > MAX_FILE_BYTES:
         kind = f"{member.size} bytes large, more than any file of the published data"
     if kind is not None:
         raise DataError(
-            f"{path}: member {member.name!r} is {kind}; nothing was imported. If you trust the archive, unpack it "
-            "yourself and give the folder"
+            f"{path}: member {name!r} is {kind}; nothing was imported. If you trust the archive, unpack it yourself and "
+            "give the folder"
         )
-    return "/".join(part for part in parts if part not in ("", "."))
+    return posixpath.normpath(name)
 
 
 @contextmanager

@@ -191,16 +191,7 @@ class Recorder:
         with self._autocast():
             # the mean over the batch's tokens, as `model(input_ids, labels)` has it
             loss = self._scored.token_losses(batch).mean()
-        loss.backward()
-        gradients = [p.grad for p in self._trainable.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        limit = self.recording.optimizer.max_gradient_norm
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._trainable.values(), limit, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
+        norm = update(self._trainable, optimizer, loss, rate, self.recording.optimizer.max_gradient_norm)
         return float(loss.detach()), float(norm)
 
     @torch.inference_mode()
@@ -226,7 +217,11 @@ class Recorder:
 
 
 def build_optimizer(parameters: dict[str, torch.nn.Parameter], settings: AdamW, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW as the HF Trainer sets it up: biases and norm weights (vectors) are not decayed."""
+    """AdamW as the HF Trainer sets it up: biases and norm weights (vectors) are not decayed.
+
+    fused: all parameters in one kernel, which is faster and differs by rounding. Recorded runs are made with it. Reference
+        runs of tangents are made without: there are few of them, and tangents that were taken before stay those of their run.
+    """
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [
@@ -236,6 +231,28 @@ def build_optimizer(parameters: dict[str, torch.nn.Parameter], settings: AdamW, 
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused
     )
+
+
+def update(
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    rate: float,
+    max_gradient_norm: float | None,
+) -> torch.Tensor:
+    """One step of `parameters` down the gradient of `loss` at this learning rate.
+
+    Returns the norm of the gradient before it was clipped; its last digits depend on the order of the parameters.
+    """
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+    if max_gradient_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters.values(), max_gradient_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,8 +178,7 @@ def missing_runs(folder: Path, names: Sequence[str]) -> list[str]:
         elif problem := files.damage(place):
             with files.locked(lock_path(folder, name)):
                 if place.is_dir() and files.damage(place):
-                    aside = files.set_aside(place)
-                    warnings.warn(f"{problem}; set aside as {aside.name}, recording it again", stacklevel=2)
+                    files.put_aside(place, problem, what=f"run {name}")
             missing.append(name)
     return missing
 

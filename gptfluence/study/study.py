@@ -21,8 +21,9 @@ from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 from gptfluence.study.runs import Imported, Recorded, metrics_of
 from gptfluence.study.texts import StudyTexts
-from gptfluence.tasks.base import TASKS, fingerprint
-from gptfluence.tasks.layouts import LAYOUTS
+from gptfluence.tasks import sources
+from gptfluence.tasks.base import fingerprint
+from gptfluence.tasks.mini import CORPUS_TASKS
 from gptfluence.tasks.settings import unknown_task
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Study:
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
             raise ConfigurationError(unknown("model", name, self.profile.models, where=self._where))
-        corpus = {"names": list(TASKS), "seed": self.profile.seed, "examples_per_task": 1000}
+        corpus = {"names": list(CORPUS_TASKS), "seed": self.profile.seed, "examples_per_task": 1000}
         return ModelSource(name, self.profile.models[name], self.artifacts / "models", corpus)
 
     def encoder(self, name: str) -> Encoder:
@@ -169,9 +170,7 @@ class Study:
 
     def is_labelled(self, task: str) -> bool:
         """Whether a task's targets are labels, by the profile alone: texts may be far away."""
-        given = self.profile.tasks[task]
-        label = getattr(given, "label", None)
-        return label is not None or (given.source != "local" and task in LAYOUTS and LAYOUTS[task].label is not None)
+        return sources.is_labelled(task, self.profile.tasks[task])
 
     def keeps_unseen(self, task: str) -> bool:
         """Whether the profile keeps training and test examples of a task apart."""

@@ -51,10 +51,10 @@ class StudyTexts:
 
         unseen: None; "training": the unseen pool, and known and unseen tests; "test": the known pool, and unseen tests
         """
-        known = _first(self.known(name), setting)
+        known = self.known(name).first(setting.pool_size, setting.test_size)
         if unseen is None:
             return Texts(known)
-        other = _first(self.unseen(name), setting)
+        other = self.unseen(name).first(setting.pool_size, setting.test_size)
         if unseen == "test":
             return Texts(Task(name, known.pool, other.tests))
         return Texts(Task(name, other.pool, TaskPool(known.tests.name, (*known.tests, *other.tests))))
@@ -87,11 +87,3 @@ def checked_unseen(unseen: str) -> str:
     if unseen not in UNSEEN:
         raise ConfigurationError(unknown("value", unseen, UNSEEN, where="unseen: "))
     return unseen
-
-
-def _first(task: Task, setting: Setting) -> Task:
-    """The first examples of a task, as many as the setting uses."""
-    if setting.pool_size is None and setting.test_size is None:
-        return task
-    pool, tests = task.pool[: setting.pool_size], task.tests[: setting.test_size]
-    return Task(task.name, TaskPool(task.pool.name, pool), TaskPool(task.tests.name, tests))

@@ -11,8 +11,6 @@ from typing import overload
 
 from gptfluence.common.errors import DataError
 
-TASKS = ("rte", "sst2", "boolq", "webnlg", "wmt16_de_en", "cnn_dm")  # the paper's, in its order
-
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -122,6 +120,13 @@ class Task:
 
     def __iter__(self) -> Iterator[TaskPool]:
         return iter((self.pool, self.tests))
+
+    def first(self, pool_size: int | None, test_size: int | None) -> Task:
+        """The task with the first examples of pool and tests alone; None keeps all of them."""
+        if pool_size is None and test_size is None:
+            return self
+        pool, tests = self.pool[:pool_size], self.tests[:test_size]
+        return Task(self.name, TaskPool(self.pool.name, pool), TaskPool(self.tests.name, tests))
 
     @property
     def fingerprint(self) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gptfluence.common.errors import DataError, HubUnreachableError
 from gptfluence.common.hub import hub_reachable
 from gptfluence.tasks.base import Example, Task, TaskPool
-from gptfluence.tasks.layouts import LAYOUTS
+from gptfluence.tasks.records import CONVERTED, HubSource
 from gptfluence.tasks.rows import RowMapping, check_size, draw, examples_from_rows
 
 if TYPE_CHECKING:
@@ -21,88 +21,84 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONVERTED = "refs/convert/parquet"  # the branch of Parquet files that the Hub makes of a data set
-
-# Where the paper's six data sets live. Revisions are commits, but for WebNLG: its main branch holds a loading script,
-# which `datasets` no longer runs. GLUE and BoolQ publish no labels of their test data; validation data serve instead.
-_SOURCES: dict[str, dict[str, str | None]] = {
-    "rte": {
-        "path": "nyu-mll/glue", "config": "rte", "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
-        "pool_split": "train", "test_split": "validation",
-    },
-    "sst2": {
-        "path": "nyu-mll/glue", "config": "sst2", "revision": "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
-        "pool_split": "train", "test_split": "validation",
-    },
-    "boolq": {
-        "path": "google/boolq", "config": None, "revision": "35b264d03638db9f4ce671b711558bf7ff0f80d5",
-        "pool_split": "train", "test_split": "validation",
-    },
-    "webnlg": {
-        "path": "GEM/web_nlg", "config": "en", "revision": CONVERTED,
-        "pool_split": "train", "test_split": "validation",
-    },
-    "wmt16_de_en": {
-        "path": "wmt/wmt16", "config": "de-en", "revision": "41d8a4013aa1489f28fea60ec0932af246086482",
-        "pool_split": "train", "test_split": "test",
-    },
-    "cnn_dm": {
-        "path": "abisee/cnn_dailymail", "config": "3.0.0", "revision": "96df5e686bee6baa90b8bee7c28b81fa3fa6223d",
-        "pool_split": "train", "test_split": "validation",
-    },
-}  # fmt: skip
-
-PAPER_TASKS: dict[str, dict[str, Any]] = {name: {**_SOURCES[name], **asdict(LAYOUTS[name])} for name in LAYOUTS}
-"""Task name -> keyword arguments of `load` for the paper's data; `load("rte", **PAPER_TASKS["rte"])`."""
+Folder = str | os.PathLike[str]
 
 
-def load(
-    name: str,
-    *,
-    path: str,
-    pool_split: str,
-    test_split: str,
-    prompt: str,
-    target: str,
-    config: str | None = None,
-    revision: str | None = None,
-    id: str | None = "id",
-    label: str | None = None,
-    labels: Mapping[Any, str] | Sequence[str] | None = None,
-    references: str | None = None,
-    pool_size: int | None = None,
-    test_size: int | None = None,
-    seed: int = 0,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Task:
-    """A task from two splits of the data set `path`: a name on the Hub, or a folder of Parquet, JSON or CSV files.
+class HubData:
+    """The two splits of a data set, read once; `task` draws examples from them."""
 
-    Templates and labels as in `RowMapping`; ids are row numbers where `id` is None. Sizes draw rows by `seed`, smaller
-    draws being the beginning of larger ones; None takes a whole split, in order. Rows that repeat a prompt drawn before
-    (tests are drawn first) are passed over, and how many is logged: nobody can mend them on the Hub.
+    def __init__(self, name: str, source: HubSource, layout: RowMapping, *, cache_dir: Folder | None = None) -> None:
+        """
+        Args:
+            name: the task's.
+            layout: how a row becomes an example. Rows are numbered where its `id` is None.
+            cache_dir: where `datasets` keeps what it downloads; None: where it always does.
 
-    Raises HubUnreachableError, within seconds, if the data set is neither cached nor reachable; DataError for a data
-    set, configuration or split that does not exist and for rows that cannot be used.
-    """
-    mapping = RowMapping(prompt, target, id, label, labels, references)
-    tables = {split: _read(name, path, config, revision, split, cache_dir) for split in {pool_split, test_split}}
-    if label is not None and labels is None:  # the classes are those of both splits
-        for split, table in tables.items():
+        Raises HubUnreachableError, within seconds, if the data set is neither cached nor reachable; DataError for a data
+        set, configuration or split that does not exist.
+        """
+        self.name, self.source = name, source
+        splits = {source.pool_split, source.test_split}
+        self._tables = {split: _read(name, source, split, cache_dir) for split in splits}
+        self._layout = self._with_classes(layout)
+
+    def _with_classes(self, layout: RowMapping) -> RowMapping:
+        """If the layout does not name the classes, they are those of both splits."""
+        label = layout.label
+        if label is None or layout.labels is not None:
+            return layout
+        for split, table in self._tables.items():
             if label not in table.column_names:
-                there = ", ".join(table.column_names)
-                raise DataError(f"task {name!r}: {path}, {split}: label: there is no field {label!r}, only {there}")
-        mapping = mapping.with_labels_of([{label: value} for table in tables.values() for value in table.unique(label)])
-    seen: set[str] = set()
-    tests = _draw(name, "test_size", tables[test_split], mapping, f"{path}, {test_split}", test_size, seed, seen)
-    pool = _draw(name, "pool_size", tables[pool_split], mapping, f"{path}, {pool_split}", pool_size, seed, seen)
-    return Task(name, TaskPool(f"{name}/pool", tuple(pool)), TaskPool(f"{name}/tests", tuple(tests)))
+                raise DataError(
+                    f"task {self.name!r}: {self.source.path}, {split}: label: there is no field {label!r}, only "
+                    f"{', '.join(table.column_names)}"
+                )
+        values = [{label: value} for table in self._tables.values() for value in table.unique(label)]
+        return layout.with_labels_of(values)
+
+    def task(self, *, pool_size: int | None = None, test_size: int | None = None, seed: int = 0) -> Task:
+        """Draw rows by `seed`: a smaller draw is the beginning of a larger one. None takes a whole split, in order.
+
+        A row that repeats the prompt of a row drawn before (tests are drawn first) is passed over, and how many there were
+        is logged: nobody can mend them on the Hub. Raises DataError for rows that cannot be used.
+        """
+        seen: set[str] = set()
+        tests = self._draw("test_size", self.source.test_split, test_size, seed, seen)
+        pool = self._draw("pool_size", self.source.pool_split, pool_size, seed, seen)
+        return Task(self.name, TaskPool(f"{self.name}/pool", tuple(pool)), TaskPool(f"{self.name}/tests", tuple(tests)))
+
+    def _draw(self, size_name: str, split: str, size: int | None, seed: int, seen: set[str]) -> list[Example]:
+        """seen: the prompts drawn so far; those of this draw are added."""
+        table, where = self._tables[split], f"{self.source.path}, {split}"
+        check_size(size_name, size, len(table), f"task {self.name!r}: {where}")
+        chosen: list[Example] = []
+        ids: dict[str, int] = {}
+        repeated = 0
+        for position in range(len(table)) if size is None else draw(len(table), seed, size_name):
+            example = _example(self.name, table, position, self._layout, where)
+            if example.prompt in seen:
+                repeated += 1
+                continue
+            if example.id in ids:
+                raise DataError(
+                    f"{where}, row {position}: id {example.id!r} was used before, in row {ids[example.id]}; "
+                    "ids must be unique (`id: null` numbers the rows)"
+                )
+            seen.add(example.prompt)
+            ids[example.id] = position
+            chosen.append(example)
+            if len(chosen) == size:
+                break
+        if repeated:
+            log.info("task %r: %s: %d rows repeat a prompt and were passed over", self.name, where, repeated)
+        check_size(size_name, size, len(chosen), f"task {self.name!r}: {where} (rows with prompts of their own)")
+        return chosen
 
 
-def _read(
-    name: str, path: str, config: str | None, revision: str | None, split: str, cache_dir: str | os.PathLike[str] | None
-) -> Dataset:
+def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) -> Dataset:
     import datasets
 
+    path, config, revision = source.path, source.config, source.revision
     folder = Path(path).expanduser()
     local, given = folder.is_dir(), config
     files: dict[str, str] | None = None
@@ -137,42 +133,6 @@ def _read(
                 f"{where}, split {split!r}: cannot be loaded: {said} "
                 "(look up path, config, revision and the splits' names on the data set's page)"
             ) from error
-
-
-def _draw(
-    name: str,
-    size_name: str,
-    table: Dataset,
-    mapping: RowMapping,
-    where: str,
-    size: int | None,
-    seed: int,
-    seen: set[str],
-) -> list[Example]:
-    check_size(size_name, size, len(table), f"task {name!r}: {where}")
-    order = range(len(table)) if size is None else draw(len(table), seed, size_name)
-    chosen: list[Example] = []
-    ids: dict[str, int] = {}
-    repeated = 0
-    for position in order:
-        example = _example(name, table, position, mapping, where)
-        if example.prompt in seen:
-            repeated += 1
-            continue
-        if example.id in ids:
-            raise DataError(
-                f"{where}, row {position}: id {example.id!r} was used before, in row {ids[example.id]}; "
-                "ids must be unique (`id: null` numbers the rows)"
-            )
-        seen.add(example.prompt)
-        ids[example.id] = position
-        chosen.append(example)
-        if len(chosen) == size:
-            break
-    if repeated:
-        log.info("task %r: %s: %d rows repeat a prompt and were passed over", name, where, repeated)
-    check_size(size_name, size, len(chosen), f"task {name!r}: {where} (rows with prompts of their own)")
-    return chosen
 
 
 def _example(name: str, table: Dataset, position: int, mapping: RowMapping, where: str) -> Example:

@@ -12,45 +12,9 @@ from typing import overload
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
+from gptfluence.tasks.records import RECORDS
 
-WORDINGS: dict[str, tuple[str, ...]] = {
-    "rte": (
-        "Read the text and say whether the claim follows from it.\n{prompt}",
-        "Is the claim true if the text is?\n{prompt}",
-        "Judge the claim by the text alone.\n{prompt}",
-        "{prompt} Answer only from what is said above.",
-    ),
-    "sst2": (
-        "Is this review of a film positive or negative?\n{prompt}",
-        "Tell how the writer felt about the film.\n{prompt}",
-        "Decide on the tone of the review.\n{prompt}",
-        "Did the reviewer like it? Say positive or negative.\n{prompt}",
-    ),
-    "boolq": (
-        "Answer the question with yes or no.\n{prompt}",
-        "Read the passage, then reply yes or no.\n{prompt}",
-        "Here is a passage and something to find out, yes or no.\n{prompt}",
-        "Use the text to settle the question.\n{prompt}",
-    ),
-    "webnlg": (
-        "Put these facts into words.\n{prompt}",
-        "Write a sentence that says all of this.\n{prompt}",
-        "Turn the list of facts into plain text.\n{prompt}",
-        "Tell a reader what the data says.\n{prompt}",
-    ),
-    "wmt16_de_en": (
-        "Translate from German to English.\n{prompt}",
-        "How does one say this in English?\n{prompt}",
-        "Give the English for the German sentence.\n{prompt}",
-        "Write this again in English.\n{prompt}",
-    ),
-    "cnn_dm": (
-        "Sum up the article.\n{prompt}",
-        "What are the main points of this news?\n{prompt}",
-        "Write the highlights of the story.\n{prompt}",
-        "Tell it in brief.\n{prompt}",
-    ),
-}
+WORDINGS = {record.name: record.wordings for record in RECORDS.values() if record.wordings}
 GENERAL = (
     "Complete the following.\n{prompt}",
     "Go on from here.\n{prompt}",

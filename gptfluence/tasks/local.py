@@ -3,66 +3,102 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from gptfluence.common.errors import ConfigurationError, DataError
-from gptfluence.tasks.base import Task, TaskPool
+from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.rows import Row, RowMapping, check_size, draw, examples_from_rows
+
+File = str | PathLike[str]
 
 
 def read_jsonl(
-    pool: str | PathLike[str],
-    tests: str | PathLike[str] | None = None,
+    pool: File,
+    tests: File | None = None,
     *,
     name: str = "local",
-    prompt: str,
-    target: str,
-    id: str | None = "id",
-    label: str | None = None,
-    labels: Mapping[int | str, str] | Sequence[str] | None = None,
-    references: str | None = None,
     pool_size: int | None = None,
     test_size: int | None = None,
     seed: int = 0,
+    **layout: Any,
 ) -> Task:
     """A task from one file, split by `seed`, or from a file for the pool and one for the tests.
 
-    `prompt` and `target` are templates over the fields of a row, e.g. "Review: {text}\\nSentiment:" and " {label}";
-    `label`, `labels` and `references` as in `RowMapping`. With one file, `test_size` rows drawn at random are the
-    tests and the rest, or `pool_size` of it, is the pool: the tests do not depend on `pool_size`, and a smaller pool
-    is the beginning of a larger one. With two files each is used whole and in order unless a size is given.
+    layout: the fields of `RowMapping`. `prompt` and `target` are templates over the fields of a row, e.g.
+        "Review: {text}\\nSentiment:" and " {label}"; `id`, `label`, `labels` and `references` may be left out.
+
+    With one file, `test_size` rows drawn at random are the tests and the rest, or `pool_size` of it, is the pool. The tests
+    do not depend on `pool_size`, and a smaller pool is the beginning of a larger one. With two files each is used whole and
+    in order unless a size is given.
 
     Raises DataError (file, line, what is wrong) for rows that cannot be used, and if a text of the pool is also a test
     text; ConfigurationError for templates, labels or sizes that make no sense.
     """
-    mapping = RowMapping(prompt, target, id, label, labels, references)
-    rows, lines = _read(Path(pool))
-    if tests is None:
+    data = JsonLines(name, RowMapping(**layout), pool, tests)
+    return data.task(pool_size=pool_size, test_size=test_size, seed=seed)
+
+
+class JsonLines:
+    """The rows of one or two files, read once; `task` draws examples from them."""
+
+    def __init__(self, name: str, layout: RowMapping, pool: File, tests: File | None = None) -> None:
+        """Raises DataError that names file and line if a file cannot be read."""
+        self.name = name
+        self._pool = _Rows(pool)
+        self._tests = None if tests is None else _Rows(tests)
+        self._layout = layout
+
+    def task(self, *, pool_size: int | None = None, test_size: int | None = None, seed: int = 0) -> Task:
+        """Sizes, seed and errors as in `read_jsonl`."""
+        if self._tests is None:
+            pool, tests = self._split(self._pool, pool_size, test_size, seed)
+        else:
+            pool, tests = self._drawn(self._pool, self._tests, pool_size, test_size, seed)
+        return Task(self.name, TaskPool(f"{self.name}/pool", tuple(pool)), TaskPool(f"{self.name}/tests", tuple(tests)))
+
+    def _split(
+        self, rows: _Rows, pool_size: int | None, test_size: int | None, seed: int
+    ) -> tuple[list[Example], list[Example]]:
         if test_size is None:
             raise ConfigurationError(
                 "test_size: with one file it must say how many rows are for testing; none was given"
             )
-        check_size("test_size", test_size, len(rows) - 1, str(pool))  # the pool needs one at least
-        check_size("pool_size", pool_size, len(rows) - test_size, f"{pool} (after {test_size} rows for testing)")
+        check_size("test_size", test_size, len(rows) - 1, str(rows.file))  # the pool needs one at least
+        check_size("pool_size", pool_size, len(rows) - test_size, f"{rows.file} (after {test_size} rows for testing)")
         order = list(draw(len(rows), seed, "split"))
-        examples = examples_from_rows(rows, mapping, _at(pool, lines), task=name)
-        test_examples = [examples[position] for position in order[:test_size]]
-        pool_examples = [examples[position] for position in order[test_size:][:pool_size]]
-    else:
-        test_rows, test_lines = _read(Path(tests))
-        check_size("pool_size", pool_size, len(rows), str(pool))
-        check_size("test_size", test_size, len(test_rows), str(tests))
-        mapping = mapping.with_labels_of([*rows, *test_rows])  # the classes are those of both files
-        pool_examples = examples_from_rows(rows, mapping, _at(pool, lines), task=name)
-        test_examples = examples_from_rows(test_rows, mapping, _at(tests, test_lines), task=name)
-        if pool_size is not None:
-            pool_examples = [pool_examples[i] for i in islice(draw(len(rows), seed, "pool"), pool_size)]
-        if test_size is not None:
-            test_examples = [test_examples[i] for i in islice(draw(len(test_rows), seed, "tests"), test_size)]
-    return Task(name, TaskPool(f"{name}/pool", tuple(pool_examples)), TaskPool(f"{name}/tests", tuple(test_examples)))
+        examples = rows.examples(self._layout, self.name)
+        tests, rest = order[:test_size], order[test_size:]
+        return [examples[row] for row in rest[:pool_size]], [examples[row] for row in tests]
+
+    def _drawn(
+        self, pool: _Rows, tests: _Rows, pool_size: int | None, test_size: int | None, seed: int
+    ) -> tuple[list[Example], list[Example]]:
+        check_size("pool_size", pool_size, len(pool), str(pool.file))
+        check_size("test_size", test_size, len(tests), str(tests.file))
+        layout = self._layout.with_labels_of([*pool.rows, *tests.rows])  # the classes are those of both files
+        parts = []
+        for rows, size, salt in ((pool, pool_size, "pool"), (tests, test_size, "tests")):
+            examples = rows.examples(layout, self.name)
+            order = range(len(rows)) if size is None else islice(draw(len(rows), seed, salt), size)
+            parts.append([examples[row] for row in order])
+        return parts[0], parts[1]
+
+
+class _Rows:
+    """The rows of a file, and the number of the line of each, counted from 1."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.rows, self._lines = _read(Path(file))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def examples(self, layout: RowMapping, task: str) -> list[Example]:
+        return examples_from_rows(self.rows, layout, lambda row: f"{self.file}:{self._lines[row]}", task=task)
 
 
 def _read(path: Path) -> tuple[list[Row], list[int]]:
@@ -93,7 +129,3 @@ def _read(path: Path) -> tuple[list[Row], list[int]]:
     if not rows:
         raise DataError(f"{path}: is empty; it needs one JSON object per line")
     return rows, lines
-
-
-def _at(path: str | PathLike[str], lines: list[int]) -> Callable[[int], str]:
-    return lambda position: f"{path}:{lines[position]}"

@@ -24,7 +24,8 @@ from typing import Any, Self
 import numpy as np
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.gradients.tangents import Coordinates, TangentFeatures, Tangents, from_arrays, to_arrays
+from gptfluence.gradients.coordinates import Coordinates, Tangents, from_arrays, to_arrays
+from gptfluence.gradients.tangents import TangentFeatures
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.record import devices
 from gptfluence.recording.settings import AdamW
