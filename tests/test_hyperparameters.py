@@ -78,12 +78,12 @@ def test_what_is_no_option_is_read_from_the_code(monkeypatch):
         pass
 
     profile = load_profile("paper")
-    setting = profile.settings["fine_tuning"]
-    recording = setting.recording.model_copy(update={"optimizer": SGD()})
-    other = profile.model_copy(
-        update={"settings": {"fine_tuning": setting.model_copy(update={"recording": recording})}}
-    )
-    assert rows_of(other, 7).loc["optimizer", "profile"] == "SGD"
+    one = profile.settings["fine_tuning"].resolved(task="rte", model="pythia-410m")
+    other = one.model_copy(update={"recording": one.recording.model_copy(update={"optimizer": SGD()})})
+    assert rows_of(profile, 7).loc["optimizer", "profile"] == "AdamW"
+    with monkeypatch.context() as patched:
+        patched.setattr(ProfileSetting, "resolved", lambda *_, **__: other)
+        assert rows_of(profile, 7).loc["optimizer", "profile"] == "SGD"
     assert rows_of(profile, 8).loc["schedule", "profile"] == "linear_decay"
     monkeypatch.setattr(fitting, "schedule", lambda update, total, warmup: 1.0)
     assert rows_of(profile, 8).loc["schedule", "profile"] == "another"

@@ -16,7 +16,7 @@ from gptfluence.drawing import names
 from gptfluence.drawing.typeset import Table
 from gptfluence.models import encoders
 from gptfluence.models.settings import PublishedModel
-from gptfluence.profile.schema import Profile, Setting
+from gptfluence.profile.schema import Profile, ProfileSetting, Setting
 from gptfluence.simulators import fitting
 
 COLUMNS = ["table", "parameter", "paper", "profile", "differs"]
@@ -80,7 +80,7 @@ class _Trained:
     """How the GPTs of a setting are trained, beside the paper's; setting None: the profile has no such setting."""
 
     profile: Profile
-    setting: Setting | None
+    setting: ProfileSetting | None
     theirs: Mapping[str, Any]
 
     @property
@@ -110,6 +110,13 @@ class _Trained:
         published = all(isinstance(self.profile.models[model], PublishedModel) for model in self.models)
         return AS_PUBLISHED if published else value
 
+    def resolved(self, task: str = "", model: str = "") -> Setting:
+        """The setting for one task and one model (default: its first), with one learning rate and number of epochs."""
+        if self.setting is None:
+            raise ValueError("the profile has no such setting")
+        task_of = None if self.mixed else task or self.setting.tasks[0]
+        return self.setting.resolved(task=task_of, model=model or self.models[0])
+
     def chosen(self, values: Any) -> Any:
         """The paper's values for those models that the profile has (for all if it has none)."""
         if not isinstance(values, Mapping):
@@ -127,14 +134,19 @@ class _Trained:
         yield "tasks of the mixture", len(known), count if self.setting else NOT_USED
 
     def _optimizer(self) -> Rows:
-        own = self.setting.recording.optimizer if self.setting else None
+        own = self.resolved().recording.optimizer if self.setting else None
         yield "optimizer", self.theirs["optimizer"]["name"], self.ours(type(own).__name__)
         for key in ("betas", "eps", "weight_decay"):
             yield _words(key), self.theirs["optimizer"][key], self.ours(_value(getattr(own, key, None)))
-        rates, own_rates = self.theirs["learning_rate"], getattr(own, "learning_rate", None)
-        tasks = {task: task for task in rates if self.setting and task in self.setting.tasks}
+        rates = self.theirs["learning_rate"]
+        tasks = [task for task in rates if self.setting and task in self.setting.tasks]
+        if self.mixed:
+            each = {name: self.resolved(model=model) for name, model in self.sizes.items()}
+        else:
+            each = {task: self.resolved(task) for task in tasks}
         wanted = self.chosen(rates) if self.mixed else {task: rates[task] for task in tasks} or rates
-        yield "learning rate", wanted, self.ours(_by_name(own_rates, self.sizes if self.mixed else tasks))
+        own_rates = {name: setting.recording.optimizer.learning_rate for name, setting in each.items()}
+        yield "learning rate", wanted, self.ours(own_rates)
         schedule = self.theirs["schedule"]
         yield "schedule", schedule["name"], self.ours(getattr(own, "schedule", None))
         yield "warm-up steps", schedule["warmup_steps"], self.ours(getattr(own, "warmup_steps", None))
@@ -142,8 +154,8 @@ class _Trained:
     def _length_of_runs(self) -> Rows:
         own, theirs = (self.setting.curriculum if self.setting else None), self.theirs
         yield "batch size", theirs["batch_size"], self.ours(getattr(own, "batch_size", None))
-        epochs = {name: own.for_model(model).epochs for name, model in self.sizes.items()} if own else {}
-        first = own.for_model(self.models[0]).epochs if own else 0
+        epochs = {name: self.resolved(model=model).curriculum.epochs for name, model in self.sizes.items()}
+        first = self.resolved().curriculum.epochs if own else 0
         yield "epochs", self.chosen(theirs["epochs"]), self.ours(epochs if self.mixed else first)
         subset = own.subset_size * (len(self.setting.tasks) if self.mixed else 1) if own and self.setting else 0
         per_epoch = subset // own.batch_size if own else 0
@@ -250,11 +262,6 @@ def _schedule() -> str:
 def _precision() -> str:
     """The precision of the simulators' weights: that in which torch makes them."""
     return {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[torch.get_default_dtype()]
-
-
-def _by_name(values: Any, per: Mapping[str, str]) -> dict[str, Any]:
-    """A value for each of the paper's names that the profile has; per: the paper's name -> the profile's."""
-    return {name: values.get(own) if isinstance(values, Mapping) else values for name, own in per.items()}
 
 
 def _longest(profile: Profile, model: str) -> Any:
