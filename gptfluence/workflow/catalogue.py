@@ -407,7 +407,7 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
-MARKERS = ("<!-- outputs: written by `gptfluence outputs --write docs/outputs.md` -->", "<!-- outputs end -->")
+MARKERS = ("<!-- outputs -->", "<!-- end -->")
 
 
 def between_markers(text: str) -> str:
