@@ -752,12 +752,12 @@ def test_nothing_is_ever_trained_for_published_runs(imported):
 def test_the_profile_has_the_papers_hyperparameters():
     profile, tables = load_profile("released"), paper.hyperparameters()
     for name, reported in (("gptfluence", "gptfluence_fine_tuning"), ("simfluence", "simfluence")):
-        options, theirs = profile.simulators[name], tables[reported]
+        options, theirs = profile.simulators[name].arguments(), tables[reported]
         assert options["weight_decay"] == theirs["l2_lambda"]
         assert options["optimizer"] == theirs["optimizer"]["name"].lower()
         assert options["warmup_steps"] == theirs["schedule"]["warmup_steps"]
         assert (options["max_epochs"], options["seed"]) == (theirs["max_epochs"], theirs["seed"])
-    assert profile.simulators["simfluence"]["learning_rate"] == tables["simfluence"]["learning_rate"]
+    assert profile.simulators["simfluence"].arguments()["learning_rate"] == tables["simfluence"]["learning_rate"]
     runs = profile.settings["fine_tuning"].runs
     assert runs.model_dump() == tables["fine_tuning_gpt"]["runs"]
 

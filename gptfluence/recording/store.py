@@ -57,14 +57,13 @@ def write_folder(folder: Path, spec: RunSpec | dict, task: Task, source: Source 
 
 
 def _source_to_json(source: Source) -> dict[str, Any]:
+    """Paths are absolute, because they may be read from another working directory, but below the store: it can be moved."""
     gpt, config = source.gpt, canonical(source.gpt.config)
     if "path" in config and not isinstance(gpt.config, HubModel) and not config.get("package"):
-        config["path"] = str(
-            Path(config["path"]).expanduser().resolve()
-        )  # it may be read from another working directory
-    cache = gpt.cache
-    if cache.is_relative_to(source.artifacts):
-        cache = cache.relative_to(source.artifacts)  # so that a store can be moved
+        config["path"] = str(Path(config["path"]).expanduser().resolve())
+    cache, artifacts = gpt.cache.resolve(), source.artifacts.resolve()
+    if cache.is_relative_to(artifacts):
+        cache = cache.relative_to(artifacts)
     return {"name": gpt.name, "config": config, "corpus": gpt.corpus, "models": cache.as_posix()}
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError, OutOfReachError, unknown
+from gptfluence.common.errors import ArtifactError, ConfigurationError, OutOfReachError, unknown
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, stack_curricula
 from gptfluence.recording.settings import AdamW
+from gptfluence.simulators.checks import checked_batches, checked_observed, checked_runs
 from gptfluence.tasks.base import TaskPool, fingerprint
 
 CONFIG_NAME = "config.json"
@@ -185,9 +186,9 @@ class Simulator(Predictor):
         """
         if validation is not None and not len(validation):
             validation = None
-        values, batches = _checked_runs(train, metric, "train")
+        values, batches = checked_runs(train, metric, "train")
         if validation is not None:
-            _checked_runs(validation, metric, "validation")
+            checked_runs(validation, metric, "validation")
             for part in ("pool", "tests"):
                 if getattr(train, part).fingerprint != getattr(validation, part).fingerprint:
                     raise ConfigurationError(
@@ -225,8 +226,8 @@ class Simulator(Predictor):
         examples that it was not fitted on.
         """
         prepared, sizes = self._ready(pool, tests)
-        batches = _checked_batches(stack_curricula(curricula), sizes[0])
-        observed = _checked_observed(observed, len(batches), batches.shape[1], sizes[1])
+        batches = checked_batches(stack_curricula(curricula), sizes[0])
+        observed = checked_observed(observed, len(batches), batches.shape[1], sizes[1])
         return self._rollout(prepared, batches, observed)
 
     def predict(self, dynamics: GPTDynamics, observed: int = 1, *, metric: str = "loss") -> np.ndarray:
@@ -271,19 +272,19 @@ class Simulator(Predictor):
         if isinstance(curricula, np.ndarray) or (
             isinstance(curricula, Sequence) and curricula and isinstance(curricula[0], Curriculum)
         ):
-            stacked = _checked_batches(stack_curricula(curricula), pool_size)
-            _checked_observed(observed, len(stacked), stacked.shape[1], tests_size)
+            stacked = checked_batches(stack_curricula(curricula), pool_size)
+            checked_observed(observed, len(stacked), stacked.shape[1], tests_size)
             curricula = [stacked]
 
         def pieces() -> Iterator[np.ndarray]:
             done = 0
             for stretch in curricula:
-                stretch = _checked_batches(stretch, pool_size)
+                stretch = checked_batches(stretch, pool_size)
                 for start in range(0, len(stretch), chunk):
                     batches = stretch[start : start + chunk]
                     rows = observed if len(observed) == 1 else observed[done : done + len(batches)]
                     yield self._rollout(
-                        prepared, batches, _checked_observed(rows, len(batches), batches.shape[1], tests_size)
+                        prepared, batches, checked_observed(rows, len(batches), batches.shape[1], tests_size)
                     )
                     done += len(batches)
 
@@ -409,49 +410,3 @@ def fit_key(simulator: Simulator, dynamics: GPTDynamics, metric: str) -> str:
             "runs": [[sums[run] for run in part.names] for part in (train, validation)],
         }
     )
-
-
-def _checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndarray, np.ndarray]:
-    """Trajectories float32 [runs, steps + 1, tests] and batches int32 [runs, steps, batch], checked to be finite."""
-    if not len(dynamics):
-        raise ConfigurationError(f"fit: there are no {role} runs; record some, or check the names of the split")
-    values, batches = dynamics.trajectories(metric), dynamics.batches
-    finite = np.isfinite(values).all(axis=(1, 2))
-    if not finite.all():
-        raise DataError(
-            f"fit: run {dynamics.names[int(np.argmin(finite))]} holds values of {metric} that are not finite; leave "
-            "the run out or record it again"
-        )
-    return values, batches
-
-
-def _checked_batches(batches: np.ndarray, pool_size: int) -> np.ndarray:
-    batches = np.asarray(batches)
-    if batches.ndim != 3 or batches.size == 0 or not np.issubdtype(batches.dtype, np.integer):
-        raise ConfigurationError(
-            f"simulate: curricula must be whole numbers of shape [curricula, steps, batch], not {batches.dtype} "
-            f"{list(batches.shape)}"
-        )
-    low, high = int(batches.min()), int(batches.max())
-    if low < 0 or high >= pool_size:
-        raise ConfigurationError(
-            f"simulate: a curriculum names example {low if low < 0 else high}, but the pool has {pool_size} (0 to "
-            f"{pool_size - 1}); pass pool= if the ids are those of another pool"
-        )
-    return batches
-
-
-def _checked_observed(observed: np.ndarray, curricula: int, steps: int, tests: int) -> np.ndarray:
-    observed = np.asarray(observed, np.float32)
-    if observed.ndim != 3 or observed.shape[0] not in (1, curricula) or observed.shape[2] != tests:
-        raise ConfigurationError(
-            f"simulate: observed must be [curricula, k, tests] = [{curricula}, k, {tests}], not "
-            f"{list(observed.shape)}; pass tests= if the columns are other test examples than the fitted ones"
-        )
-    if not 1 <= observed.shape[1] <= steps:
-        raise ConfigurationError(
-            f"simulate: observed has {observed.shape[1]} rows, but needs 1 to {steps}, the curriculum's steps"
-        )
-    if not np.isfinite(observed).all():
-        raise ConfigurationError("simulate: observed holds values that are not finite; start from recorded values")
-    return np.broadcast_to(observed, (curricula, *observed.shape[1:]))
