@@ -8,6 +8,7 @@ import torch
 from gptfluence import paper
 from gptfluence.drawing import hyperparameters, readings
 from gptfluence.profile.load import load_profile, profile_names
+from gptfluence.profile.schema import ProfileSetting
 from gptfluence.recording.settings import AdamW
 from gptfluence.simulators import fitting
 
