@@ -97,7 +97,10 @@ def test_bands_are_filled_where_they_are_finite():
     (band,) = figure.axes[0].patches
     assert {tuple(vertex) for vertex in band.get_xy()} == {(1, 0.9), (1, 1.4), (3, 0.7), (3, 1.6)}
     assert not figure.axes[1].patches
-    for axis in figure.axes:  # lines are drawn where there is no band, too
+    without = plot_bands(pd.concat(frames).assign(low=NAN, high=NAN), ylabel="loss")
+    assert not any(axis.patches for axis in without.axes)
+    assert [text.get_text() for text in without.legends[0].get_texts()] == ["recorded", "Tangent simulator"]
+    for axis in [*figure.axes, *without.axes]:  # lines are drawn where there is no band, too
         assert [list(line.get_ydata()) for line in axis.lines] == [list(value)] * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["trained", "Tangent simulator", "band"]
 

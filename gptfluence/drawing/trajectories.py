@@ -246,14 +246,15 @@ def plot_bands(
 
     panels.check("plot_bands", frame, BANDS, "give one point at least")
     frame, looks = panels.with_series(frame)
-    banded = frame[np.isfinite(frame["low"]) & np.isfinite(frame["high"])]
+    banded = np.isfinite(frame[["low", "high"]]).all(axis=1)
     titles = list(dict.fromkeys(frame["panel"]))
     columns = min(columns, len(titles))
     with style():
         figure = empty_figure(width, math.ceil(len(titles) / columns) * panel_height + 0.45)
         plot = panels.plot(frame, looks, x="step", y="value").facet(col="panel", wrap=columns)
         band = so.Band(alpha=0.2, edgewidth=0)
-        plot = plot.add(band, data=banded, ymin="low", ymax="high", legend=False) if len(banded) else plot
+        # Seaborn draws a band where both of its ends are finite.
+        plot = plot.add(band, ymin="low", ymax="high", legend=False) if banded.any() else plot
         plot = plot.add(so.Line(edgewidth=0.8), legend=False)
         plot.share(x=False, y=False).on(figure).plot()
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
@@ -269,7 +270,7 @@ def plot_bands(
         handles = panels.series_handles(looks)
         for handle, name in zip(handles, dict.fromkeys(frame["series"]), strict=True):
             handle.set_label((labels or {}).get(name, handle.get_label()))
-        if len(banded):
+        if banded.any():
             handles.append(Patch(color="#767676", alpha=0.3, linewidth=0, label="band"))
         panels.place_legend(figure, handles, width)
     return figure
