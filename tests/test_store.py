@@ -39,7 +39,7 @@ def report(folder, run, facts):
     print(run.name, flush=True)
 
 store.write_run = report
-Study.load("smoke", sys.argv[3], artifacts=sys.argv[1], jobs=int(sys.argv[2])).dynamics(task="webnlg")
+Study.load("smoke", sys.argv[3], artifacts=sys.argv[1], jobs=int(sys.argv[2])).campaign(task="webnlg").dynamics()
 """
 
 
@@ -83,7 +83,7 @@ def recorded(tmp_path_factory):
     root = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gptfluence.recording.record.devices", lambda: ["cpu"])
-        study(root).dynamics(task="webnlg")
+        study(root).campaign(task="webnlg").dynamics()
     return root
 
 
@@ -138,21 +138,21 @@ def test_equal_runs_give_equal_bytes(tmp_path):
 
 
 def test_a_study_is_read_with_its_texts_and_its_runs_in_order(recorded):
-    dynamics = study(recorded).dynamics(task="webnlg")
+    dynamics = study(recorded).campaign(task="webnlg").dynamics()
     assert dynamics.names == NAMES
     assert [len(part) for part in dynamics.split()] == [8, 1, 2]
-    task = study(recorded).task("webnlg")
+    task = study(recorded).texts.known("webnlg")
     assert (dynamics.pool.fingerprint, dynamics.tests.fingerprint) == (task.pool.fingerprint, task.tests.fingerprint)
     assert sorted(store.load(dynamics_folder(recorded)).names) == sorted(NAMES)
 
 
 def test_what_is_there_is_not_recorded_again(recorded, monkeypatch):
     monkeypatch.setattr(store, "write_run", lambda *_: pytest.fail("recorded again"))
-    assert study(recorded).dynamics(task="webnlg").names == NAMES
+    assert study(recorded).campaign(task="webnlg").dynamics().names == NAMES
 
 
 def test_more_runs_leave_the_others_as_they_are(recorded, empty):
-    Study.load("smoke", artifacts=empty, jobs=1).dynamics(task="webnlg")  # fewer
+    Study.load("smoke", artifacts=empty, jobs=1).campaign(task="webnlg").dynamics()  # fewer
     fewer, more = content(empty), content(recorded)
     assert fewer.items() < more.items()
 
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_named_and_its_run_recorded_again(recorded, copy, harm
         with pytest.raises(ArtifactError, match=re.escape(str(path.parent))):
             store.load(dynamics_folder(copy))
     with pytest.warns(UserWarning, match=r"set aside as train-003\.damaged-1, made again"):
-        study(copy).dynamics(task="webnlg")
+        study(copy).campaign(task="webnlg").dynamics()
     assert content(copy) == content(recorded)
     assert (dynamics_folder(copy) / "train-003.damaged-1").is_dir()
 
@@ -208,7 +208,7 @@ def test_a_damaged_model_is_made_again(recorded, copy, harm):
     harm(next((copy / "models").glob("*/model.safetensors")))
     shutil.rmtree(copy / "dynamics")
     with pytest.warns(UserWarning, match="model 'nano-smoke': .*set aside"):
-        study(copy).dynamics(task="webnlg")
+        study(copy).campaign(task="webnlg").dynamics()
     assert content(copy) == content(recorded)
 
 
@@ -220,7 +220,7 @@ def test_a_half_written_run_is_never_read(recorded, copy):
     (folder / "train-001" / "checksums.json").unlink()
     assert store.run_names(folder) == sorted(set(NAMES) - {"train-000", "train-001"})
     with pytest.warns(UserWarning, match="train-001"):
-        study(copy).dynamics(task="webnlg")
+        study(copy).campaign(task="webnlg").dynamics()
     assert content(copy) == content(recorded)
     assert not half.exists()
 
@@ -229,7 +229,7 @@ def test_a_half_written_run_is_never_read(recorded, copy):
 
 
 def test_several_jobs_give_the_same_bytes_as_one(recorded, empty):
-    study(empty, 2).dynamics(task="webnlg")
+    study(empty, 2).campaign(task="webnlg").dynamics()
     assert content(empty) == content(recorded)
 
 
@@ -255,14 +255,14 @@ def test_kills_lose_no_more_than_the_runs_under_way(recorded, empty):
         recorder.wait()
         recorder.stdout.close()
         assert all(files.damage(place) is None for place in places if place.is_dir())
-    study(empty, 1).dynamics(task="webnlg")
+    study(empty, 1).campaign(task="webnlg").dynamics()
     assert content(empty) == content(recorded)
 
 
 def test_an_error_of_a_worker_is_the_error_of_the_study(empty):
     harsh = study(empty, 2, "settings.fine_tuning.recording.optimizer.learning_rate=1e30")
     with pytest.raises(RecordingError, match=r"run \w+-00\d, step 1: .*lower the learning rate"):
-        harsh.dynamics(task="webnlg")
+        harsh.campaign(task="webnlg").dynamics()
 
 
 # --- places that cannot be written -----------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_an_error_of_a_worker_is_the_error_of_the_study(empty):
 def test_a_file_in_the_way_of_the_store_is_an_error_with_the_remedy(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ArtifactError, match=r"a file is in the way of a folder.*GPTFLUENCE_ARTIFACTS"):
-        study(tmp_path / "taken").dynamics(task="webnlg")
+        study(tmp_path / "taken").campaign(task="webnlg").dynamics()
 
 
 def full(*_):
