@@ -197,7 +197,7 @@ def test_without_a_hub_its_models_are_refused_at_once_with_the_way_out(offline, 
 def test_a_study_with_a_hub_model_says_so_before_it_records(offline, tmp_path):
     overrides = ["models.far={source: hub, path: someone/no-such-model}", "settings.fine_tuning.models=[far]"]
     with pytest.raises(HubUnreachableError, match="someone/no-such-model"):
-        Study.load("smoke", overrides, artifacts=tmp_path, jobs=1).dynamics(task="sst2")
+        Study.load("smoke", overrides, artifacts=tmp_path, jobs=1).campaign(task="sst2").dynamics()
 
 
 # --- nano ------------------------------------------------------------------------------------------------------------

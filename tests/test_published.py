@@ -687,7 +687,7 @@ def study(root, *overrides):
 
 
 def test_a_study_splits_imported_runs_as_it_splits_recorded_ones(imported):
-    dynamics = study(imported).dynamics(task="rte")
+    dynamics = study(imported).campaign(task="rte").dynamics()
     train, validation, test = dynamics.split()
     assert train.names == [f"train-00{seed}" for seed in range(1, 6)]
     assert (validation.names, test.names) == (["validation-006"], ["test-007", "test-008"])
@@ -698,19 +698,19 @@ def test_a_study_splits_imported_runs_as_it_splits_recorded_ones(imported):
 
 def test_a_profile_may_say_which_seeds(imported):
     seeds = "models.published-410m.seeds={{rte: {{train: [3, 8], validation: [{}], test: [1]}}}}"
-    dynamics = study(imported, seeds.format(2)).dynamics(task="rte")
+    dynamics = study(imported, seeds.format(2)).campaign(task="rte").dynamics()
     assert dynamics.names == ["train-003", "train-008", "validation-002", "test-001"]
     with pytest.raises(ConfigurationError, match="8 is listed twice"):
-        study(imported, seeds.format(8)).dynamics(task="rte")
+        study(imported, seeds.format(8)).campaign(task="rte").dynamics()
     with pytest.raises(ConfigurationError, match=r"no run with seed 50 .*there are 1-8"):
-        study(imported, seeds.format(50)).dynamics(task="rte")
+        study(imported, seeds.format(50)).campaign(task="rte").dynamics()
 
 
 def test_every_method_is_evaluated_on_the_held_out_runs(imported):
-    results = study(imported).evaluate(tasks=["rte"])
+    results = study(imported).campaign(task="rte").evaluate()
     assert set(results["method"]) == {"persistence", "mean_trajectory", "simfluence", "gptfluence"}
     assert set(results["run"]) == {"test-007", "test-008"}
-    test = study(imported).dynamics(task="rte").split()[2].trajectories().astype(np.float64)
+    test = study(imported).campaign(task="rte").dynamics().split()[2].trajectories().astype(np.float64)
     mse = np.square(test[:, 1:] - test[:, :1]).mean(axis=(1, 2))  # persistence, by hand
     found = results[(results["method"] == "persistence") & (results["statistic"] == "all_steps_mse")]["value"]
     np.testing.assert_allclose(found, mse)
@@ -720,13 +720,13 @@ def test_what_is_not_imported_is_said_with_the_remedy(imported, tmp_path):
     with pytest.raises(
         ArtifactError, match=r"no published runs of pythia-410m on rte .*gptfluence import-published PATH"
     ):
-        study(tmp_path).dynamics(task="rte")
+        study(tmp_path).campaign(task="rte").dynamics()
     with pytest.raises(ArtifactError, match=r"on sst2 .*imported so far: fine_tuning rte pythia-410m \(seen pool\)"):
-        study(imported, "settings.fine_tuning.tasks=[sst2]").dynamics(task="sst2")
+        study(imported, "settings.fine_tuning.tasks=[sst2]").campaign(task="sst2").dynamics()
     with pytest.raises(ConfigurationError, match=r"asks for 25 \+ 2 \+ 5 runs, but .* has 8 \(seeds 1-8\)"):
-        Study.load("released", artifacts=imported).dynamics(task="rte")
+        Study.load("released", artifacts=imported).campaign(task="rte").dynamics()
     with pytest.raises(ConfigurationError, match="task 'sst3' is not known"):
-        study(imported).dynamics(task="sst3")
+        study(imported).campaign(task="sst3").dynamics()
 
 
 def test_several_series_are_told_apart_by_a_pattern(tmp_path):
@@ -735,18 +735,18 @@ def test_several_series_are_told_apart_by_a_pattern(tmp_path):
     import_published(in_folder(content, tmp_path / "given"), tmp_path)
     small = "settings.fine_tuning.runs={train: 1, validation: 0, test: 1}"
     with pytest.raises(ConfigurationError, match=r"2 series fit: .*`series`"):
-        study(tmp_path, small).dynamics(task="rte")
-    dynamics = study(tmp_path, small, "models.published-410m.series='*lr-1e-6'").dynamics(task="rte")
+        study(tmp_path, small).campaign(task="rte").dynamics()
+    dynamics = study(tmp_path, small, "models.published-410m.series='*lr-1e-6'").campaign(task="rte").dynamics()
     assert dynamics.provenance["spec"]["published"]["series"].endswith("lr-1e-6")
 
 
 def test_nothing_is_ever_trained_for_published_runs(imported):
     with pytest.raises(ConfigurationError, match=r"'published-410m' has published runs only and cannot be trained"):
-        study(imported).record(study(imported).dynamics(task="rte").curricula[0], task="rte")
+        study(imported).campaign(task="rte").record(study(imported).campaign(task="rte").dynamics().curricula[0])
     with pytest.raises(ModelError, match="only its published runs are here"):
         study(imported).model("published-410m").load()
     with pytest.raises(ConfigurationError, match=r"tasks\.rte: its texts come with the published runs"):
-        study(imported).task("rte")
+        study(imported).texts.known("rte")
 
 
 def test_the_profile_has_the_papers_hyperparameters():

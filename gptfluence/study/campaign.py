@@ -162,7 +162,8 @@ class Campaign:
         after the last step only, which saves most of the time where there are many tests; other steps are nan.
         """
         given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
-        return self.source.of_curricula(self.setting, self._texts(None), given, ends_only=ends_only)
+        texts = self._texts(None) if self.source.trains else None
+        return self.source.of_curricula(self.setting, texts, given, ends_only=ends_only)
 
     # --- simulators ---
 

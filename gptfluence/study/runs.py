@@ -33,7 +33,7 @@ class RunSource(Protocol):
     def of_curricula(
         self,
         setting: Setting,
-        texts: Texts,
+        texts: Texts | None,
         curricula: Mapping[str, Curriculum] | Sequence[str],
         *,
         unseen: str | None = None,
@@ -64,12 +64,13 @@ class Recorded:
     def of_curricula(
         self,
         setting: Setting,
-        texts: Texts,
+        texts: Texts | None,
         curricula: Mapping[str, Curriculum] | Sequence[str],
         *,
         unseen: str | None = None,
         ends_only: bool = False,
     ) -> GPTDynamics:
+        assert texts is not None
         wanted = Wanted(
             setting=self.name if unseen is None else f"{self.name}-unseen_{unseen}",
             texts=texts.task,

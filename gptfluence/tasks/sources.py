@@ -30,7 +30,7 @@ def load_parts(name: str, config: TaskConfig, *, seed: int = 0, data_dir: Path =
     """
     if isinstance(config, PublishedTask):
         raise ConfigurationError(
-            f"tasks.{name}: its texts come with the published runs: Study.dynamics(...) has them as `pool` and `tests`"
+            f"tasks.{name}: its texts come with the published runs: `Campaign.dynamics()` has them as `pool` and `tests`"
         )
     drawn = _open(name, config, seed, data_dir)
     task = drawn(pool_size=config.pool_size, test_size=config.test_size)
