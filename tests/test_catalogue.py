@@ -116,13 +116,6 @@ def test_an_output_is_found_by_its_number(text, tmp_path):
         cite("Table 7", tmp_path)
 
 
-def test_the_page_of_outputs_is_what_the_catalogue_says():
-    text = (ROOT / "docs" / "outputs.md").read_text()
-    assert catalogue.between_markers(text) == text, "write it again: gptfluence outputs --write docs/outputs.md"
-    with pytest.raises(ConfigurationError, match="the page needs the two lines"):
-        catalogue.between_markers("no markers")
-
-
 ROW = '''    Row("fig40_final_losses", "Final losses", tasks=first),
     Row("tab02_fine_tuning_loss"'''
 SCRIPT = """\

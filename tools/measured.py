@@ -170,12 +170,11 @@ def times() -> str | None:
     return "\n".join(lines) + "\n"
 
 
-def outputs() -> str | None:
+def outputs() -> str:
     """Every table and figure with its notebook, from the catalogue."""
     from gptfluence.workflow import catalogue
 
-    markdown = getattr(catalogue, "markdown", None)
-    return markdown().rstrip() + "\n" if markdown else None
+    return catalogue.markdown().rstrip() + "\n"
 
 
 WRITERS: dict[str, Callable[..., str | None]] = {

@@ -33,7 +33,6 @@ UNSEEN = {
     "unseen_tests": "drawn alike; simulators are fitted on every other test example and asked about the rest, both ways",
     "unseen_pool": "drawn alike from training examples that no simulator was fitted on",
 }
-SIMULATORS = ("persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
 CEILING = "ceiling"
 ONE_RUN = "one_run"  # of unseen tests: what the first training run recorded of them, as a prediction
 KEYS = ["model", "task", "metric", "kind", "method", "variant"]

@@ -405,15 +405,3 @@ def markdown() -> str:
         ]
         parts.append("")
     return "\n".join(parts)
-
-
-MARKERS = ("<!-- outputs -->", "<!-- end -->")
-
-
-def between_markers(text: str) -> str:
-    """A Markdown page with the catalogue between its markers. Raises ConfigurationError if it has no markers."""
-    start, _, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not end:
-        raise ConfigurationError(f"the page needs the two lines {' and '.join(MARKERS)}")
-    return f"{start}{MARKERS[0]}\n\n{markdown()}\n{end}{after}"

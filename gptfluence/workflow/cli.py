@@ -250,17 +250,11 @@ def _different_from(lock: Path) -> list[str]:
 def outputs(
     profile: ProfileOption = "mini",
     overrides: SetOption = None,
-    write: Annotated[
-        Path | None, typer.Option(hidden=True, help="put the whole catalogue between the markers of this Markdown file")
-    ] = None,
 ) -> None:
     """List the tables and figures that a study can make, by the names that `cite` and `run_all.sh --only` know."""
     from gptfluence.study.study import Study
     from gptfluence.workflow import catalogue
 
-    if write is not None:
-        write.write_text(catalogue.between_markers(write.read_text(encoding="utf-8")), encoding="utf-8")
-        return
     for name, output in catalogue.outputs(Study.load(profile, overrides or ())).items():
         print(f"{output.row.label:10} {name:52} {output.row.title}")
 
