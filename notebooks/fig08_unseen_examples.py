@@ -71,5 +71,5 @@ caption = (
 )
 reading = gf.readings.of_gallery(frame, results, {})
 for metric, task in nb.panels:
-    reading = f"{reading} {gf.readings.beside_paper(results, task, metric, unseen, recorded[0].model)}".rstrip()
+    reading = f"{reading} {gf.readings.beside_paper(results, (metric, task), unseen, recorded[0].model)}".rstrip()
 nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

@@ -76,5 +76,5 @@ caption = (
     "GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gf.readings.of_gallery(frame, results, {})
-reading = f"{reading} {gf.readings.beside_paper(results, task, metric, unseen, recorded.model)}".rstrip()
+reading = f"{reading} {gf.readings.beside_paper(results, (metric, task), unseen, recorded.model)}".rstrip()
 nb.save_figure(picture, frame, caption=caption, sources=[recorded], reading=reading)

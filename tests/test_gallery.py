@@ -131,13 +131,13 @@ def test_the_papers_rows_are_of_the_model_that_is_stood_for(setting, metric, mod
 
 def test_unseen_results_stand_beside_the_papers_number():
     results = gallery.results_of(parts())
-    text = readings.beside_paper(results, "rte", "loss", "both", "nano-410m")
+    text = readings.beside_paper(results, ("loss", "rte"), "both", "nano-410m")
     reported = paper.table(
         11, task="rte", metric="loss", method="gptfluence unseen_train_and_test", statistic="all_steps_mse"
     )
     assert f"{reported['value'].item():.3g} in the paper" in text
-    assert readings.beside_paper(results, "rte", "loss", "both", "smollm2-135m") == ""
-    assert readings.beside_paper(results[results["method"] != "gptfluence"], "rte", "loss", "both", "nano-410m") == ""
+    assert readings.beside_paper(results, ("loss", "rte"), "both", "smollm2-135m") == ""
+    assert readings.beside_paper(results[results["method"] != "gptfluence"], ("loss", "rte"), "both", "nano-410m") == ""
 
 
 def test_titles_of_panels_with_several_metrics_stay_on_the_page():

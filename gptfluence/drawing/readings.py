@@ -224,11 +224,12 @@ def of_gallery(frame: pd.DataFrame, results: pd.DataFrame, reported: Mapping[str
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def beside_paper(results: pd.DataFrame, task: str, metric: str, unseen: str, model: str) -> str:
+def beside_paper(results: pd.DataFrame, panel: tuple[str, str], unseen: str, model: str) -> str:
     """The error of GPTfluence on unseen examples beside the paper's, in a sentence; "" where either has none.
 
-    results: of `gallery.results_of`; unseen: "training", "test" or "both"; model: the one whose counterpart is meant
+    results: of `gallery.results_of`; panel: metric and task; unseen: "training", "test" or "both"; model: the one whose counterpart is meant
     """
+    metric, task = panel
     rows = tables.reported(11)
     rows = rows[(rows["statistic"] == "all_steps_mse") & (rows["method"] == "gptfluence") & (rows["unseen"] == unseen)]
     chosen = (rows["task"] == task) & (rows["metric"] == metric) & (rows["model"] == names.paper_model(model))
