@@ -15,6 +15,7 @@ from pathlib import Path
 from gptfluence.common.errors import GPTfluenceError
 from gptfluence.profile.load import PROFILES
 from gptfluence.study.study import Study
+from gptfluence.tasks.base import fingerprint
 from gptfluence.workflow import catalogue, row
 
 PROFILE = str(config.get("profile", "mini"))
@@ -75,8 +76,8 @@ def needed(name):
     return [f"{BUILD}/{step}/{runs.name}.json" for step in steps for runs in NOTEBOOKS[name].needs]
 
 
-def sources(room):
-    """The files of a room of the package and of all rooms below it, in the order that pyproject.toml gives.
+def code_of(room):
+    """A hash of the sources of a room of the package and of all rooms below it, in the order that pyproject.toml gives.
 
     Each step depends on the code that makes its numbers: when the code was edited, the step checks again what it needs.
     """
@@ -84,7 +85,8 @@ def sources(room):
     layers = [re.findall(r"\w+", layer) for layer in contract["layers"]]
     start = next(index for index, rooms in enumerate(layers) if room in rooms)
     folders = [Path(workflow.basedir, "gptfluence", name) for rooms in layers[start:] for name in rooms]
-    return sorted(str(path) for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".csv"))
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".csv"))
+    return fingerprint([[path.name, path.read_text(encoding="utf-8")] for path in paths])
 
 
 def of_workflow(*patterns):
@@ -104,7 +106,6 @@ onerror:
 rule collect:
     input:
         PROFILE_FILE,
-        sources("recording"),
     output:
         f"{BUILD}/collect/{{runs}}.json",
     log:
@@ -112,6 +113,7 @@ rule collect:
     benchmark:
         f"{BUILD}/benchmarks/collect-{{runs}}.tsv"
     params:
+        code=code_of("recording"),
         options=lambda wildcards: options(wildcards.runs),
     priority: 2  # first, because other jobs wait for it
     threads: lambda wildcards: CORES if wildcards.runs in ON_GPU else SHARE
@@ -147,7 +149,6 @@ rule unseen:
 rule fit:
     input:
         f"{BUILD}/collect/{{runs}}.json",
-        sources("simulators"),
     output:
         f"{BUILD}/fit/{{runs}}.json",
     log:
@@ -155,6 +156,7 @@ rule fit:
     benchmark:
         f"{BUILD}/benchmarks/fit-{{runs}}.tsv"
     params:
+        code=code_of("simulators"),
         options=lambda wildcards: options(wildcards.runs),
         variants=lambda wildcards: variants(wildcards.runs),
     priority: 1
@@ -172,11 +174,11 @@ rule notebook:
     input:
         lambda wildcards: f"{workflow.basedir}/notebooks/{made_by(wildcards.run)}.ipynb",
         lambda wildcards: needed(wildcards.run),
-        sources("experiments"),
         of_workflow("notebook.py", "row.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:
+        code=code_of("experiments"),
         notebook=lambda wildcards: made_by(wildcards.run),
         parameters=lambda wildcards: parameters(wildcards.run),
     log:

@@ -34,7 +34,7 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-task: str = ""  # the first whose targets are labels
+task: str = ""  # SST-2, or the first whose targets are labels
 seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
 flipped_fraction: float = 0.2  # the paper's is 0.4
 runs: int = 8  # recorded on the flipped pool for GPTfluence to be fitted on

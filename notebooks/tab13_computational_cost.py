@@ -63,20 +63,21 @@ costs.head()
 # the batch serves all tests; "tables": computed once for all steps) hold the share of one step and test.
 
 # %%
-costs.pivot(index=["method", "encoder", "reuse"], columns="batch", values=["flops", "seconds"])
+costs.pivot(index=["method", "variant", "encoder", "reuse"], columns="batch", values=["flops", "seconds"])
 
 # %% [markdown]
 # Beside the paper's numbers: its FLOPs are multiply-adds, half as many, for a batch of 8 and without the encoder; it gives
 # seconds for a "sample" and does not say of how many steps.
 
 # %%
-shown = costs.assign(family=costs["method"].map(gf.names.family).fillna(costs["method"]))
+printed = [gf.names.method(method, variant) for method, variant in zip(costs["method"], costs["variant"], strict=True)]
+shown = costs.copy()
 theirs = gf.paper.table(13).pivot(index="method", columns="statistic", values="value")
 alike = (shown["reuse"] == "nothing") & (shown["encoder"] != "included") & (shown["batch"] == 8)
 for column, statistic in (("paper multiply-adds", "flops"), ("paper seconds", "latency_seconds_per_sample")):
-    shown[column] = shown["family"].map(theirs[statistic]).where(alike)
-shown["method"] = shown["method"].map(gf.names.method)
-table = Table.from_frame(shown.drop(columns="family").reset_index(drop=True))
+    shown[column] = shown["method"].map(theirs[statistic]).where(alike)
+shown = shown.assign(method=printed).drop(columns="variant")
+table = Table.from_frame(shown.reset_index(drop=True))
 table
 
 # %%
@@ -88,10 +89,10 @@ caption = (
 )
 single = costs[(costs["reuse"] == "nothing") & (costs["encoder"] != "included")]
 least, most = costs["batch"].min(), costs["batch"].max()
-wide = single.pivot(index="method", columns="batch", values="flops")
+wide = single.pivot(index=["method", "variant"], columns="batch", values="flops")
 lines = []
-for method, row in wide.iterrows():
-    ratio = row[most] / wide.loc["simfluence", most]
+for name, row in wide.iterrows():
+    ratio = row[most] / wide.loc[("simfluence", ""), most]
     growth = f"; {row[most] / row[least]:.3g} times from a batch of {least} to {most}" if most > least else ""
-    lines.append(f"{gf.names.method(method)}: {row[most]:.3g} FLOPs, {ratio:.3g} times Simfluence's{growth}.")
+    lines.append(f"{gf.names.method(*name)}: {row[most]:.3g} FLOPs, {ratio:.3g} times Simfluence's{growth}.")
 nb.save_table(table, caption=caption, sources=[], reading=" ".join(lines))

@@ -39,6 +39,7 @@ OTHER_LINES = (  # of variants that stand beside their method, and of methods th
 )
 OPTIONS = {  # the options of simulators, as variants print them
     "markov_order": "order",
+    "parameters": "",
     "use_corrections": "corrections",
     "follow_reference": "following of the reference run",
     "checkpoints": "reference run",
@@ -78,7 +79,9 @@ def _options(variant: str) -> str:
     for option in re.split(r"[, ]+(?=\w+=)", variant):
         key, _, value = option.partition("=")
         printed = OPTIONS.get(key, key.replace("_", " "))
-        parts.append(f"no {printed}" if value in ("False", "false", "[]") else f"{printed} {value}".strip())
+        parts.append(
+            f"no {printed}" if value in ("False", "false", "[]") else f"{printed} {value.replace('_', ' ')}".strip()
+        )
     return ", ".join(parts)
 
 

@@ -43,7 +43,7 @@ from gptfluence.simulators.simfluence import Simfluence
 from gptfluence.tasks.base import TaskPool
 
 RECORDED_STEPS = 32  # and one measurement more, of the initial weights, which is a thirtieth too much
-COLUMNS = ["method", "encoder", "reuse", "flops", "seconds"]
+COLUMNS = ["method", "variant", "encoder", "reuse", "flops", "seconds"]
 
 
 def cost(
@@ -64,7 +64,7 @@ def cost(
         that of its features
     steps: how many share a simulator's tables in the rows that reuse them
 
-    Returns a tidy frame: method, encoder ("included", "excluded", "" where there is none), reuse ("nothing", "tests" or
+    Returns a tidy frame: method, variant (of TracIn-CP which parameters), encoder ("included", "excluded", "" where there is none), reuse ("nothing", "tests" or
     "tables"), flops, seconds.
     Raises ConfigurationError if pool or tests are too small or a number is below 1.
     """
@@ -136,10 +136,11 @@ def _row(
     *,
     share: float = 1.0,
     lookups: bool = False,
+    variant: str = "",
 ) -> tuple:
     """One row of the frame. share: how many (step, test example) one call of `work` serves."""
     flops = count_flops(work, lookups=lookups) / share
-    return method, encoder, reuse, flops, measure_seconds(work, repeats) / share
+    return method, variant, encoder, reuse, flops, measure_seconds(work, repeats) / share
 
 
 def _tracin(recorder: Replayer, batch_size: int, parameters: tuple[str, ...], repeats: int) -> Iterator[tuple]:
@@ -157,8 +158,9 @@ def _tracin(recorder: Replayer, batch_size: int, parameters: tuple[str, ...], re
             direction = gradients.gradient(batch)
             return [list(gradients.products(part, [direction])) for part in tests]
 
-        yield _row(f"tracin_cp {which}", "", "nothing", single, repeats)
-        yield _row(f"tracin_cp {which}", "", "tests", whole, repeats, share=len(recorder.tests))
+        variant = f"parameters={which}"
+        yield _row("tracin_cp", "", "nothing", single, repeats, variant=variant)
+        yield _row("tracin_cp", "", "tests", whole, repeats, share=len(recorder.tests), variant=variant)
 
     curriculum = Curriculum(np.tile(np.arange(batch_size), (RECORDED_STEPS, 1)))
 

@@ -224,7 +224,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "fig07_mislabelled_data",
         "Mislabelled data",
-        tasks=labelled,
+        tasks=labelled("sst2"),
         methods=each_of("gptfluence"),
         own_runs=True,
         trains=True,

@@ -72,9 +72,13 @@ def first_of(*wanted: str) -> Selector:
     return lambda study, names: those(*wanted)(study, names)[:1]
 
 
-def labelled(study: Study, names: Sequence[str]) -> list[str]:
-    """Tasks whose targets are labels."""
-    return [name for name in names if study.is_labelled(name)]
+def labelled(*wanted: str) -> Selector:
+    """Tasks whose targets are labels, those of `wanted` before the others."""
+
+    def select(study: Study, names: Sequence[str]) -> list[str]:
+        return sorted((name for name in names if study.is_labelled(name)), key=lambda name: name not in wanted)
+
+    return select
 
 
 def of_size(*sizes: str, otherwise: Selector | None = None) -> Selector:
