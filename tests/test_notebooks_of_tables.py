@@ -47,7 +47,8 @@ def execute(tmp_path_factory: pytest.TempPathFactory):
 
 def read(outputs: Path, name: str) -> pd.DataFrame:
     facts = json.loads((outputs / f"{name}.json").read_text())
-    assert {f"{name}.csv", f"{name}.png"} < set(facts["files"])
+    shown = "html" if name.startswith("tab") else "png"
+    assert {f"{name}.csv", f"{name}.{shown}"} < set(facts["files"])
     if "hyperparameters" not in name:
         assert "generated tasks" in facts["caption"]
     return pd.read_csv(outputs / f"{name}.csv", keep_default_na=True)
