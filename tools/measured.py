@@ -35,14 +35,6 @@ COLUMNS = {  # notebook -> the column of its CSV that the columns of its table a
     "ext07_ablation": "kind",
 }
 STATISTICS = ("r2_dev", "lds")
-ENTRIES = {  # entries of profiles and notebooks that are not named after their method
-    "tangent_quarter": "A quarter of the coordinates",
-    "tangent_one_candidate": "One candidate a token",
-    "tangent_base": "Tangents of the base model alone",
-    "tangent_uncorrected": "Not corrected by recorded runs",
-    "tangent_base_uncorrected": "Base model alone, not corrected",
-    "tangent_unfollowed": "Reference run not followed",
-}
 TANGENT = {  # folder of figures/ -> what it holds, and how many runs simulators are fitted on there
     "mini": ("nano GPT of 0.49M parameters, five generated tasks (`mini`)", "25 + 2"),
     "mini-sizes": ("nano GPTs of 0.08M and 1.8M parameters, two generated tasks (`mini-sizes`)", "25 + 2"),
@@ -79,26 +71,10 @@ def filled(text: str) -> str:
 def read(name: str) -> pd.DataFrame:
     """figures/NAME.csv, with another column `printed`: what the page calls the method, or the variant of it."""
     frame = pd.read_csv(ROOT / "figures" / f"{name}.csv", dtype={"left_out": str, "variant": str})
-    frame = _of_old_names(frame, name)
     if "method" not in frame:
         return frame
-    variants = frame["variant"].fillna("") if "variant" in frame else [""] * len(frame)
-    return frame.assign(printed=[printed(*pair) for pair in zip(frame["method"], variants, strict=True)])
-
-
-def printed(method: str, variant: str = "") -> str:
-    """What the pages call a method."""
-    if variant:
-        return names.method(method, variant)
-    return ENTRIES.get(method) or names.method(method)
-
-
-def _of_old_names(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The columns as `common/frames.py` names them. To be deleted when figures/ has been made again."""
-    if "ext03" in name and "fitted_on" not in frame:
-        frame = frame.rename(columns={"runs": "fitted_on"})
-    kind = "runs" if "ext04" in name else "kind"
-    return frame.rename(columns={"simulator": "method", "curricula": kind})
+    frame["variant"] = frame["variant"].fillna("") if "variant" in frame else ""
+    return frame.assign(printed=[names.method(*pair) for pair in zip(frame["method"], frame["variant"], strict=True)])
 
 
 def tables(name: str) -> str:
