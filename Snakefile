@@ -70,6 +70,12 @@ def parameters(name):
     return shlex.quote(json.dumps(given))
 
 
+def shown(name):
+    """What the catalogue has a notebook show: when its row changed, it is executed again."""
+    output = NOTEBOOKS[name]
+    return str((output.panels, output.models, output.variants, output.values))
+
+
 def needed(name):
     """The marks of the steps that a notebook waits for."""
     steps = ["fit", "unseen"] if NOTEBOOKS[name].row.unseen else ["fit"]
@@ -179,6 +185,7 @@ rule notebook:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:
         code=code_of("experiments"),
+        shown=lambda wildcards: shown(wildcards.run),
         notebook=lambda wildcards: made_by(wildcards.run),
         parameters=lambda wildcards: parameters(wildcards.run),
     log:

@@ -44,7 +44,6 @@ _MODULES = {
     "hyperparameters": "drawing.hyperparameters",
     "names": "drawing.names",
     "paper": "paper",
-    "plan": "workflow.catalogue",
 }
 
 __all__ = [*_WHERE, *_MODULES]

@@ -196,3 +196,29 @@ def test_a_method_that_knows_only_its_own_examples_says_so(study):
         ConfigurationError, match=r"tasks.sst2: no unseen examples are kept apart; set unseen_pool_size"
     ):
         study.campaign("fine_tuning", "sst2").unseen("test")
+
+
+def test_other_numbers_of_a_campaign_are_checked_as_a_profile_is(study):
+    campaign = study.campaign("fine_tuning", "rte")
+    with pytest.raises(ConfigurationError, match=r"with_: runs.trian: is not a field here"):
+        campaign.with_(runs={"trian": 8})
+    with pytest.raises(ConfigurationError, match=r"with_: recording.optimizer.learning_rate: .* \(got -1"):
+        campaign.with_(learning_rate=-1.0)
+    with pytest.raises(ConfigurationError, match=r"with_: metrics\.\d: .*'blue'"):
+        campaign.with_(metrics=["blue"])
+    with pytest.raises(ConfigurationError, match="texts of one's own keep no unseen examples apart"):
+        campaign.with_(texts=campaign.texts).unseen("training")
+    with pytest.raises(ConfigurationError, match="metric 'bleu' is not known; known: loss"):
+        campaign.losses_only.tested("bleu")
+    with pytest.raises(ConfigurationError, match="the tests of sst2 have no bleu"):
+        study.campaign("instruction_tuning").only(["sst2"]).evaluate(["persistence"], metric="bleu")
+
+
+def test_a_method_that_replays_runs_says_so_where_other_runs_are_asked(study):
+    campaign = study.campaign("fine_tuning", "rte")
+    methods = ["persistence", "tracin_cp_all"]
+    [found] = campaign.predict_each(methods, [campaign.dynamics("loss")])
+    assert [variant.method for variant in found.values] == ["persistence"]
+    assert "replays the held-out runs" in found.refused[study.variant("tracin_cp_all")]
+    with pytest.raises(ConfigurationError, match="the held-out runs on known examples only"):
+        campaign.predict(["tracin_cp_all"], runs=campaign.dynamics("loss"))

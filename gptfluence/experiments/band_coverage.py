@@ -82,7 +82,7 @@ def covered(
             for variant, values in answer.values.items():
                 for unit, band in bands[variant].items():
                     common = (
-                        campaign.name,
+                        campaign.setting_name,
                         recorded.model,
                         campaign.task,
                         "loss",

@@ -90,6 +90,8 @@ def leave_out(
     order = [by_run[curriculum] for curriculum in curricula]  # equal curricula are recorded once
     truth = recorded.trajectories("loss")[order]
     [simulated] = campaign.predict_each(methods, [recorded])
+    for variant, reason in simulated.refused.items():
+        raise ConfigurationError(f"leave-out: method {variant}: {reason}; choose another method")
     predicted = {
         (variant.method, variant.variant): values[order, -1].astype(np.float64)
         for variant, values in simulated.values.items()
@@ -102,7 +104,7 @@ def leave_out(
         mask = np.ones(len(size_of), bool) if size == ALL else size_of == size
         for name, values in predicted.items():
             found = deviations.linear_datamodelling_score(values[mask], truth[mask, -1])
-            common = (campaign.name, base.model, campaign.task, "loss", str(size), *name, int(mask.sum()))
+            common = (campaign.setting_name, base.model, campaign.task, "loss", str(size), *name, int(mask.sum()))
             rows.append((*common, *found))
     return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), [base, recorded])
 

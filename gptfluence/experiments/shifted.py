@@ -213,7 +213,7 @@ def _explained(
     refused = {_key(variant) for variant in found.refused}
     other = None if against is None else _key(campaign.variant(against))
     for name in series:
-        common = (campaign.name, recorded.model, campaign.task, "loss", kind, *name, len(recorded))
+        common = (campaign.setting_name, recorded.model, campaign.task, "loss", kind, *name, len(recorded))
         if name in refused:
             rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
             continue
@@ -246,7 +246,7 @@ def other_metrics(campaigns: Sequence[Campaign], metrics: Sequence[str], methods
             test = found.recorded
             sources.append(dynamics)
             mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps, metric)
-            common = (campaign.name, dynamics.model, campaign.task, metric, "alike")
+            common = (campaign.setting_name, dynamics.model, campaign.task, metric, "alike")
             for variant, values in found.values.items():
                 reported = statistics(values, test, mean, metric=metric)
                 rows += [(*common, *_key(variant), len(test), key, *one) for key, one in reported.items()]
@@ -292,7 +292,15 @@ def runs_needed(campaigns: Sequence[Campaign], methods: Sequence[Method], counts
         for count in counts:
             [found] = campaign.with_(runs={"train": count}).predict_each(methods, [None])
             for variant, values in found.values.items():
-                common = (campaign.name, dynamics.model, campaign.task, "loss", "alike", *_key(variant), len(test))
+                common = (
+                    campaign.setting_name,
+                    dynamics.model,
+                    campaign.task,
+                    "loss",
+                    "alike",
+                    *_key(variant),
+                    len(test),
+                )
                 rows += [(*common, key, *one, count) for key, one in statistics(values, test, mean).items()]
     return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined", "fitted_on"]), sources)
 
@@ -311,7 +319,12 @@ def by_step(campaigns: Sequence[Campaign], methods: Sequence[Method]) -> Measure
         for variant, values in found.values.items():
             frame = deviations.by_horizon(values, test.trajectories("loss"), mean)
             frame["run"] = [test.names[run] for run in frame["run"]]
-            columns = {"setting": campaign.name, "model": dynamics.model, "task": campaign.task, "metric": "loss"}
+            columns = {
+                "setting": campaign.setting_name,
+                "model": dynamics.model,
+                "task": campaign.task,
+                "metric": "loss",
+            }
             columns |= {"method": variant.method, "variant": variant.variant}
             frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
     return Measured(pd.concat(frames, ignore_index=True), sources)

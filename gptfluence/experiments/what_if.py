@@ -163,7 +163,7 @@ def ask(
     others = dynamics.select([name for name in validation.names + test.names if name not in base.names])
     if not len(others):
         raise ConfigurationError(
-            f"profile {campaign.study.profile.name!r}: settings.{campaign.name}.runs: no run is left to calibrate bands on; set validation "
+            f"profile {campaign.study.profile.name!r}: settings.{campaign.setting_name}.runs: no run is left to calibrate bands on; set validation "
             "to 1 or test to 2"
         )
     curriculum, pool = changes.curriculum(base.curricula[0]), changes.pool(dynamics.pool)

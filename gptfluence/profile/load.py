@@ -52,7 +52,7 @@ def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] 
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(_explain(error, where)) from None
+        raise ConfigurationError(explain(error, where)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None
     place[last] = value
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
         parts = [str(part) for part in problem["loc"]]

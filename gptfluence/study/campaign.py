@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
+from pydantic import ValidationError
 
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, OutOfReachError, unknown
+from gptfluence.profile.load import explain
 from gptfluence.profile.schema import Setting
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
@@ -38,13 +40,13 @@ Method = str | Variant
 class Campaign:
     """Made by `Study.campaign`.
 
-    name, setting: the way of training, with the learning rate and the epochs of this campaign; model: the GPT's name
+    setting_name, setting: the way of training, with the learning rate and the epochs of this campaign; model: the GPT's name
     task: what it is trained on: a task, or "mixture"; tasks: those of its tests that are asked about
     own_texts: texts that replace the profile's
     """
 
     study: Study
-    name: str
+    setting_name: str
     setting: Setting
     model: str
     task: str
@@ -54,7 +56,7 @@ class Campaign:
     own_texts: Task | None = None
 
     def __repr__(self) -> str:
-        return f"Campaign: {self.study.label}, {self.name}, {self.task}, {self.model}"
+        return f"Campaign: {self.study.label}, {self.setting_name}, {self.task}, {self.model}"
 
     # --- variations ---
 
@@ -71,19 +73,25 @@ class Campaign:
         """The same campaign with other numbers, or other texts; its runs are recorded apart.
 
         runs: how many for each part, e.g. {"train": 8}; the other parts keep their number
+
+        Raises ConfigurationError that names the field.
         """
-        setting = self.setting
-        recorded = {} if record_pool is None else {"record_pool": record_pool}
+        values = self.setting.model_dump()
         if learning_rate is not None:
-            recorded["optimizer"] = setting.recording.optimizer.model_copy(update={"learning_rate": learning_rate})
-        changes: dict[str, Any] = {"recording": setting.recording.model_copy(update=recorded)}
+            values["recording"]["optimizer"]["learning_rate"] = learning_rate
         if subset_size is not None:
-            changes["curriculum"] = setting.curriculum.model_copy(update={"subset_size": subset_size})
+            values["curriculum"]["subset_size"] = subset_size
         if metrics is not None:
-            changes["metrics"] = list(dict.fromkeys(["loss", *metrics]))
+            values["metrics"] = list(metrics) or ["loss"]
         if runs is not None:
-            changes["runs"] = setting.runs.model_copy(update=dict(runs))
-        return replace(self, setting=setting.model_copy(update=changes), own_texts=texts or self.own_texts)
+            values["runs"] |= dict(runs)
+        if record_pool is not None:
+            values["recording"]["record_pool"] = record_pool
+        try:
+            setting = Setting.model_validate(values)
+        except ValidationError as error:
+            raise ConfigurationError(explain(error, f"{self!r}: with_")) from None
+        return replace(self, setting=setting, own_texts=texts or self.own_texts)
 
     @property
     def losses_only(self) -> Campaign:
@@ -99,23 +107,32 @@ class Campaign:
 
     # --- texts and runs ---
 
-    @cached_property
+    @property
     def texts(self) -> Task:
         """The examples that runs are trained and tested on."""
-        return self._texts(None).task
+        return self._known_texts.task
 
-    def _texts(self, unseen: str | None) -> Texts:
-        if self.own_texts is not None:
-            return Texts(self.own_texts)
+    @cached_property
+    def _known_texts(self) -> Texts:
+        return Texts(self.own_texts) if self.own_texts is not None else self._of_profile(None)
+
+    def _of_profile(self, unseen: str | None) -> Texts:
         texts = self.study.texts
         if self.is_mixture:
             return texts.of_mixture(self.setting, unseen)
         return texts.of_task(self.setting, self.task, unseen)
 
     def tested(self, metric: Metric) -> list[str]:
-        """Those of `tasks` whose tests have the metric."""
-        self.study.tested(self.name, metric)  # says so if the metric is not recorded
-        return [task for task in self.tasks if metrics_of({self.study.is_labelled(task)}, [metric])]
+        """Those of `tasks` whose tests have the metric. Raises ConfigurationError for one that is not recorded."""
+        if metric not in self.setting.metrics:
+            where = f"profile {self.study.profile.name!r}: settings.{self.setting_name}: "
+            raise ConfigurationError(unknown("metric", metric, self.setting.metrics, where=where))
+        return [task for task in self.tasks if metrics_of({self._is_labelled(task)}, [metric])]
+
+    def _is_labelled(self, task: str) -> bool:
+        if self.own_texts is None:
+            return self.study.is_labelled(task)
+        return bool(self.own_texts.tests[0].choices)
 
     def dynamics(self, metric: Metric | None = None) -> GPTDynamics:
         """The profile's runs; those that are missing are recorded first, published ones must have been imported.
@@ -129,14 +146,14 @@ class Campaign:
 
     @cached_property
     def _recorded(self) -> GPTDynamics:
-        return self.source.of_profile(self.setting, self._texts(None) if self.source.trains else None)
+        return self.source.of_profile(self.setting, self._known_texts if self.source.trains else None)
 
     def held_out(self, metric: Metric = "loss") -> GPTDynamics:
         """The held-out runs. Raises ConfigurationError if there are none."""
         test = self.dynamics(metric).split()[2]
         if not len(test):
             raise ConfigurationError(
-                f"profile {self.study.profile.name!r}: settings.{self.name}.runs.test is 0; one held-out run at least is needed"
+                f"profile {self.study.profile.name!r}: settings.{self.setting_name}.runs.test is 0; one held-out run at least is needed"
             )
         return test
 
@@ -148,7 +165,9 @@ class Campaign:
         """
         names = [f"test-{index:03d}" for index in range(self.setting.unseen_runs)]
         part = "test" if checked_unseen(which) == "test" else "training"
-        dynamics = self.source.of_curricula(self.setting, self._texts(part), names, unseen=part)
+        if self.own_texts is not None:
+            raise ConfigurationError(f"{self!r}: texts of one's own keep no unseen examples apart; ask the profile's")
+        dynamics = self.source.of_curricula(self.setting, self._of_profile(part), names, unseen=part)
         if which != "test":
             known = {example.id for example in self.texts.tests}
             rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (which == "training")]
@@ -162,14 +181,14 @@ class Campaign:
         after the last step only, which saves most of the time where there are many tests; other steps are nan.
         """
         given = named([curricula] if isinstance(curricula, Curriculum) else curricula)
-        texts = self._texts(None) if self.source.trains else None
+        texts = self._known_texts if self.source.trains else None
         return self.source.of_curricula(self.setting, texts, given, ends_only=ends_only)
 
     # --- simulators ---
 
     def variants(self, methods: Sequence[Method] = ()) -> list[Variant]:
         """These methods, or all that the setting compares, as variants. Raises ConfigurationError for an unknown one."""
-        return [self.variant(method) for method in methods or self.study.methods((), self.name)]
+        return [self.variant(method) for method in methods or self.study.methods((), self.setting_name)]
 
     def variant(self, method: Method) -> Variant:
         return method if isinstance(method, Variant) else self.study.variant(method)
@@ -227,7 +246,8 @@ class Campaign:
 
         Raises OutOfReachError if a simulator can say nothing of examples that it was not fitted on.
         """
-        [found] = self.predict_each(methods, [runs], metric=metric, observed=observed)
+        chosen = applicable(self.variants(methods), metric, known=runs is None)
+        [found] = self.predict_each(chosen, [runs], metric=metric, observed=observed)
         for reason in found.refused.values():
             raise OutOfReachError(reason)
         return found
@@ -250,7 +270,11 @@ class Campaign:
             self.predictions(runs, metric, observed, held_out=given is None)
             for runs, given in zip(recorded, asked, strict=True)
         ]
-        chosen = applicable(self.variants(methods), metric, known=all(given is None for given in asked))
+        variants = self.variants(methods)
+        chosen = applicable(variants, metric, known=all(given is None for given in asked))
+        for predictions in found:
+            reason = "it replays the held-out runs, and predicts nothing but their loss"
+            predictions.refused.update({variant: reason for variant in variants if variant not in chosen})
         for variant in chosen if asked else ():
             predictor = self._predictor(variant, metric, tests)
             for predictions in found:
@@ -290,5 +314,10 @@ class Campaign:
         Returns a tidy frame: setting, model, task, metric, method, variant, run, statistic, value (`common/frames.py`,
         `scoring/evaluation.py`).
         """
+        tasks = self.tested(metric)
+        if not tasks:
+            raise ConfigurationError(
+                f"{self!r}: the tests of {', '.join(self.tasks)} have no {metric}; choose another metric"
+            )
         predictions = self.predict(methods, metric=metric, observed=observed, runs=runs)
-        return pd.concat([predictions.of(task).evaluate() for task in self.tested(metric)], ignore_index=True)
+        return pd.concat([predictions.of(task).evaluate() for task in tasks], ignore_index=True)

@@ -66,7 +66,7 @@ class Predictions:
         for variant, values in self.values.items():
             frame = evaluate(values, self.recorded, metric=self.metric, observed=self.observed, reference=reference)
             columns = {
-                "setting": self.campaign.name,
+                "setting": self.campaign.setting_name,
                 "model": self.recorded.model,
                 "task": task,
                 "metric": self.metric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Study:
         Raises ConfigurationError that names profile, field and remedy.
         """
         if isinstance(overrides, Mapping):
-            overrides = [f"{name}={value}" for name, value in overrides.items()]
+            overrides = [f"{name}={json.dumps(value)}" for name, value in overrides.items()]
         overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
         loaded = load_profile(profile, overrides)
         changes = sorted(text for text in overrides if not _NEUTRAL.match(text.partition("=")[0].strip()))
@@ -171,6 +172,10 @@ class Study:
     def is_labelled(self, task: str) -> bool:
         """Whether a task's targets are labels, by the profile alone: texts may be far away."""
         return sources.is_labelled(task, self.profile.tasks[task])
+
+    def trains(self, model: str) -> bool:
+        """Whether the GPT is here and can be trained; if not, only runs that were published with the paper are."""
+        return not isinstance(self.model(model).config, PublishedModel)
 
     def keeps_unseen(self, task: str) -> bool:
         """Whether the profile keeps training and test examples of a task apart."""

@@ -14,7 +14,6 @@ from typing import Any
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.drawing import names
-from gptfluence.models.settings import PublishedModel
 from gptfluence.simulators.options import Variant
 from gptfluence.study.study import Study
 from gptfluence.workflow.row import (
@@ -55,7 +54,7 @@ UNSEEN = {
 def orders(study: Study) -> list[int]:
     """The Markov orders of table 10 after which a run has steps left to predict."""
     setting = study.setting(FINE)
-    if isinstance(study.model(setting.model).config, PublishedModel):
+    if not study.trains(setting.model):
         return list(ORDERS)  # its curricula are not the profile's, and long enough
     curriculum = study.campaign(FINE).setting.curriculum
     steps = curriculum.subset_size // curriculum.batch_size * curriculum.epochs
@@ -118,7 +117,7 @@ def _hyperparameters() -> Iterator[Row]:
 
 def _beyond(name: str, title: str, **more: Any) -> Row:
     """A row of what goes beyond the paper; its notebook records runs of its own, too."""
-    given = {"tasks": PAIR, "methods": each_of(*BEYOND), "trains": True}
+    given = {"tasks": PAIR, "methods": each_of(*BEYOND), "able": simulating, "trains": True}
     return Row(name, title, beyond=True, **{**given, **more})
 
 

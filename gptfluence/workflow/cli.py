@@ -137,9 +137,8 @@ def what_if(
     lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite))
     dropped, repeated, front, back, rewritten = lists
     changes = Changes(dropped, repeated, times, front, back, rewritten)
-    study = Study.load(profile, overrides or (), jobs=jobs)
-    task = task or study.setting().tasks[0]
-    answer = ask(study, task, changes, run=run, method=method, level=level, train=check)
+    campaign = Study.load(profile, overrides or (), jobs=jobs).campaign("fine_tuning", task)
+    answer = ask(campaign, changes, run=run, method=method, level=level, train=check)
     print("final losses: means over test examples, nats per target token")
     for column, value in answer.table().iloc[0].items():
         print(f"{column:22} {value:.4f}" if isinstance(value, float | np.floating) else f"{column:22} {value}")

@@ -107,7 +107,7 @@ class Notebook:
         """What the row is of in this study, with the user's choice of parts."""
         row, study = self.row, self.study
         models = study.setting(row.setting).models
-        tasks, metrics = tasks_of(row, study), [m for m in row.metrics if m in study.setting(row.setting).metrics]
+        tasks = tasks_of(row, study) if row.unseen else study.setting(row.setting).tested_tasks
         methods = methods_of(row, study)
         chosen: dict[str, list[str]] = {}
         for one, many, allowed in (
@@ -122,8 +122,6 @@ class Notebook:
                     values = value if isinstance(value, list) else [value]
                     self.choose(parameter, values, allowed)
                     chosen[many] = sorted(values, key=list(allowed).index)
-        if "metrics" in chosen:
-            chosen["metrics"] = [metric for metric in chosen["metrics"] if metric in metrics]
         return resolve(row, study, **chosen)
 
     def _changed(self) -> bool:

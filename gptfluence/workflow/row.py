@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names as printed
-from gptfluence.models.settings import PublishedModel
 from gptfluence.profile.schema import is_mixture
 from gptfluence.simulators.methods import method_of
 from gptfluence.simulators.options import Variant, read_options
@@ -232,7 +231,7 @@ def resolve(
             f"{row.label.lower()} is of a model of size {size}, and profile {study.profile.name!r} has none in "
             f"{row.setting}; choose one by the parameter `model`: {', '.join(setting.models)}"
         )
-    if (row.trains or row.beyond) and any(isinstance(study.model(model).config, PublishedModel) for model in models):
+    if (row.trains or row.beyond) and not all(study.trains(model) for model in models):
         raise NotInProfileError(f"{where}{row.name} trains {', '.join(models)}, which has published runs only")
     panels = _panels(row, study, tasks, metrics)
     if not panels:
