@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from typer.testing import CliRunner
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.experiments import band_coverage, shifted
@@ -25,6 +27,7 @@ from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.workflow import catalogue
+from gptfluence.workflow.cli import app
 from gptfluence.workflow.row import needs_gpt
 
 FEW = (
@@ -380,6 +383,22 @@ def test_a_question_is_answered_by_simulating_and_by_training(study):
         ask(campaign, Changes(repeat=(999,)), train=False)
     with pytest.raises(ConfigurationError, match="no held-out run 2; choose 0 to 1"):
         ask(campaign, Changes(), run=2)
+
+
+def test_the_shell_asks_what_python_asks(monkeypatch, tmp_path):
+    asked = []
+
+    def answer(*given, **options):
+        asked.append(inspect.signature(ask).bind(*given, **options).arguments)
+        raise ConfigurationError("asked")
+
+    monkeypatch.setattr("gptfluence.experiments.what_if.ask", answer)
+    shell = ["what-if", "--profile", "smoke", "--task", "rte", "--drop", "3", "--repeat", "1", "--check"]
+    result = CliRunner().invoke(app, [*shell, "--figure", str(tmp_path / "a.png")])
+    assert str(result.exception) == "asked"
+    assert asked[0]["campaign"].task == "rte"
+    assert asked[0]["changes"] == Changes(drop=(3,), repeat=(1,))
+    assert (asked[0]["run"], asked[0]["train"]) == (0, True)
 
 
 # --- other metrics ---------------------------------------------------------------------------------------------------
