@@ -93,7 +93,7 @@ def test_figure_2_of_another_model_and_method(notebook):
 def test_figure_8(notebook, unseen):
     frame, facts = notebook("fig08_unseen_examples", unseen=unseen, examples=1)
     check_trajectories(frame, facts, panels=2, series=TRIVIAL | {"gptfluence"})
-    tests = {example.id for task in ("rte", "webnlg") for example in Study.load("smoke").task(task).tests}
+    tests = {example.id for task in ("rte", "webnlg") for example in Study.load("smoke").texts.known(task).tests}
     assert frame["example"].isin(tests).all() == (unseen == "training")
 
 
@@ -135,7 +135,7 @@ def test_figures_19_to_30(notebook, figure):
     assert facts["name"] == row.name
     check_trajectories(frame, facts, panels=2, series=TRIVIAL | {"gptfluence"})
     assert set(frame["task"]) == {task}
-    known = {example.id for example in Study.load("smoke").task(task).tests}
+    known = {example.id for example in Study.load("smoke").texts.known(task).tests}
     assert frame["example"].isin(known).any() == (unseen == "training")
     (source,) = facts["artifacts"]
     assert "unseen" in source
