@@ -53,15 +53,16 @@ less = [
 nb.choose("variants", variants, [one.variant for one in less])
 nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
 nb.choose("runs", runs, range(1, 1001))
-# candidates of labelled tasks are the label words, whatever their number
-labelled = all(nb.study.is_labelled(task) for task in nb.tasks)
-same = {"candidates": labelled or options.candidates == 1}
-same |= dict.fromkeys(("checkpoints", "follow_reference"), not options.checkpoints)
-used = [
-    one
-    for one in less
-    if one.variant in variants or not (variants or any(no and name in one.variant for name, no in same.items()))
-]
+# options that change nothing here: candidates of labelled tasks are the label words, whatever their number
+idle = {"candidates"} if all(nb.study.is_labelled(task) for task in nb.tasks) else set()
+idle |= set() if options.checkpoints else {"follow_reference"}
+own = options.arguments()
+different = []
+for one in less:
+    changed = {name for name, value in one.options.arguments().items() if value != own[name]}
+    if changed and not changed & idle and one.options not in [other.options for other in different]:
+        different.append(one)
+used = [one for one in less if one.variant in variants] or different
 used
 
 # %%

@@ -155,6 +155,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("gptfluence"),
         varies="markov_order",
         values=orders,
+        asked="orders",
     ),
     Row(
         "tab11_unseen_fine_tuning",
@@ -195,6 +196,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("simfluence", "gptfluence"),
         varies="checkpoint_interval",
         values=INTERVALS,
+        asked="intervals",
     ),
     Row(
         "fig04_markov_order",
@@ -205,6 +207,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("gptfluence"),
         varies="markov_order",
         values=orders,
+        asked="orders",
     ),
     Row(
         "fig05_encoders",
@@ -213,6 +216,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("gptfluence"),
         varies="encoder",
         values=encoders,
+        asked="encoders",
     ),
     Row(
         "fig06_model_sizes",
