@@ -41,6 +41,7 @@ _MODULES = {
     "gallery": "drawing.gallery",
     "tables": "drawing.tables",
     "readings": "drawing.readings",
+    "readings_beyond": "drawing.readings_beyond",
     "hyperparameters": "drawing.hyperparameters",
     "names": "drawing.names",
     "paper": "paper",

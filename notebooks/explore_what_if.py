@@ -27,7 +27,7 @@ profile: str = "mini"
 task: str = ""  # SST-2
 method: str = "tangent"
 run: int = 0  # the held-out run whose curriculum is changed
-drop: list[int] = []  # positions in the pool; of none given at all: a quarter of the run's examples is dropped
+drop: list[int] = []  # positions in the pool; with no change given at all, a quarter of the run's examples
 repeat: list[int] = []  # shown `times` more times
 times: int = 8
 first: list[int] = []  # moved to the beginning
@@ -68,19 +68,10 @@ picture = gf.trajectories.plot_bands(frame, ylabel=gf.names.metric("loss", unit=
 picture
 
 # %%
-shown = (
-    str(changes)
-    if len(str(changes)) < 90
-    else f"{len(drop)} of {len(np.unique(test.curricula[run].batches))} examples dropped"
-)
 caption = (
-    f"A held-out curriculum of {gf.names.task(nb.task)} changed by hand ({shown}), simulated by {gf.names.method(method)} inside {level:.0%} "
+    f"A held-out curriculum of {gf.names.task(nb.task)} changed by hand ({changes}), simulated by {gf.names.method(method)} inside {level:.0%} "
     f"bands and then really trained. {nb.study.profile.title} ({answer.base.model}). Bands are calibrated on unchanged curricula, for single "
-    "test examples; they promise nothing for changed ones."
+    "test examples. They promise nothing for changed curricula."
 )
-row = answer.table().iloc[0]
-reading = (
-    f"Mean final loss: {row['change, simulated']:+.4f} simulated, {row['change, trained']:+.4f} trained; "
-    f"{row['paths inside the band']:.0%} of the test examples' paths lie inside their bands."
-)
+reading = gf.readings_beyond.of_what_if(answer.table().iloc[0])
 nb.save_figure(picture, frame, "explore_what_if", caption=caption, sources=[answer.base, answer.truth], reading=reading)

@@ -62,11 +62,5 @@ caption = (
     f"held-out runs, band: from the lowest to the highest. {nb.study.profile.title} ({sources[0].model}). One value is observed, "
     "before training."
 )
-sentences = []
-for task in nb.tasks:
-    last = relative.loc[task].iloc[:, -1].sort_values()
-    better = [gf.names.method(name) for name, value in last.items() if value < 1 and name != "mean_trajectory"]
-    sentences.append(
-        f"{gf.names.task(task)}: at the last step better than the mean trajectory: {', '.join(better) or 'none'}."
-    )
-nb.save_figure(picture, results, "ext02_horizon", caption=caption, sources=sources, reading=" ".join(sentences))
+reading = gf.readings_beyond.of_horizon(results)
+nb.save_figure(picture, results, "ext02_horizon", caption=caption, sources=sources, reading=reading)

@@ -67,15 +67,10 @@ picture = gf.points.plot_intervals(
 picture
 
 # %%
-constant = sorted(
-    {gf.names.method(name) for name in results["method"]} - {gf.names.method(name) for name in frame["series"]}
-)
-without = f"No score, because the same is predicted for every set: {', '.join(constant)}. " if constant else ""
 caption = (
     f"Leave-k-out, checked by retraining: linear datamodelling score of final losses over {draws} sets of each size, and over all. "
-    f"{nb.study.profile.title} ({sources[0].model}). {without}Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
+    f"{nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
     "Grad-Dot: last transformer block, along the run itself."
 )
-nb.save_figure(
-    picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=gf.readings.best_points(frame)
-)
+reading = f"{gf.readings.best_points(frame)}\n{gf.readings_beyond.without_score(results)}".rstrip()
+nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=reading)

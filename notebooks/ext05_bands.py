@@ -63,8 +63,8 @@ tables["coverage"].pivot_table(index=["task", "unit", "kind"], columns="method",
 tables["mean_width"].pivot_table(index=["task", "unit", "kind"], columns="method", values="value", sort=False).round(3)
 
 # %%
-frame = tables["coverage"][tables["coverage"]["unit"] == unit]
-frame = frame.assign(panel=frame["task"].map(gf.names.task)).rename(columns={"kind": "x", "method": "series"})
+coverage = tables["coverage"][tables["coverage"]["unit"] == unit]
+frame = coverage.assign(panel=coverage["task"].map(gf.names.task)).rename(columns={"kind": "x", "method": "series"})
 picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="coverage of whole paths", line=level)
 picture
 
@@ -85,14 +85,7 @@ caption = (
     "Only for curricula drawn alike is coverage promised; bands widen in proportion where a simulated run is further from the "
     "mean of the fitted runs than any of those."
 )
-sentences = []
-for (task, name), part in frame.groupby(["task", "series"], sort=False):
-    alike, others = part[part["x"] == "alike"]["value"].mean(), part[part["x"] != "alike"]["value"]
-    lowest = f", at the least {others.min():.2f} for other kinds" if len(others) else ""
-    sentences.append(
-        f"{gf.names.task(task)}, {gf.names.method(name)}: {alike:.2f} of the paths inside where drawn alike{lowest}."
-    )
-reading = " ".join(sentences)
+reading = gf.readings_beyond.of_coverage(coverage)
 nb.save_figure(picture, results, "ext05_bands", caption=caption, sources=sources, reading=reading)
 nb.save_figure(
     examples,

@@ -82,13 +82,5 @@ caption = (
     f"with the highest (hardest) and lowest (easiest) loss of the base model. Left: simulated, right: really trained. "
     f"{nb.study.profile.title} ({sources[0].model})."
 )
-sentences = []
-for row in means[means["choice"] == "best"].itertuples():
-    better = (runs > row.recorded).mean()
-    sentences.append(
-        f"{gf.names.method(row.method)}: the best of {candidates} was promised {row.simulated:.4f} and got {row.recorded:.4f}; "
-        f"random choice {runs.mean():.4f}, of whose runs {better:.0%} were worse."
-    )
-nb.save_figure(
-    picture, results, "ext06_curriculum_search", caption=caption, sources=sources, reading=" ".join(sentences)
-)
+reading = gf.readings_beyond.of_search(results, candidates)
+nb.save_figure(picture, results, "ext06_curriculum_search", caption=caption, sources=sources, reading=reading)

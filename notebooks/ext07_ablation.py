@@ -34,8 +34,6 @@ overrides: list[str] = []  # changes to the profile
 output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
 
 # %%
-import numpy as np
-
 import gptfluence as gf
 from gptfluence.experiments import shifted
 
@@ -53,15 +51,16 @@ less = [
 nb.choose("variants", variants, [one.variant for one in less])
 nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
 nb.choose("runs", runs, range(1, 1001))
-# candidates of labelled tasks are the label words, whatever their number
-labelled = all(nb.study.is_labelled(task) for task in nb.tasks)
-same = {"candidates": labelled or options.candidates == 1}
-same |= dict.fromkeys(("checkpoints", "follow_reference"), not options.checkpoints)
-used = [
-    one
-    for one in less
-    if one.variant in variants or not (variants or any(no and name in one.variant for name, no in same.items()))
-]
+# options that change nothing here: candidates of labelled tasks are the label words, whatever their number
+idle = {"candidates"} if all(nb.study.is_labelled(task) for task in nb.tasks) else set()
+idle |= set() if options.checkpoints else {"follow_reference"}
+own = options.arguments()
+different = []
+for one in less:
+    changed = {name for name, value in one.options.arguments().items() if value != own[name]}
+    if changed and not changed & idle and one.options not in [other.options for other in different]:
+        different.append(one)
+used = [one for one in less if one.variant in variants] or different
 used
 
 # %%
@@ -75,13 +74,8 @@ explained.pivot_table(index=["task", "variant"], columns="kind", values="value",
 
 # %%
 differences = results[results["statistic"] == "r2_dev_difference"]
-differences = differences.assign(
-    text=[
-        f"{row.value:+.2f}" if np.isnan(row.low) else f"{row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        for row in differences.itertuples()
-    ]
-)
-differences.pivot(index=["task", "variant"], columns="kind", values="text")
+shown = differences.assign(text=gf.readings_beyond.signed(differences))
+shown.pivot(index=["task", "variant"], columns="kind", values="text")
 
 # %% [markdown]
 # How corrections of known tests were chosen, and, where validation runs chose, the error of each choice on these (`off as
@@ -115,11 +109,5 @@ caption = (
     "tangents are those of the base model alone, which have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
     "runs (of two or three runs hardly more than their range); below -1 they are cut off."
 )
-sentences = []
-for (task, method, variant), part in differences.groupby(["task", "method", "variant"], sort=False):
-    changes = part[part["value"].round(2) != 0]
-    listed = "; ".join(f"{row.kind.replace('_', ' ')} {row.text}" for row in changes.itertuples())
-    sentences.append(
-        f"{gf.names.task(task)}, {gf.names.method(method, variant)}: {listed or 'nothing changes by 0.01'}."
-    )
-nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading="\n".join(sentences))
+reading = gf.readings_beyond.of_differences(differences)
+nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading=reading)

@@ -51,8 +51,10 @@ dynamics
 
 # %%
 change = {} if coarsening == "hold" else {"coarsening": coarsening}
-results = nb.evaluate(nb.varied(sorted(set(intervals or nb.values)), **change))
-results["interval"] = results["variant"].str.extract(r"checkpoint_interval=(\d+)")[0].astype(float)
+variants = nb.varied(sorted(nb.values), **change)
+results = nb.evaluate(variants)
+chosen = {one.variant: getattr(one.options, nb.row.varies) for one in variants if one.variant}
+results["interval"] = results["variant"].map(chosen).astype(float)
 results.head(8)
 
 # %%

@@ -42,9 +42,9 @@ dynamics = campaign.dynamics()
 dynamics
 
 # %%
-compared = encoders or nb.values
-results = nb.evaluate(nb.varied(compared))
-results["encoder"] = results["variant"].map({f"encoder={encoder}": encoder for encoder in compared})
+results = nb.evaluate()
+chosen = {one.variant: getattr(one.options, nb.row.varies) for one in nb.variants if one.variant}
+results["encoder"] = results["variant"].map(chosen)
 results.head(8)
 
 # %%

@@ -52,18 +52,16 @@ results.head(12)
 # are those of Pythia-410M on the real tasks.
 
 # %%
-summary = gf.summarize(results).drop(columns=["setting", "model", "metric", "variant"])
-reported = gf.paper.table(2)
-reported = reported[reported["metric"] == "loss"]
-table = gf.tables.methods_by_task(summary, reported)
+summary = gf.summarize(results).drop(columns=["setting", "model", "metric"])
+table = gf.tables.methods_by_task(summary, gf.tables.reported(2))
 table
 
 # %% [markdown]
-# How much of the error is from run to run? (the spread over runs of the mean error, beside the spread over trajectories)
+# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
+# rank correlation.
 
 # %%
-spread = summary[summary["statistic"] == "all_steps_mse"]
-spread.pivot(index="task", columns="method", values=["std", "std_over_runs"]).round(4)
+gf.tables.spread(summary)
 
 # %%
 caption = (

@@ -42,16 +42,15 @@ nb = gf.Notebook("tab10_markov_order", globals())
 dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 steps = dynamics[0].curricula[0].steps
 nb.choose("orders", orders, range(1, steps))
-tried = orders or nb.values
-tried, nb.tested
+nb.values, nb.tested
 
 # %% [markdown]
 # One simulator for each order, task and metric; all are judged on the steps after the first max(orders) values.
 
 # %%
-variants = nb.varied(tried)
-results = nb.evaluate(variants, observed=max(tried)).drop(columns=["setting", "model"])
-results["order"] = results["variant"].map({f"markov_order={order}": order for order in tried})
+results = nb.evaluate(observed=max(nb.values)).drop(columns=["setting", "model"])
+chosen = {one.variant: getattr(one.options, nb.row.varies) for one in nb.variants if one.variant}
+results["order"] = results["variant"].map(chosen)
 results.head(8)
 
 # %%
@@ -79,7 +78,7 @@ picture
 # %%
 about = (
     f"{nb.study.profile.title} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs; every order "
-    f"observes the first {max(tried)} values and is judged on the {steps + 1 - max(tried)} steps after them"
+    f"observes the first {max(nb.values)} values and is judged on the {steps + 1 - max(nb.values)} steps after them"
 )
 caption = (
     f"GPTfluence of different Markov orders. Measured: {about}; mean (standard deviation over runs and examples). Paper: "

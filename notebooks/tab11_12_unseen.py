@@ -58,9 +58,8 @@ results = pd.concat(nb.evaluate(unseen=unseen).assign(unseen=unseen) for unseen 
 results.head(8)
 
 # %%
-number = 11 if setting == "fine_tuning" else 12
 summary = gf.summarize(results).drop(columns=["setting", "model"])
-reported = gf.tables.reported(number)
+reported = gf.tables.reported(int(nb.row.label.split()[-1]))
 table = gf.tables.methods_by_task(summary, reported, by=["unseen", "metric"], average=False)
 table
 
@@ -73,9 +72,9 @@ gf.tables.spread(summary)
 
 # %%
 caption = (
-    f"Examples that no simulator was fitted on, {setting.replace('_', ' ')}. Measured: {nb.study.profile.title} "
+    f"Examples that no simulator was fitted on, {nb.setting.replace('_', ' ')}. Measured: {nb.study.profile.title} "
     f"({dynamics[0].model}); {len(dynamics[0])} runs a case; mean (standard deviation over runs and examples). Simfluence "
-    f"cannot be asked: it knows only the ids it was fitted on. Paper: table {number}, Pythia-410M on the real tasks. "
+    f"cannot be asked: it knows only the ids it was fitted on. Paper: {nb.row.label.lower()}, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
 )
 reading = gf.readings.of_table(table)

@@ -87,12 +87,4 @@ caption = (
     "addition), seconds the median on one CPU thread. Paper: table 13, Pythia-410M; its FLOPs are multiply-adds for a batch "
     "of 8, encoder left out."
 )
-single = costs[(costs["reuse"] == "nothing") & (costs["encoder"] != "included")]
-least, most = costs["batch"].min(), costs["batch"].max()
-wide = single.pivot(index=["method", "variant"], columns="batch", values="flops")
-lines = []
-for name, row in wide.iterrows():
-    ratio = row[most] / wide.loc[("simfluence", ""), most]
-    growth = f"; {row[most] / row[least]:.3g} times from a batch of {least} to {most}" if most > least else ""
-    lines.append(f"{gf.names.method(*name)}: {row[most]:.3g} FLOPs, {ratio:.3g} times Simfluence's{growth}.")
-nb.save_table(table, caption=caption, sources=[], reading=" ".join(lines))
+nb.save_table(table, caption=caption, sources=[], reading=gf.readings_beyond.of_costs(costs))

@@ -331,6 +331,9 @@ BASE = Curriculum(np.arange(12).reshape(6, 2) % 8)
 def test_changes_are_made_in_their_order():
     assert Changes().curriculum(BASE) == BASE
     assert str(Changes()) == "unchanged"
+    assert str(Changes(drop=(0, 3), repeat=(1,), times=2)) == "without 0, 3; 1 2 times more"
+    many = Changes(drop=tuple(range(11)), repeat=tuple(range(12)), last=tuple(range(13)))
+    assert str(many) == "without 11 examples; 12 examples 8 times more; 13 examples last"
     changed = Changes(drop=(0,), repeat=(1,), times=2, first=(5,), last=(2, 3)).curriculum(BASE)
     sequence = changed.batches.ravel().tolist()
     assert 0 not in sequence

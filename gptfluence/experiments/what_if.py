@@ -66,7 +66,7 @@ class Changes:
             f"{_listed(self.repeat)} {self.times} times more" if self.repeat else "",
             f"{_listed(self.first)} first" if self.first else "",
             f"{_listed(self.last)} last" if self.last else "",
-            f"rewritten {', '.join(self.rewrite)}" if self.rewrite else "",
+            f"{_listed(self.rewrite)} rewritten" if self.rewrite else "",
         ]
         return "; ".join(part for part in parts if part) or "unchanged"
 
@@ -202,5 +202,8 @@ def _rewritten(pool: TaskPool, place: int, target: str):
     return replace(example, target=target, label=example.choices.index(target))
 
 
-def _listed(examples: Sequence[int]) -> str:
+def _listed(examples: Sequence[int] | Sequence[str]) -> str:
+    """The examples one by one; how many there are if they are more than ten."""
+    if len(examples) > 10:
+        return f"{len(examples)} examples"
     return ", ".join(map(str, examples))

@@ -154,6 +154,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("gptfluence"),
         varies="markov_order",
         values=orders,
+        asked="orders",
     ),
     Row(
         "tab11_unseen_fine_tuning",
@@ -194,6 +195,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("simfluence", "gptfluence"),
         varies="checkpoint_interval",
         values=INTERVALS,
+        asked="intervals",
     ),
     Row(
         "fig04_markov_order",
@@ -204,6 +206,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("gptfluence"),
         varies="markov_order",
         values=orders,
+        asked="orders",
     ),
     Row(
         "fig05_encoders",
@@ -212,6 +215,7 @@ ROWS: tuple[Row, ...] = (
         methods=baselines_and("gptfluence"),
         varies="encoder",
         values=encoders,
+        asked="encoders",
     ),
     Row(
         "fig06_model_sizes",

@@ -7,6 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,8 @@ class Notebook:
 
     Parameters are attributes. `tasks`, `task`, `models`, `model`, `metrics` and `methods` are always resolved: what the user
     gave, checked against what is allowed, and otherwise what the catalogue says; `given` tells which of the two.
-    `variants` are the methods with the values of the option that the row varies, `panels` the pairs of a metric and a task,
-    `tested` the same by metric.
+    `values` are those of the option that the row varies (the user's come unchecked), `variants` the methods with each of
+    them, `panels` the pairs of a metric and a task, `tested` the same by metric.
 
     A parameter that the parameters cell does not have, or that is of another type than it is annotated with there, is an
     error (papermill itself would only warn, or pass it on).
@@ -73,9 +74,11 @@ class Notebook:
         self.study = Study.load(self.parameters["profile"], self.parameters.get("overrides", ()))
         output = self._resolved() if self.row.setting else Output(self.row)
         self.setting = self.row.setting
-        self.panels, self.tested, self.values = list(output.panels), output.tested, list(output.values)
+        self.panels, self.tested = list(output.panels), output.tested
         self.tasks, self.models, self.methods = output.tasks, list(output.models), output.methods
-        self.metrics, self.variants = list(output.tested), list(output.variants)
+        self.metrics = list(output.tested)
+        asked = self.given(self.row.asked) if self.row.asked else None
+        self.values = list(dict.fromkeys(asked or output.values))
         self.task, self.model = next(iter(self.tasks), ""), next(iter(self.models), "")
         label = self.study.label
         default = ROOT / "build" / label / "figures" if self._changed() else ROOT / "figures" / label
@@ -98,6 +101,11 @@ class Notebook:
     def saved(self) -> dict[str, str]:
         """The outputs that this run of the notebook makes: name -> title."""
         return {row.name: row.title for row in catalogue.ROWS if catalogue.leader(row) == self.row}
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        """The methods with each of `values`; baselines as they are."""
+        return self.varied(self.values)
 
     def varied(self, values: Sequence[Any], **options: Any) -> list[Variant]:
         """The methods with each of these values of the option that the row varies, and with further options."""
@@ -140,7 +148,7 @@ class Notebook:
         found = []
         for model in self.models:
             for metric, tasks in self.tested.items():
-                for campaign in self.study.campaigns(self.setting, tasks, models=[model]):
+                for campaign in self._asked(model, tasks):
                     runs = campaign.unseen(unseen, metric) if unseen else None
                     options = {"metric": metric, "observed": observed, "runs": runs}
                     found.append(campaign.evaluate(variants or self.variants, **options))
@@ -155,17 +163,26 @@ class Notebook:
         methods = list(dict.fromkeys([*self.methods, "mean_trajectory"]))
         found = {}
         for metric, task in self.panels:
-            [campaign] = self.study.campaigns(self.setting, [task], models=[self.model])
+            [campaign] = self._asked(self.model, [task])
             runs = campaign.unseen(unseen, metric) if unseen else None
             predictions = campaign.predict(methods, metric=metric, runs=runs).of(task)
             values = {variant.method: value for variant, value in predictions.values.items()}
             found[metric, task] = predictions.recorded, values
         return found
 
-    @property
+    @cached_property
     def campaigns(self) -> list[Campaign]:
-        """The campaigns that the notebook is of: model by model, in fine-tuning one for each task."""
+        """The campaigns that the notebook is of: model by model, in fine-tuning one for each task.
+
+        They are made once, so that runs are read from disk once.
+        """
         return self.study.campaigns(self.setting, self.tasks, models=self.models)
+
+    def _asked(self, model: str, tasks: Sequence[str]) -> list[Campaign]:
+        """The campaigns of a model that test these tasks: those of `campaigns` where they are asked about the same."""
+        made = {(one.model, one.tasks): one for one in self.campaigns}
+        asked = self.study.campaigns(self.setting, tasks, models=[model])
+        return [made.get((one.model, one.tasks), one) for one in asked]
 
     def choose(self, parameter: str, value: Any, allowed: Sequence[Any]) -> None:
         """Raise ConfigurationError unless `value` (or each of its items) is among `allowed`."""

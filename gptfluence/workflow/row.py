@@ -132,6 +132,7 @@ class Row:
     methods: those compared, of the setting's methods (beyond the paper, of all that the profile has)
     able: the methods that its notebook may be asked for, where these are not all
     varies, values: an option of the methods that it compares in several values
+    asked: the parameter of its notebook by which the user names other values
     own_runs: it compares nothing of what was recorded and fitted before; its notebook records and fits for itself
     unseen: which examples are unseen in the runs that it shows ("test", "training", "both"); such runs are recorded, too
     trains: its notebook itself trains the GPT, or takes its gradients
@@ -151,6 +152,7 @@ class Row:
     able: Selector = everything
     varies: str = ""
     values: Sequence[Any] | Callable[[Study], Sequence[Any]] = ()
+    asked: str = ""
     own_runs: bool = False
     unseen: tuple[str, ...] = ()
     trains: bool = False

@@ -1,0 +1,101 @@
+"""Readings of what is beyond the paper, and of the costs of table 13: sentences computed from numbers (see `readings`)."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from gptfluence.drawing import names
+
+
+def of_horizon(results: pd.DataFrame) -> str:
+    """Which methods beat the mean trajectory at the last step of each task; results: of `shifted.by_step`."""
+    sentences = []
+    for task, rows in results.groupby("task", sort=False):
+        last = rows[rows["step"] == rows["step"].max()]
+        sums = last.groupby("method", sort=False)[["mse", "mse_mean_trajectory"]].sum()
+        relative = (sums["mse"] / sums["mse_mean_trajectory"]).drop("mean_trajectory", errors="ignore").sort_values()
+        better = [names.method(str(name)) for name in relative.index[relative < 1]]
+        sentences.append(
+            f"{names.task(str(task))}: better than the mean trajectory at the last step: {', '.join(better) or 'none'}."
+        )
+    return " ".join(sentences)
+
+
+def without_score(results: pd.DataFrame) -> str:
+    """Which methods have no score at all, as they predict the same for every set left out; results: of `leave_out`."""
+    defined = results.groupby("method")["value"].transform(lambda values: values.notna().any())
+    constant = sorted({names.method(name) for name in results.loc[~defined, "method"]})
+    return f"No score, because the same is predicted for every set: {', '.join(constant)}." if constant else ""
+
+
+def of_coverage(coverage: pd.DataFrame) -> str:
+    """The share of paths inside the bands, drawn alike and otherwise; coverage: columns task, method, kind, value."""
+    sentences = []
+    for (task, name), rows in coverage.groupby(["task", "method"], sort=False):
+        alike, others = rows[rows["kind"] == "alike"]["value"].mean(), rows[rows["kind"] != "alike"]["value"]
+        lowest = f", {others.min():.2f} or more for other kinds" if len(others) else ""
+        sentences.append(
+            f"{names.task(task)}, {names.method(name)}: {alike:.2f} of the paths are inside for curricula drawn "
+            f"alike{lowest}."
+        )
+    return " ".join(sentences)
+
+
+def of_search(results: pd.DataFrame, candidates: int) -> str:
+    """What the best of many simulated curricula was worth when it was trained; results: of `search.compare`."""
+    sentences = []
+    random = results[results["choice"] == "random"]
+    for name, rows in results[results["choice"] == "best"].groupby("method", sort=False):
+        runs = random.loc[random["method"] == name, "recorded"]
+        simulated, recorded = rows["simulated"].mean(), rows["recorded"].mean()
+        sentences.append(
+            f"{names.method(str(name))}: the best of {candidates} has a loss of {simulated:.4f} simulated and "
+            f"{recorded:.4f} trained. The mean of random choice is {runs.mean():.4f}, and {(runs > recorded).mean():.0%} of its "
+            "runs are worse."
+        )
+    return " ".join(sentences)
+
+
+def signed(rows: pd.DataFrame) -> list[str]:
+    """Differences in print, "+0.12 (+0.03 to +0.20)"; rows: columns value, low, high (NaN without an interval)."""
+    return [
+        f"{row.value:+.2f}" + ("" if math.isnan(row.low) else f" ({row.low:+.2f} to {row.high:+.2f})")
+        for row in rows[["value", "low", "high"]].itertuples()
+    ]
+
+
+def of_differences(differences: pd.DataFrame) -> str:
+    """Where each variant differs by 0.01 at least, a line each; columns task, method, variant, kind, value, low, high."""
+    lines = []
+    for (task, method, variant), rows in differences.groupby(["task", "method", "variant"], sort=False):
+        changed = rows[rows["value"].round(2) != 0]
+        parts = [
+            f"{kind.replace('_', ' ')} {text}" for kind, text in zip(changed["kind"], signed(changed), strict=True)
+        ]
+        lines.append(f"{names.task(task)}, {names.method(method, variant)}: {', '.join(parts) or 'no change of 0.01'}.")
+    return "\n".join(lines)
+
+
+def of_costs(costs: pd.DataFrame) -> str:
+    """FLOPs of each method beside Simfluence's, and their growth with the batch; costs: of `cost.cost`, and `batch`."""
+    single = costs[(costs["reuse"] == "nothing") & (costs["encoder"] != "included")]
+    least, most = costs["batch"].min(), costs["batch"].max()
+    wide = single.pivot(index=["method", "variant"], columns="batch", values="flops")
+    sentences = []
+    for name, row in wide.iterrows():
+        ratio = row[most] / wide.loc[("simfluence", ""), most]
+        growth = f", and {row[most] / row[least]:.3g} times those of a batch of {least}" if most > least else ""
+        sentences.append(
+            f"{names.method(*name)}: {row[most]:.3g} FLOPs for a batch of {most}, {ratio:.3g} times Simfluence's{growth}."
+        )
+    return " ".join(sentences)
+
+
+def of_what_if(row: pd.Series) -> str:
+    """The change of the mean final loss, simulated and trained, and the bands; row: of `what_if.Answer.table`."""
+    return (
+        f"The mean final loss changes by {row['change, simulated']:+.4f} simulated and by {row['change, trained']:+.4f} "
+        f"trained. {row['paths inside the band']:.0%} of the test examples' paths lie inside their bands."
+    )
