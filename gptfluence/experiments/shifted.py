@@ -159,7 +159,8 @@ def difference(
 ) -> deviations.Interval:
     """R2_dev of `predicted` less that of `other`. The interval draws the same runs again for both: what they share cancels.
 
-    predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]
+    predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]; all losses in nats per target token.
+    Returns a number without a unit, above 0 where `predicted` is the better one.
     """
     truth = recorded.trajectories("loss").astype(np.float64)
     left, right, of_mean = (np.square(v - truth)[:, 1:].mean(axis=(1, 2)) for v in (predicted, other, mean))
