@@ -58,7 +58,7 @@ import gptfluence as gf
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext01_explained_deviation", globals())
-known = {**shifted.KINDS, **shifted.UNSEEN}
+known = {**shifted.KINDS, **shifted.UNSEEN_KINDS}
 nb.choose("kinds", kinds, list(known))
 nb.choose("runs", runs, range(1, 1001))
 further = nb.output("ext01_other_metrics")

@@ -49,7 +49,7 @@ less = [
     tangent.with_(follow_reference=False),
 ]
 nb.choose("variants", variants, [one.variant for one in less])
-nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN}))
+nb.choose("kinds", kinds, list({**shifted.KINDS, **shifted.UNSEEN_KINDS}))
 nb.choose("runs", runs, range(1, 1001))
 # options that change nothing here: candidates of labelled tasks are the label words, whatever their number
 idle = {"candidates"} if all(nb.study.is_labelled(task) for task in nb.tasks) else set()

@@ -15,6 +15,7 @@ import pytest
 import typer
 
 import gptfluence as gf
+from gptfluence.common import frames
 from gptfluence.common.settings import ROOT
 from gptfluence.profile.load import load_profile
 from gptfluence.workflow.cli import app
@@ -40,6 +41,14 @@ TERMS = [
     "variant",
 ]
 
+PRINTED = (
+    "tab05_",
+    "tab06_",
+    "tab07_",
+    "tab08_",
+    "tab09_",
+    "tab13_",
+)  # tables whose columns are the headings that one reads
 EXAMPLES = ("gptfluence/simulators/damped.py", "notebooks/ext08_spread.py")  # files that CONTRIBUTING.md has one add
 
 
@@ -116,6 +125,20 @@ def test_a_table_holds_the_numbers_of_its_csv():
         for _, row in frame[frame["task"] == task].iterrows():
             if not pd.isna(row["value"]):
                 assert float(shown[row["kind"].replace("_", " ")]) == pytest.approx(row["value"], abs=0.00501)
+
+
+def test_every_column_of_a_frame_has_its_meaning():
+    found = {
+        str(path.relative_to(ROOT)): pd.read_csv(path, nrows=0).columns
+        for path in (ROOT / "figures").glob("*/*.csv")
+        if not path.name.startswith(PRINTED)
+    }
+    rooms = [path for room in ("experiments", "scoring") for path in (ROOT / "gptfluence" / room).glob("[a-z]*.py")]
+    modules = {path: importlib.import_module(f"gptfluence.{path.parent.name}.{path.stem}") for path in rooms}
+    found |= {str(path): module.COLUMNS for path, module in modules.items() if hasattr(module, "COLUMNS")}
+    assert len(found) > 40
+    for name, columns in found.items():
+        assert not set(columns) - set(frames.COLUMNS), f"{name}: say in gptfluence/common/frames.py what they mean"
 
 
 def of(name: str, **chosen: str) -> pd.Series:

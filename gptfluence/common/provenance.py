@@ -19,7 +19,20 @@ from typing import Any
 
 from gptfluence.common import files
 
-PACKAGES = ("gptfluence", "torch", "transformers", "sentence-transformers", "numpy", "pandas", "scipy", "matplotlib")
+PACKAGES = (
+    "gptfluence",
+    "torch",
+    "transformers",
+    "peft",
+    "sentence-transformers",
+    "sacrebleu",
+    "rouge-score",
+    "numpy",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+)
 OUTPUTS = ("figures", "benchmarks/results")  # folders whose files are made by what is committed
 
 

@@ -19,7 +19,7 @@ TABLES = {  # the paper's table of each setting and metric
     ("fine_tuning", "bleu"): 4,
     ("fine_tuning", "rouge_l"): 4,
 }
-UNSEEN = tuple(tables.UNSEEN.values())
+UNSEEN = tuple(names.UNSEEN)
 
 
 def results_of(parts: Mapping[tuple[str, str], Simulated], *, observed: int = 1) -> pd.DataFrame:

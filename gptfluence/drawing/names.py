@@ -56,6 +56,11 @@ STATISTICS = {
     "diverged": "diverged",
 }
 SMALLER_IS_BETTER = {"all_steps_mse": True, "all_steps_mae": True, "final_step_spearman": False, "r2_dev": False}
+UNSEEN = {  # what simulators may not have been fitted on
+    "training": "unseen training examples",
+    "test": "unseen test examples",
+    "both": "unseen training and test examples",
+}
 TASKS = {**{record.name: record.printed for record in RECORDS.values() if record.printed}, "average": "Average"}
 
 
@@ -156,3 +161,8 @@ def statistic(name: str, *, arrow: bool = False) -> str:
 def task(name: str) -> str:
     """A task in print."""
     return TASKS.get(name, name.replace("_", " "))
+
+
+def unseen(which: str) -> str:
+    """Which examples are unseen (training, test or both), in print."""
+    return UNSEEN[which]

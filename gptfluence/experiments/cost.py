@@ -64,8 +64,13 @@ def cost(
         that of its features
     steps: how many share a simulator's tables in the rows that reuse them
 
-    Returns a tidy frame: method, variant (of TracIn-CP which parameters), encoder ("included", "excluded", "" where there is none), reuse ("nothing", "tests" or
-    "tables"), flops, seconds.
+    Returns a tidy frame with columns
+        method
+        variant  which parameters TracIn-CP takes gradients of, e.g. parameters=all; empty for the others
+        encoder  "included" or "excluded"; empty where there is none
+        reuse    "nothing", "tests" or "tables"
+        flops, seconds  of one step for one test example
+
     Raises ConfigurationError if pool or tests are too small or a number is below 1.
     """
     for name, value in (("batch_size", batch_size), ("steps", steps), ("repeats", repeats), ("dimension", dimension)):

@@ -1,7 +1,7 @@
 """Counterfactuals checked by retraining: k training examples left out, predicted and really trained without.
 
 The curriculum is that of a held-out run. The places of the examples left out are taken by others of the same curriculum
-(`dynamics.shifts.replaced`), so that all counterfactuals are equally long and differ in nothing else. Every one is trained
+(`recording.kinds.replaced`), so that all counterfactuals are equally long and differ in nothing else. Every one is trained
 from the same initial weights; the linear datamodelling score (Park et al., 2023) asks whether a method ranks them rightly.
 
 TracIn-CP and Grad-Dot score training examples along the held-out run itself, whose checkpoints they need:
@@ -29,6 +29,7 @@ from gptfluence.recording.record import devices
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.workers import run_seed
 from gptfluence.scoring import deviations
+from gptfluence.simulators.influence import origin
 from gptfluence.simulators.replay import example_products, scored_losses
 from gptfluence.simulators.tracin import GradDot, TracIn10
 from gptfluence.study.campaign import Campaign, Method
@@ -75,7 +76,8 @@ def leave_out(
     """Linear datamodelling scores of final losses, over the counterfactuals of each size, and over all of them.
 
     methods: simulators of the profile; scores: of `SCORES`. Returns a frame with `COLUMNS` (left_out: a size or "all"; runs:
-    how many counterfactuals) and `undefined`. Raises ConfigurationError as `counterfactuals`.
+    how many counterfactuals) and `undefined`. Raises ConfigurationError as `counterfactuals`, and
+    with `scores` for runs that do not say which GPT they are of, as imported ones.
     """
     for name in scores:
         if name not in SCORES:
@@ -112,12 +114,13 @@ def leave_out(
 def _scored(
     base: GPTDynamics, run: TrainingRun, scores: Sequence[str], curricula: Sequence[Curriculum], start: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score -> float64 [curricula, tests], final losses by gradients along `run` of `base`."""
+    """Score -> float64 [curricula, tests], final losses by gradients along `run` of `base`.
+
+    Raises ConfigurationError if `base` does not say which GPT it is of, as imported runs do not.
+    """
     if not scores:
         return {}
-    source, spec = base.source, base.spec
-    assert source is not None
-    assert spec is not None
+    source, spec = origin(base)
     recording = spec.recording.model_copy(update={"record_pool": False})
     examples = np.unique(run.curriculum.batches).tolist()
     methods = {name: SCORES[name] for name in scores}

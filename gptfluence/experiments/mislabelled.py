@@ -15,7 +15,6 @@ Scores, all higher where an example is more suspect:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from gptfluence.recording.record import devices
 from gptfluence.recording.recorder import Recorder, single_thread
 from gptfluence.simulators.fitting import TableSimulator
 from gptfluence.study.study import Study
-from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
+from gptfluence.tasks.base import Task, TaskPool, fingerprint
 
 METHODS = ("tracin_cp", "gptfluence", "random")
 FORMAT = 1
@@ -68,7 +67,7 @@ def flip_labels(pool: TaskPool, fraction: float, rng: np.random.Generator) -> tu
     examples = []
     for example, wrong in zip(pool, flipped, strict=True):
         others = [label for label in range(len(example.choices)) if label != example.label]
-        examples.append(_labelled(example, int(rng.choice(others))) if wrong else example)
+        examples.append(example.with_label(int(rng.choice(others))) if wrong else example)
     return TaskPool(pool.name, tuple(examples)), flipped
 
 
@@ -78,10 +77,6 @@ def corrected(pool: TaskPool, right: TaskPool, inspected: Sequence[int]) -> Task
     for row in inspected:
         examples[row] = right[row]
     return TaskPool(pool.name, tuple(examples))
-
-
-def _labelled(example: Example, label: int) -> Example:
-    return replace(example, label=label, target=example.choices[label])
 
 
 def _check_labels(pool: TaskPool) -> None:
@@ -121,7 +116,7 @@ def self_influence(
 ) -> np.ndarray:
     """float64 [pool]: sum over checkpoints of lr_k <g_i, g_i>, while training on `curriculum`.
 
-    checkpoints: how many, evenly spaced over the states before each update; parameters: see `gradients.chosen_parameters`
+    checkpoints: how many, evenly spaced over the states before each update; parameters: see `gradients.products.chosen_parameters`
     """
     gradients = recorder.gradients(parameters)
     states = set(np.linspace(0, curriculum.steps - 1, checkpoints).round().astype(int).tolist())

@@ -88,7 +88,9 @@ def check_tests(tests: Sequence[int], size: int) -> np.ndarray:
 def by_loss(losses: np.ndarray, numbers: CurriculumConfig, *, hardest: bool, seed: Sequence[int]) -> Curriculum:
     """The heuristic: the examples that the base model is worst (or best) at, shuffled in each epoch.
 
-    losses: float [pool], of the base model
+    losses: float [pool], nats per target token, of the base model; seed: of the shuffling. Returns a curriculum over the
+    first `subset_size` examples of that order, with the epochs and batches of `numbers`. Raises ConfigurationError as
+    `Curriculum`.
     """
     order = np.argsort(-losses if hardest else losses, kind="stable")[: numbers.subset_size]
     rng = np.random.default_rng([*seed, int(hardest)])

@@ -24,19 +24,30 @@ from gptfluence.scoring.evaluation import evaluate
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign, Method
 from gptfluence.study.predictions import Predictions
-from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 
 TRAINING = {"faster": "drawn alike, learning rate doubled", "longer": "drawn alike, twice as many epochs"}
 KINDS = {**curricula.KINDS, **TRAINING}
-UNSEEN = {
+UNSEEN_KINDS = {
     "unseen_tests": "drawn alike; simulators are fitted on every other test example and asked about the rest, both ways",
     "unseen_pool": "drawn alike from training examples that no simulator was fitted on",
 }
 CEILING = "ceiling"
 ONE_RUN = "one_run"  # of unseen tests: what the first training run recorded of them, as a prediction
-KEYS = ["model", "task", "metric", "kind", "method", "variant"]
-COLUMNS = ["setting", *KEYS, "runs", "statistic", "value", "low", "high"]
+COLUMNS = [
+    "setting",
+    "model",
+    "task",
+    "metric",
+    "kind",
+    "method",
+    "variant",
+    "runs",
+    "statistic",
+    "value",
+    "low",
+    "high",
+]
 
 
 class Measured(NamedTuple):
@@ -44,12 +55,6 @@ class Measured(NamedTuple):
 
     frame: pd.DataFrame
     sources: list[GPTDynamics]
-
-
-def chosen_tasks(study: Study, tasks: Sequence[str] = ()) -> list[str]:
-    """These tasks. Default: SST-2 and WebNLG (labels, and free text) as far as the setting has them, else its first."""
-    tested = study.tested("fine_tuning", "loss")
-    return list(tasks) or [task for task in ("sst2", "webnlg") if task in tested] or tested[:1]
 
 
 def draw(campaign: Campaign, kind: str, runs: int) -> list[Curriculum]:
@@ -73,7 +78,7 @@ def seed_of(*parts: object) -> int:
 
 
 def record(campaign: Campaign, kind: str, runs: int) -> GPTDynamics:
-    """Recorded runs of a kind (of `KINDS` or `UNSEEN`), with their losses.
+    """Recorded runs of a kind (of `KINDS` or `UNSEEN_KINDS`), with their losses.
 
     `alike` and `unseen_tests`: the campaign's held-out runs, all of them; `unseen_pool`: the profile's runs on a pool kept
     apart.
@@ -154,7 +159,8 @@ def difference(
 ) -> deviations.Interval:
     """R2_dev of `predicted` less that of `other`. The interval draws the same runs again for both: what they share cancels.
 
-    predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]
+    predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]; all losses in nats per target token.
+    Returns a number without a unit, above 0 where `predicted` is the better one.
     """
     truth = recorded.trajectories("loss").astype(np.float64)
     left, right, of_mean = (np.square(v - truth)[:, 1:].mean(axis=(1, 2)) for v in (predicted, other, mean))

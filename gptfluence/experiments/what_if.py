@@ -19,7 +19,7 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import conformal
 from gptfluence.study.campaign import Campaign
-from gptfluence.tasks.base import Task, TaskPool
+from gptfluence.tasks.base import Example, Task, TaskPool
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class Answer:
 
         A change is what the simulator, or training, says of the changed curriculum less what the same says of the
         unchanged one. The band is that of single tests at the last step, above and below, on average.
+
+        Columns, headings to be read: changes, method, steps; "unchanged, trained", "unchanged, simulated", "changed, simulated",
+        "90% band of one test" (the level of the bands), "change, simulated". Where the changed curriculum was trained, too:
+        "changed, trained", "change, trained" and "paths inside the band" (0-1).
         """
         before = self.base.trajectories("loss")[0]
         low, high = self.bands.around(self.predicted)
@@ -113,7 +117,11 @@ class Answer:
         return pd.DataFrame([row])
 
     def frame(self, examples: int) -> pd.DataFrame:
-        """What `trajectories.plot_bands` draws: the mean over tests, and `examples` tests, those simulated to change most."""
+        """What `trajectories.plot_bands` draws: the mean over tests, and `examples` tests, those simulated to change most.
+
+        Columns panel, series (before, recorded, the method), step, value, low and high (the band; nan where there is none), all
+        losses in nats per target token.
+        """
         change = np.abs(self.predicted[-1] - self.predicted_base[-1])
         chosen = np.argsort(-change, kind="stable")[:examples].tolist()
         low, high = self.bands.around(self.predicted)
@@ -191,15 +199,15 @@ def ask(
     return Answer(changes, curriculum, pool, base, method, predicted, predicted_base, bands, truth)
 
 
-def _rewritten(pool: TaskPool, place: int, target: str):
-    """The example with another target; of a classification example one of its choices."""
+def _rewritten(pool: TaskPool, place: int, target: str) -> Example:
+    """The example at `place` with another target. Raises ConfigurationError if it has choices and this is none of them."""
     example = pool[place]
     if not example.choices:
         return replace(example, target=target, references=())
     if target not in example.choices:
         known = ", ".join(map(repr, example.choices))
         raise ConfigurationError(f"rewrite: {target!r} is no label of example {place}; choose one of {known}")
-    return replace(example, target=target, label=example.choices.index(target))
+    return example.with_label(example.choices.index(target))
 
 
 def _listed(examples: Sequence[int] | Sequence[str]) -> str:

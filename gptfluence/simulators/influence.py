@@ -41,6 +41,16 @@ class Scaled(replay.Scoring, Protocol):
     scale: str
 
 
+def origin(dynamics: GPTDynamics) -> tuple[Source, RunSpec]:
+    """The GPT that runs are of, and how they were recorded. Raises ConfigurationError where that is not known."""
+    if dynamics.source is None or dynamics.spec is None:
+        raise ConfigurationError(
+            f"the runs of {dynamics.task} do not say which GPT they are of, and how it was trained, so they cannot be "
+            "replayed; record them here (gf.record, Study), once more if they were recorded by an earlier version"
+        )
+    return dynamics.source, dynamics.spec
+
+
 @dataclass(frozen=True)
 class Influences:
     """Influences along the runs of one GPT: loaded if they were computed before, computed if not.
@@ -56,12 +66,7 @@ class Influences:
         self._known()
 
     def _known(self) -> tuple[Source, RunSpec]:
-        source, spec = self.dynamics.source, self.dynamics.spec
-        if source is None or spec is None:
-            raise ConfigurationError(
-                f"the runs of {self.dynamics.task} do not say which GPT they are of, and how it was trained, so they cannot be "
-                "replayed; record them here (gf.record, Study), once more if they were recorded by an earlier version"
-            )
+        source, spec = origin(self.dynamics)
         if self.dynamics.tests.fingerprint != spec.tests_fingerprint:
             raise ConfigurationError(
                 f"influences are computed on all test examples of {self.dynamics.task} at once; give the runs with all of them"

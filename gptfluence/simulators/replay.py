@@ -47,7 +47,7 @@ def influences(
     on_step: called with each step's number once it is scored
 
     Returns for each method float32 [steps, tests], in nats per token, positive where a step is held to lower the loss.
-    Raises RecordingError if the replay does not meet the recorded losses; ModelError as `gradients.chosen_parameters`.
+    Raises RecordingError if the replay does not meet the recorded losses; ModelError as `gradients.products.chosen_parameters`.
     """
     replay = _Replay(recorder, run, methods)
 

@@ -35,7 +35,7 @@ CHECKPOINTS = ("all", "final")
 class TracIn(Predictor):
     """Gradients along the run that is explained: what is multiplied with what, where, and how the sum is scaled.
 
-    parameters: "last_layer", the last transformer block (see `gradients.chosen_parameters` for why), or "all"
+    parameters: "last_layer", the last transformer block (see `gradients.products.chosen_parameters` for why), or "all"
     checkpoints: "all": before every step; a number K: the nearest of K, evenly spaced from the initial to the final weights;
         "final": the final weights for every step (Grad-Dot)
     direction: "gradient", or "update": what AdamW really did, I_t = <theta_{t-1} - theta_t, grad L(z')> at theta_{t-1},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
@@ -31,6 +31,10 @@ class Example:
     @property
     def text(self) -> str:
         return self.prompt + self.target
+
+    def with_label(self, label: int) -> Example:
+        """A classification example with another label, an index into `choices`, and the target that belongs to it."""
+        return replace(self, label=label, target=self.choices[label])
 
     def to_dict(self) -> dict:
         return asdict(self)

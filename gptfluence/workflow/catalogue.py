@@ -43,12 +43,6 @@ MAIN = of_size("410m", "1b", "2.8b", otherwise=everything)  # models of tables 1
 TWO = those("rte", "webnlg")  # tasks of tables 10 to 12
 PAIR = those("sst2", "webnlg", otherwise=first)  # tasks beyond the paper: labels, and free text
 BEYOND = ("mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
-CASES = ("training", "test", "both")
-UNSEEN = {
-    "test": "unseen test examples",
-    "training": "unseen training examples",
-    "both": "unseen training and test examples",
-}
 
 
 def orders(study: Study) -> list[int]:
@@ -87,11 +81,12 @@ def _galleries() -> Iterator[Row]:
 def _unseen_galleries() -> Iterator[Row]:
     """Figures 19 to 30: trajectories with unseen examples by task, metric and what is unseen."""
     panels = [("loss", "rte"), ("loss", "webnlg"), ("bleu", "webnlg"), ("rouge_l", "webnlg")]
-    for figure, (panel, unseen) in enumerate([(panel, unseen) for panel in panels for unseen in UNSEEN], start=19):
+    order = ("test", "training", "both")  # the paper's
+    for figure, (panel, unseen) in enumerate([(panel, unseen) for panel in panels for unseen in order], start=19):
         metric, task = panel
         yield Row(
             f"fig{figure}_{task}_{metric}_unseen_{unseen}",
-            f"Trajectories: {names.task(task)}, {names.metric(metric)}, {UNSEEN[unseen]}",
+            f"Trajectories: {names.task(task)}, {names.metric(metric)}, {names.unseen(unseen)}",
             "fig19_30_unseen_qualitative",
             parameters={"figure": figure},
             panels=(panel,),
@@ -165,7 +160,7 @@ ROWS: tuple[Row, ...] = (
         metrics=EVERY,
         methods=baselines_and("gptfluence"),
         able=baselines_and("gptfluence"),
-        unseen=tuple(CASES),
+        unseen=tuple(names.UNSEEN),
     ),
     Row(
         "tab12_unseen_instruction_tuning",
@@ -177,7 +172,7 @@ ROWS: tuple[Row, ...] = (
         metrics=EVERY,
         methods=baselines_and("gptfluence"),
         able=baselines_and("gptfluence"),
-        unseen=tuple(CASES),
+        unseen=tuple(names.UNSEEN),
     ),
     Row("tab13_computational_cost", "Computational cost", methods=None, own_runs=True, trains=True),
     Row("fig01_overview", "Collect, fit, simulate", tasks=first, methods=each_of("gptfluence")),
