@@ -99,7 +99,9 @@ class Predictor(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # what `bind` gives it: "encoder" of texts, "tangents" of the GPT
     replays: ClassVar[bool] = False  # whether it predicts from the checkpoints of the very run that it explains
     metrics: ClassVar[tuple[str, ...] | None] = None  # what it predicts; None: any metric
-    refuses_unseen: ClassVar[str] = ""  # why it does not predict examples that it was not fitted on; empty: it predicts unseen examples, too
+    refuses_unseen: ClassVar[str] = (
+        ""  # why it does not predict examples that it was not fitted on; empty: it predicts unseen examples, too
+    )
     trivial: ClassVar[bool] = False  # a baseline that knows nothing of the curriculum: there is nothing to fit
     moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
 

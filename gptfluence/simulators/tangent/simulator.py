@@ -63,8 +63,8 @@ class TangentSimulator(Simulator):
         more up to the last of them. None: gradients of the GPT before training alone.
     use_corrections: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss
         still have readout weights from recorded runs).
-    follow_reference: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
-        linearisation is off at them is its mean over the fitted tests.
+    follow_reference: measure unseen tests along the reference run, where there is one; if not, their error is estimated by
+        the mean error at the fitted tests.
 
     A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
