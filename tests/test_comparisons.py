@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,6 +161,15 @@ def test_a_table_longer_than_a_page_breaks_between_pages():
     bodies = [line for line in rows if line != "\\addlinespace"]
     assert len(bodies) == len(long.rows)
     assert {line.count("&") for line in bodies} == {len(long.columns) - 1}
+    head = tex.split("\\endlastfoot\n")[0]
+    layout = re.search(r"\\begin\{longtable\}\{@\{\}([lr]+)@\{\}\}", tex)[1]
+    assert len(layout) == len(long.columns)
+    heading = [line for line in head.splitlines() if line.startswith(("model & ", "Model & "))]
+    assert len(heading) == 2  # once for the first page, once for those after it
+    assert heading[0] == heading[1]
+    assert head.count(r"\endfirsthead") == head.count(r"\endhead") == 1
+    blocks_named = [line.split(" & ")[0].strip() for line in bodies]
+    assert [name for name in blocks_named if name] == [block["model"] for block in blocks]
     assert len(rows) - len(bodies) == 3 * 5 - 1  # a gap before each task or average but the first
     short = tables.methods_by_task(summary(blocks[:2]), by=["model"]).to_tex()
     assert short.count(r"\begin{tabular}") == short.count(r"\begin{table*}") == 1

@@ -283,6 +283,8 @@ def test_a_table_prints_means_deviations_the_papers_values_and_the_best_in_bold(
     assert bold == {("RTE", "GPTfluence"), ("SST-2", "Mean trajectory")} | ties
     assert "**0.0100 (0.0050)**" in table.to_markdown()
     assert r"\textbf{0.0100 (0.0050)}" in table.to_tex()
+    piped = Table([("a", ""), ("b", "")], [["x|y", "x|y"]], pd.DataFrame(), bold=np.array([[False, True]]))
+    assert [cell.strip() for cell in piped.to_markdown().splitlines()[2].split(" | ")] == ["| x\\|y", "**x\\|y** |"]
     values = table.numbers.set_index(["task", "method", "statistic"])["value"]
     assert values["average", "simfluence", "all_steps_mse"] == pytest.approx(0.045, abs=1e-12)  # unrounded
 

@@ -95,9 +95,51 @@ def test_a_variant_differs_from_its_method_in_the_options_it_names():
         plain.with_(markov_order=0)
 
 
+def test_an_option_that_is_set_again_is_named_once():
+    """Also where its value is that of the entry: figures and tables of a series of values name each."""
+    plain = Variant.of("gptfluence", max_epochs=3)
+    assert plain.with_(markov_order=1).variant == "markov_order=1"
+    again = plain.with_(markov_order=2).with_(max_epochs=4).with_(markov_order=3)
+    assert again.variant == "markov_order=3 max_epochs=4"
+    assert (again.create().markov_order, again.create().max_epochs) == (3, 4)
+    assert again == plain.with_(markov_order=3, max_epochs=4)
+    read = Variant("gptfluence", "markov_order=2", plain.with_(markov_order=2).options)  # as from a file
+    assert read.with_(max_epochs=4).variant == "markov_order=2 max_epochs=4"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("mine", {"kind": "tracin_cp_all", "direction": "update"}, "call it e.g. 'tracin_cp_all_update'"),
+        ("grad_dot_oracle", {"kind": "grad_dot"}, "must not say oracle"),
+        ("tracin_cp_update", {"direction": "gradient"}, "must not say update"),
+        ("my_update", {"kind": "simfluence"}, "are told the answer"),
+        ("mine", {"kind": ["simfluence"]}, "is not known; known: gptfluence, simfluence"),
+    ],
+)
+def test_a_name_tells_who_is_told_the_answer(name, options, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        read_options(name, options)
+
+
+def test_a_kind_that_is_not_known_is_answered_with_all_that_are():
+    assert set(METHODS) == {
+        *("gptfluence", "simfluence", "tangent", "low_rank", "persistence", "mean_trajectory"),
+        *("tracin_cp_all", "tracin_cp_10", "tracin_cp_update", "grad_dot"),
+    }
+    known = (
+        "known: gptfluence, simfluence, tangent, low_rank, persistence, mean_trajectory, tracin_cp_all, tracin_cp_10, "
+    )
+    with pytest.raises(ConfigurationError, match=known + "tracin_cp_update, grad_dot"):
+        Variant.of("gpt")
+    with pytest.raises(ConfigurationError, match="did you mean 'markov_order'"):
+        Variant.of("gptfluence", markov_ordr=2)
+
+
 def test_methods_say_what_they_can_do():
     kinds = {name: method.load() for name, method in METHODS.items()}
     assert [name for name, kind in kinds.items() if kind.trivial] == ["persistence", "mean_trajectory"]
+    assert {name for name, kind in kinds.items() if kind.trivial != METHODS[name].trivial} == set()
     replayed = {"tracin_cp_all", "tracin_cp_10", "tracin_cp_update", "grad_dot"}
     assert {name for name, kind in kinds.items() if kind.replays} == replayed
     assert {name for name, kind in kinds.items() if kind.metrics == ("loss",)} == replayed

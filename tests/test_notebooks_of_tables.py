@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import tables
+from gptfluence.drawing import hyperparameters, tables
+from gptfluence.profile.load import load_profile
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
 from gptfluence.workflow.notebook import NOTEBOOKS
@@ -112,6 +113,12 @@ def test_tables_5_to_9_compare_profiles_each_by_itself(execute):
         assert set(one["table"]) == {int(label.removeprefix("Table "))}
     assert {path.stem for path in outputs.glob("*.json")} == {row.name for row in rows}
     frame = pd.concat(frames.values())
+    other = pd.concat(hyperparameters.compared(load_profile("paper")).values())
+    keys = ["table", "parameter"]
+    both = frame.merge(other, on=keys, suffixes=("", "_of_other"))
+    assert (both["paper"] == both["paper_of_other"]).any()
+    assert (both["profile"] != both["profile_of_other"]).any()
+    assert (frame.loc[frame["differs"], "profile"] != frame.loc[frame["differs"], "paper"]).all()
     assert frame["differs"].any()
     assert not frame["differs"].all()
 

@@ -77,6 +77,34 @@ def test_a_saved_simulator_is_bound_to_the_runs_again(dynamics, fitted, tmp_path
         light.bind(dynamics.of_tests([0, 1]))
 
 
+def test_a_loaded_simulator_keeps_the_reference_run_of_its_fit(dynamics, fitted, tmp_path):
+    """Runs in another order would name another one, along which gradients are not those of the fit."""
+    other = replace(dynamics, runs=dynamics.runs[::-1])
+    loaded = gf.TangentSimulator.from_pretrained(fitted.save_pretrained(tmp_path)).bind(other)
+    assert loaded.tangents.reference == dynamics.curricula[0]
+    unseen = gf.tasks.TaskPool("unseen", dynamics.tests.examples[::2])
+    start = dynamics.trajectories()[:, :1, ::2]
+    expected = fitted.simulate(dynamics.curricula, start, tests=unseen)
+    np.testing.assert_array_equal(loaded.simulate(dynamics.curricula, start, tests=unseen), expected)
+
+
+def test_a_second_fit_takes_gradients_of_its_own_runs(dynamics, artifacts):
+    decayed = gf.record(
+        dynamics.source.gpt.location(),
+        dynamics.pool,
+        dynamics.tests,
+        curricula=dynamics.curricula,
+        optimizer=gf.AdamW(learning_rate=1e-3, weight_decay=0.5),
+        artifacts=artifacts.parent / "decayed",
+        jobs=1,
+    )
+    make = lambda: gf.TangentSimulator(checkpoints=[4], coordinates=200)  # noqa: E731
+    twice, once = make().fit(dynamics).fit(decayed), make().fit(decayed)
+    assert twice.tangents.recording.optimizer.weight_decay == 0.5
+    assert twice.tangents.fingerprint == once.tangents.fingerprint
+    np.testing.assert_array_equal(twice.predict(decayed), once.predict(decayed))
+
+
 def test_runs_that_do_not_know_their_gpt_say_what_to_do(dynamics, artifacts, tmp_path):
     (folder,) = (artifacts / "dynamics").iterdir()
     told = folder / "model.json"

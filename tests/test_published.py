@@ -524,6 +524,7 @@ def member(name, kind=tarfile.REGTYPE, **options):
 HOSTILE = {
     "absolute": (member("/etc/passwd", size=3), "an absolute path"),
     "above": (member("runs/../../outside", size=3), "a path that leaves the archive"),
+    "up and down": (member("runs/../outside", size=3), "a path with '..' in it"),
     "another system's": (member("C:\\outside", size=3), "a path of another system"),
     "symbolic link": (member("runs/link", tarfile.SYMTYPE, linkname="/etc/passwd"), "a symbolic link"),
     "hard link": (member("runs/link", tarfile.LNKTYPE, linkname="runs/x"), "a hard link"),
@@ -538,6 +539,13 @@ def test_a_tar_with_a_member_not_to_be_trusted_is_refused_whole(tmp_path, wrong,
     with pytest.raises(DataError, match=f"{re.escape(repr(wrong.name))} is .*{said}"):
         import_published(tar, tmp_path / "store")
     assert not (tmp_path / "store" / "dynamics").exists()
+
+
+def test_a_python_that_cannot_check_members_is_named(tmp_path, monkeypatch):
+    tar = in_tar(archive("raw"), tmp_path / "all.tar")
+    monkeypatch.delattr("tarfile.data_filter")
+    with pytest.raises(DataError, match=r"takes Python 3\.11\.4 or newer"):
+        import_published(tar, tmp_path / "store")
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path):

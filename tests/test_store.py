@@ -21,6 +21,8 @@ from gptfluence.common.errors import ArtifactError, RecordingError
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import TrainingRun
+from gptfluence.recording.settings import AdamW, ModelIdentity, Recording, RunSpec
+from gptfluence.recording.workers import Job, curriculum_of, record_runs
 from gptfluence.study.study import Study
 
 RUNS = "settings.fine_tuning.runs.train=8"
@@ -160,6 +162,36 @@ def test_more_runs_leave_the_others_as_they_are(recorded, empty):
 def test_a_run_that_is_not_there_is_named(recorded):
     with pytest.raises(ArtifactError, match=r"run 'train-999' is not known"):
         store.load(dynamics_folder(recorded), ["train-999"])
+
+
+def test_a_spec_of_another_version_is_named_in_one_line(tmp_path):
+    spec = RunSpec(
+        format=1,
+        setting="fine_tuning",
+        task="sst2",
+        pool_fingerprint="a",
+        tests_fingerprint="b",
+        model=ModelIdentity(name="nano", identity="c"),
+        recording=Recording(optimizer=AdamW(learning_rate=1e-3)),
+        seed=0,
+    )
+    files.write_json(tmp_path / "spec.json", spec.to_json())
+    assert store.read_spec(tmp_path) == spec
+    files.write_json(tmp_path / "spec.json", {**spec.to_json(), "colour": "red"})
+    with pytest.raises(ArtifactError, match=r"spec\.json: recorded by another version: colour") as caught:
+        store.read_spec(tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecordingError, match="run train-000: its curriculum is not given and the folder draws none"):
+        curriculum_of(spec, "train-000", 10)
+
+
+def test_a_worker_that_does_not_know_the_gpt_says_what_to_do(copy):
+    (folder,) = (copy / "dynamics").iterdir()
+    (folder / store.SOURCE).unlink()
+    with pytest.raises(
+        RecordingError, match=r"model\.json is missing; record through gf\.record or a Study.*no run is lost"
+    ):
+        record_runs(Job(folder, ("train-000",)), lambda run, step: None)
 
 
 def test_a_folder_that_is_no_dynamics_folder_is_refused(tmp_path):

@@ -409,10 +409,12 @@ def test_metrics_other_than_the_loss_are_left_to_others(study):
     assert applicable([tracin_cp, gptfluence], "bleu") == [gptfluence]
     assert applicable([tracin_cp, gptfluence], "loss") == [tracin_cp, gptfluence]
     assert applicable([tracin_cp, gptfluence], "loss", known=False) == [gptfluence]
-    with pytest.raises(ConfigurationError, match="'tracin_cp_all': gradients explain the loss only, not 'bleu'"):
+    with pytest.raises(ConfigurationError, match="'tracin_cp_all' predicts loss, not 'bleu'"):
         applicable([tracin_cp, grad_dot], "bleu")
+    with pytest.raises(ConfigurationError, match="'tracin_cp_all' predicts the held-out runs on known examples only"):
+        applicable([tracin_cp, grad_dot], "loss", known=False)
     bound = TracInAll().bind(study.campaign("fine_tuning", "sst2").dynamics())
-    with pytest.raises(ConfigurationError, match="gradients explain the loss only, not 'bleu'"):
+    with pytest.raises(ConfigurationError, match="'tracin_cp_all' predicts loss, not 'bleu'"):
         bound.predict(study.campaign("fine_tuning", "sst2").dynamics(), metric="bleu")
 
 

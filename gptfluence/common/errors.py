@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 
 class GPTfluenceError(Exception):
-    """A mistake in what was asked for, or a machine that cannot do it; the message names the field and the remedy."""
+    """A wrong request, or a machine that cannot fulfil it. The message names the field and the remedy."""
 
 
 class ConfigurationError(GPTfluenceError):
@@ -18,7 +18,7 @@ class ConfigurationError(GPTfluenceError):
 
 
 class OutOfReachError(ConfigurationError):
-    """A simulator is asked about examples, or a length, that its kind can say nothing of."""
+    """A simulator is asked about examples, or a length, that its kind cannot predict."""
 
 
 class DataError(GPTfluenceError):

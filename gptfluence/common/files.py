@@ -21,6 +21,7 @@ CHECKSUMS = "checksums.json"
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -186,4 +187,5 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write `value` with sorted keys, so that equal values make equal files. Raises ArtifactError as `write_text`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -23,13 +23,6 @@ COLUMNS = ["table", "parameter", "paper", "profile", "differs"]
 NOT_USED = "–"  # the profile has no such part
 AS_PUBLISHED = "as published"  # the paper's own runs: nothing is trained
 THE_MODELS = "the model's"  # what the model was built for; not known without it
-TITLES = {  # of the paper's tables
-    5: "GPT, instruction tuning",
-    6: "GPTfluence, instruction tuning",
-    7: "GPT, fine-tuning",
-    8: "GPTfluence, fine-tuning",
-    9: "Simfluence",
-}
 Rows = Iterator[tuple[str, Any, Any]]  # (parameter, the paper's value, the profile's)
 
 

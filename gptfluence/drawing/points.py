@@ -18,7 +18,7 @@ from gptfluence.drawing.style import PAGE, empty_figure, style, wrapped
 
 POINTS = ("panel", "series", "x", "value", "low", "high")
 CURVES = ("panel", "series", "repeat", "x", "value")
-WIDTH = 0.8  # of the points at one x, as a share of the room there
+WIDTH = 0.8  # of the points at one x, as a share of the room there: what seaborn gives marks that have no width
 
 
 def plot_intervals(
@@ -59,7 +59,7 @@ def plot_intervals(
         plot.share(x=False, y=False).on(figure).plot()
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
             part = frame[frame["panel"] == title]
-            _finish(axis, part, len(positions), line)
+            _finish(axis, len(positions), line)
             if floor is not None and (below["panel"] == title).any():
                 _mark_below(axis, below[below["panel"] == title], looks)
                 ends = part[["value", "high"]].to_numpy(dtype=float)
@@ -119,7 +119,7 @@ def _inside(frame: pd.DataFrame, floor: float | None) -> tuple[pd.DataFrame, pd.
     return drawn.assign(low=drawn["low"].clip(lower=bottom).where(bounded), high=drawn["high"].where(bounded)), below
 
 
-def _finish(axis: Axes, part: pd.DataFrame, positions: int, line: float | None) -> None:
+def _finish(axis: Axes, positions: int, line: float | None) -> None:
     """What a panel shows besides its points: the level that is marked, and thin lines between the places on its x axis."""
     if line is not None:
         axis.axhline(line, color="#404040", linewidth=0.6, zorder=1)

@@ -64,10 +64,8 @@ class Table:
     def to_markdown(self) -> str:
         """A pipe table, and the notes below it."""
         bold = self._stressed()
-        cells = [
-            [f"**{cell}**" if bold[i, j] else cell.replace("|", "\\|") for j, cell in enumerate(row)]
-            for i, row in enumerate(self._merged())
-        ]
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in self._merged()]
+        cells = [[f"**{cell}**" if bold[i, j] else cell for j, cell in enumerate(row)] for i, row in enumerate(escaped)]
         headings = [", ".join(filter(None, column)).replace("|", "\\|") for column in self.columns]
         align = ["left" if self._left(j) else "right" for j in range(len(self.columns))]
         frame = pd.DataFrame(cells, columns=headings)

@@ -78,7 +78,7 @@ class ModelSource:
         elif isinstance(config, LocalModel):
             model, tokenizer = _load_folder(self.name, self._path())
         else:
-            model, tokenizer = _load_gguf(self.name, self._path(), config)
+            model, tokenizer = _load_gguf(self.name, self._path())
         positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         length = int(min(config.max_length or positions, positions))
         if config.lora is not None:
@@ -158,7 +158,7 @@ def _load_folder(name: str, folder: Path) -> tuple[PreTrainedModel, PreTrainedTo
     return _from_pretrained(name, str(folder), local_files_only=True)
 
 
-def _load_gguf(name: str, path: Path, config: GGUFModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_gguf(name: str, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return _from_pretrained(name, str(path.parent), gguf_file=path.name, local_files_only=True)
 
 

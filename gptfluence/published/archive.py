@@ -108,6 +108,10 @@ def _add_tar(read: dict[str, Callable[[], bytes]], path: Path, prefix: str, scra
 def _checked_name(member: tarfile.TarInfo, path: Path) -> str:
     """The member's name without empty parts and dots. Raises DataError that names a member not to be trusted."""
     name, kind = member.name, None
+    if not hasattr(tarfile, "data_filter"):
+        raise DataError(
+            f"{path}: to read archives safely takes Python 3.11.4 or newer; update Python, or unpack it yourself"
+        )
     try:
         tarfile.data_filter(member, str(path))
     except tarfile.SpecialFileError:
@@ -121,6 +125,8 @@ def _checked_name(member: tarfile.TarInfo, path: Path) -> str:
         kind = "a sparse file"
     elif name.startswith("/") or PureWindowsPath(name).anchor or "\\" in name:
         kind = "an absolute path or a path of another system"
+    elif kind is None and ".." in name.split("/"):
+        kind = "a path with '..' in it"
     elif member.size > MAX_FILE_BYTES:
         kind = f"{member.size} bytes large, more than any file of the published data"
     if kind is not None:

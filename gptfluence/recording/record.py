@@ -98,6 +98,7 @@ class Wanted:
 
     @property
     def spec(self) -> RunSpec:
+        """Everything that the runs' numbers depend on; the folder is named after it."""
         gpt = self.source.gpt
         return RunSpec(
             format=store.FORMAT,

@@ -97,6 +97,12 @@ def read_spec(folder: Path) -> RunSpec:
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
+        fields = [".".join(map(str, each["loc"])) for each in error.errors() if each["type"] == "extra_forbidden"]
+        if fields:
+            raise ArtifactError(
+                f"{folder / 'spec.json'}: recorded by another version: {', '.join(fields)} not known here; use that version, or "
+                "record again into another folder"
+            ) from None
         raise ArtifactError(f"{folder / 'spec.json'} does not say how runs are recorded: {error}") from None
 
 

@@ -54,9 +54,10 @@ def run_seed(study_seed: int, name: str) -> int:
 
 
 def curriculum_of(spec: RunSpec, name: str, pool_size: int) -> Curriculum:
-    """The curriculum that is drawn for the run of this name."""
+    """The curriculum that is drawn for the run of this name. Raises RecordingError if the spec draws none."""
     drawn = spec.curriculum
-    assert drawn is not None  # runs whose curricula are given are not drawn
+    if drawn is None:
+        raise RecordingError(f"run {name}: its curriculum is not given and the folder draws none")
     return draw_curriculum(
         pool_size,
         subset=drawn.subset_size,
@@ -76,7 +77,10 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
 
     spec, task, source = store.read_spec(job.folder), store.read_task(job.folder), store.read_source(job.folder)
     if source is None:
-        raise RecordingError(f"{job.folder}: it does not say which GPT is trained: {store.SOURCE} is missing")
+        raise RecordingError(
+            f"{job.folder}: it does not say which GPT is trained: {store.SOURCE} is missing; record through gf.record or a "
+            "Study, which write it: no run is lost"
+        )
     recorder: Recorder | None = None
     with single_thread():
         try:

@@ -1,4 +1,4 @@
-"""What every method can do, predict recorded runs; and every simulator: be fitted on runs, and predict any curriculum.
+"""Base classes: a method predicts recorded runs. A simulator is also fitted on runs and predicts any curriculum.
 
 A simulator starts from the observed first rows of a trajectory and from then on sees its own predictions only.
 """
@@ -26,6 +26,10 @@ from gptfluence.tasks.base import TaskPool, fingerprint
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"  # the names that the Hugging Face Hub's model pages look for
 DIVERGENCE_FACTOR = 100.0
+TOLD_THE_ANSWER = (
+    "oracle",
+    "update",
+)  # such a word is in the name of a method that is told the answer, and of no other
 
 
 def diverged(predicted: np.ndarray, scale: float) -> np.ndarray:
@@ -39,7 +43,7 @@ def diverged(predicted: np.ndarray, scale: float) -> np.ndarray:
 
 
 def carried(errors: np.ndarray) -> np.ndarray:
-    """How much of what a prediction is off at a step it is off later, too: float64 [steps], each 0 to 1.
+    """The share of the error at each step that remains at later steps: float64 [steps], each 0 to 1.
 
     errors: float [runs, steps + 1, tests], recorded less predicted, of training runs. By least squares at each step against
     the mean of the later ones; 0 where there is no error to learn from.
@@ -95,7 +99,9 @@ class Predictor(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # what `bind` gives it: "encoder" of texts, "tangents" of the GPT
     replays: ClassVar[bool] = False  # whether it predicts from the checkpoints of the very run that it explains
     metrics: ClassVar[tuple[str, ...] | None] = None  # what it predicts; None: any metric
-    refuses_unseen: ClassVar[str] = ""  # why it has nothing to say of examples that it was not fitted on, if it has not
+    refuses_unseen: ClassVar[str] = (
+        ""  # why it does not predict examples that it was not fitted on; empty: it predicts unseen examples, too
+    )
     trivial: ClassVar[bool] = False  # a baseline that knows nothing of the curriculum: there is nothing to fit
     moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
 
@@ -106,7 +112,10 @@ class Predictor(ABC):
 
     def problem_with_name(self, name: str) -> str:
         """Why a profile must not call this method `name`; empty if it may."""
-        return ""
+        word = next((word for word in TOLD_THE_ANSWER if word in name), "")
+        if not word or self.told_the_answer:
+            return ""
+        return f"a name with {word!r} in it is of methods that are told the answer; call it otherwise, with kind: {self.name}"
 
     def bind(
         self,
@@ -231,6 +240,10 @@ class Simulator(Predictor):
         return self._rollout(prepared, batches, observed)
 
     def predict(self, dynamics: GPTDynamics, observed: int = 1, *, metric: str = "loss") -> np.ndarray:
+        """`simulate` the runs of `dynamics`, trained with their optimizer, from the first `observed` values of each.
+
+        Returns float32 [runs, steps + 1, tests]. Raises ConfigurationError for another metric than the fitted one.
+        """
         fitted = self._require_fitted()
         if metric != fitted.metric:
             raise ConfigurationError(

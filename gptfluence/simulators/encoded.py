@@ -1,4 +1,4 @@
-"""What simulators share that read texts through an encoder."""
+"""What simulators with a text encoder share."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class EncodesTexts(Simulator):
         load_encoder: Callable[[str], Any] | None = None,
         together: Sequence[Predictor] = (),
     ) -> Self:
+        """Load the encoder, with a cache of features beside these runs; returns itself."""
         if isinstance(self.encoder, str):
             self.encoder = (load_encoder or _loader(dynamics))(self.encoder)
         return self

@@ -29,8 +29,6 @@ from gptfluence.recording.workers import run_seed
 from gptfluence.simulators import replay
 from gptfluence.tasks.base import fingerprint
 
-FORMAT = 1
-METRIC = "loss"  # gradients of anything else are not to be had
 FILE = "influence.parquet"
 
 
@@ -38,6 +36,8 @@ class Scaled(replay.Scoring, Protocol):
     """What is asked of a method here; see `simulators.tracin.TracIn`."""
 
     name: str
+    format: int
+    metrics: tuple[str, ...]
     scale: str
 
 
@@ -87,10 +87,11 @@ class Influences:
                 "or more, or scale: none"
             )
         self._compute([recorded, *([fitted_on] if fitted_on else ())])
-        losses, influence = recorded.trajectories(METRIC), self.load(method, recorded)
+        (metric,) = method.metrics
+        losses, influence = recorded.trajectories(metric), self.load(method, recorded)
         scale: float | np.ndarray = 1.0
         if fitted_on is not None:
-            scale = self._scales(self.load(method, fitted_on), fitted_on.trajectories(METRIC))[None]
+            scale = self._scales(self.load(method, fitted_on), fitted_on.trajectories(metric))[None]
         elif method.scale == "oracle":
             scale = np.stack([self._scales(influence[k : k + 1], losses[k : k + 1]) for k in range(len(losses))])
         return replay.predict(influence, losses[:, :observed], scale)
@@ -172,7 +173,7 @@ class Influences:
             "content": recorded.provenance["runs"][run.name],
             "options": method.influence_options,
             "unit": "nats per token, positive where the loss falls",
-            "format": FORMAT,
+            "format": method.format,
         }
 
     def _folder(self, method: Scaled, recorded: GPTDynamics, run: TrainingRun) -> Path:

@@ -31,12 +31,14 @@ class Method:
     """One kind of method.
 
     name: what profiles call it (`kind`); where: "module:Class" below `gptfluence`; printed: its name in figures and tables
+    trivial: a baseline that knows nothing of the curriculum, as its class says, too
     """
 
     name: str
     where: str
     printed: str
     line: Line
+    trivial: bool = False
 
     def load(self) -> type[Predictor]:
         """The class. The first call imports its module."""
@@ -57,12 +59,19 @@ METHODS: dict[str, Method] = {
         Method(
             "low_rank", "simulators.low_rank:LowRank", "Low-rank deviations", Line("#5E3C99", (0, (5, 1, 1, 1)), "<")
         ),
-        Method("persistence", "simulators.reference:Persistence", "Persistence", Line("#767676", (0, (1, 2.5)), "x")),
+        Method(
+            "persistence",
+            "simulators.reference:Persistence",
+            "Persistence",
+            Line("#767676", (0, (1, 2.5)), "x"),
+            trivial=True,
+        ),
         Method(
             "mean_trajectory",
             "simulators.reference:MeanTrajectory",
             "Mean trajectory",
             Line("#E69F00", (0, (6, 2, 1, 2, 1, 2)), "v"),
+            trivial=True,
         ),
         Method("tracin_cp_all", "simulators.tracin:TracInAll", "TracIn-CP (all)", _TRACIN),
         Method("tracin_cp_10", "simulators.tracin:TracIn10", "TracIn-CP (10)", _TRACIN),
@@ -84,12 +93,19 @@ def applicable(variants: Sequence[Variant], metric: str, *, known: bool = True) 
 
     A method that refuses unseen examples by itself, with a reason, stays. Raises ConfigurationError if none is left.
     """
-    left = []
-    for variant in variants:
-        kind = method_of(variant.kind).load()
-        if (kind.metrics is None or metric in kind.metrics) and (known or not kind.replays):
-            left.append(variant)
-    if variants and not left:
-        what = f"the loss only, not {metric!r}" if known else "the held-out runs on known examples only"
-        raise ConfigurationError(f"method {variants[0].method!r}: gradients explain {what}; choose another method")
+    kinds = [(variant, method_of(variant.kind).load()) for variant in variants]
+    predicting = [(variant, kind) for variant, kind in kinds if kind.metrics is None or metric in kind.metrics]
+    left = [variant for variant, kind in predicting if known or not kind.replays]
+    if kinds and not predicting:
+        variant, kind = kinds[0]
+        raise ConfigurationError(predicts_no(variant.method, kind.metrics, metric))
+    if kinds and not left:
+        raise ConfigurationError(
+            f"method {predicting[0][0].method!r} predicts the held-out runs on known examples only; choose another method"
+        )
     return left
+
+
+def predicts_no(name: str, metrics: Sequence[str] | None, metric: str) -> str:
+    """The message for a metric that a method does not predict."""
+    return f"method {name!r} predicts {', '.join(metrics or ())}, not {metric!r}; choose another method"

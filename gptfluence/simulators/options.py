@@ -6,8 +6,8 @@ Types and defaults stand in the class and nowhere else. A profile's `simulators:
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -83,7 +83,7 @@ def read_options(name: str, given: Any) -> MethodOptions:
     if not isinstance(given, Mapping):
         raise ConfigurationError(f"{where}: must be a mapping of options, e.g. {{}}, not {given!r}")
     kind = given.get("kind", name)
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         problem = unknown("kind of method", kind, METHODS)
         hint = "" if "kind" in given else f"; an entry with a name of its own says what it is: {name}: {{kind: ...}}"
         raise ConfigurationError(f"{where}: {problem}{hint}")
@@ -105,7 +105,7 @@ def _explain(error: ValidationError, where: str, kind: str) -> str:
     moved = METHODS[kind].load().moved
     said: dict[str, list[str]] = {}  # by field: of a union each part complains
     for problem in error.errors():
-        option = str(problem["loc"][0])
+        option = str((problem["loc"] or ("",))[0])
         if problem["type"] == "extra_forbidden":
             text = moved.get(option) or unknown("option", option, known)
         else:
@@ -125,12 +125,14 @@ def _located(message: str, where: str, kind: str) -> str:
 class Variant:
     """A method of a profile, with options that may differ from the profile's.
 
-    method: its name in the profile; variant: what differs, in words such as "markov_order=2", "" if nothing does
+    method: its name in the profile; variant: what was set beside the profile's entry, in words such as "markov_order=2", also
+    where the value is the entry's own; "" if nothing was. The words only name the variant: `options` says what it is.
     """
 
     method: str
     variant: str
     options: MethodOptions
+    _said: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # option -> its value, in words
 
     @classmethod
     def of(cls, kind: str, **options: Any) -> Variant:
@@ -145,16 +147,17 @@ class Variant:
         return f"{self.method} {self.variant}".strip()
 
     def with_(self, **changes: Any) -> Variant:
-        """The same with some options changed, e.g. `with_(markov_order=2)`. Raises ConfigurationError as `read_options`."""
+        """The same with some options set, e.g. `with_(markov_order=2)`; an option that was set before is set anew.
+
+        Raises ConfigurationError as `read_options`.
+        """
         if not changes:
             return self
         options = read_options(self.method, {"kind": self.kind, **self.options.arguments(), **changes})
-        return Variant(self.method, " ".join(_words([self.variant], changes)), options)
+        said = {**self._said, **{name: str(value) for name, value in changes.items()}}
+        words = [self.variant] * (not self._said) + [f"{name}={value}" for name, value in said.items()]
+        return Variant(self.method, " ".join(filter(None, words)), options, said)
 
     def create(self) -> Predictor:
         """The method with these options, not fitted yet."""
         return self.options.create()
-
-
-def _words(before: Iterable[str], changes: Mapping[str, Any]) -> list[str]:
-    return [*(text for text in before if text), *(f"{name}={value}" for name, value in changes.items())]

@@ -62,7 +62,7 @@ def influences(
         step = int(np.argmax(~(difference <= REPLAY_TOLERANCE)))
         raise RecordingError(
             f"run {run.name}, step {step}: replayed losses differ from the recorded ones by {difference[step]:.2g} nats "
-            f"per token (allowed: {REPLAY_TOLERANCE:g}), so its checkpoints cannot be had again; the run was recorded by "
+            f"per token (allowed: {REPLAY_TOLERANCE:g}), so its checkpoints cannot be made again; the run was recorded by "
             "another machine or version: delete its folder to have it recorded here"
         )
     return replay.influence

@@ -25,6 +25,7 @@ from gptfluence.gradients.products import PARAMETERS
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import Predictor
 from gptfluence.simulators.influence import Influences
+from gptfluence.simulators.methods import predicts_no
 
 DIRECTIONS = ("gradient", "update")
 SCALES = ("none", "validation", "oracle")
@@ -50,7 +51,7 @@ class TracIn(Predictor):
     name = "tracin"
     format = 1
     replays = True
-    metrics = ("loss",)  # gradients of anything else are not to be had
+    metrics = ("loss",)  # gradients of anything else cannot be computed
 
     parameters: str = "last_layer"
     checkpoints: str | int = "all"
@@ -79,13 +80,16 @@ class TracIn(Predictor):
         return self.scale == "oracle" or self.direction == "update"
 
     def problem_with_name(self, name: str) -> str:
-        """Tables must tell what was fitted on the test run."""
-        if (self.scale == "oracle") == ("oracle" in name):
-            return ""
-        return (
-            f"with scale: {self.scale} its name must {'' if self.scale == 'oracle' else 'not '}say oracle, so that tables tell "
-            f"what was fitted on the test run; call it e.g. '{self.name}_oracle' with kind: {self.name}"
-        )
+        """Tables must tell what was fitted on the test run, or given its updates."""
+        for option, word, what in (("scale", "oracle", "fitted on"), ("direction", "update", "given the updates of")):
+            told = getattr(self, option) == word
+            if told != (word in name):
+                other = f"e.g. '{self.name}_{word}'" if told else "otherwise,"
+                return (
+                    f"with {option}: {getattr(self, option)} its name must {'' if told else 'not '}say {word}, so that tables "
+                    f"tell what was {what} the test run; call it {other} with kind: {self.name}"
+                )
+        return ""
 
     def identity(self) -> dict[str, Any]:
         return {"method": [self.name, {**self.influence_options, "scale": self.scale}], "format": self.format}
@@ -103,10 +107,12 @@ class TracIn(Predictor):
         return self
 
     def predict(self, dynamics: GPTDynamics, observed: int = 1, *, metric: str = "loss") -> np.ndarray:
-        if metric != "loss":
-            raise ConfigurationError(
-                f"{self.name}: gradients explain the loss only, not {metric!r}; choose another method"
-            )
+        """Predict the runs of `dynamics` from the first `observed` losses of each: float32 [runs, steps + 1, tests].
+
+        Raises ConfigurationError for another metric, or before `bind`.
+        """
+        if metric not in self.metrics:
+            raise ConfigurationError(predicts_no(self.name, self.metrics, metric))
         if self._along is None:
             raise ConfigurationError(f"{self.name}: call bind(dynamics) first, with all recorded runs")
         return self._along.predict(self, dynamics, observed)

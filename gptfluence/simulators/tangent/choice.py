@@ -38,7 +38,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The correction of one kind of test examples, and how far what is off at a step is off later: float [steps]."""
+    """The correction of one kind of test examples.
+
+    carried: float [steps]. The share of the error at each step that remains at later steps.
+    """
 
     correction: Correction
     carried: np.ndarray

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptfluence.gradients.tangents import Coordinates, Tangents
+from gptfluence.gradients.coordinates import Coordinates, Tangents
 from gptfluence.recording.settings import AdamW
 
 LARGEST_LOGIT = 80.0  # exp of more does not fit float32

@@ -26,6 +26,7 @@ import numpy as np
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.gradients.coordinates import Coordinates, Tangents, from_arrays, to_arrays
 from gptfluence.gradients.tangents import TangentFeatures
+from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.record import devices
 from gptfluence.recording.settings import AdamW
@@ -62,8 +63,8 @@ class TangentSimulator(Simulator):
         more up to the last of them. None: gradients of the GPT before training alone.
     use_corrections: let recorded runs correct what is simulated; if not, it is the linearisation's (other metrics than the loss
         still have readout weights from recorded runs).
-    follow_reference: measure unseen tests along the reference run, where there is one; if not, all that is known of what the
-        linearisation is off at them is its mean over the fitted tests.
+    follow_reference: measure unseen tests along the reference run, where there is one; if not, their error is estimated by
+        the mean error at the fitted tests.
 
     A curriculum may have any length and batch size; its learning rates are those that the recorder would use, or those of
     another optimizer (`trained_with`). Metrics other than the loss are read out of the simulated outputs (`readout.py`).
@@ -76,7 +77,7 @@ class TangentSimulator(Simulator):
     """
 
     name = "tangent"
-    format = 8
+    format = 9
     needs = frozenset({"tangents"})
     moved = {"tangents": "its options stand one level higher now, e.g. tangent: {coordinates: 6144, checkpoints: [40]}"}
 
@@ -89,6 +90,7 @@ class TangentSimulator(Simulator):
     follow_reference: bool = True
 
     tangents: TangentFeatures | None = field(default=None, init=False, repr=False)  # once bound
+    _given: bool = field(default=False, init=False, repr=False)  # by `bind_features`, not taken from the runs
 
     def __post_init__(self) -> None:
         self.checkpoints = tuple(sorted(set(self.checkpoints)))
@@ -109,9 +111,23 @@ class TangentSimulator(Simulator):
     ) -> Self:
         """Take gradients of the GPT that `dynamics` was recorded from, and keep them beside the runs.
 
-        The reference run is the first training run. Raises ConfigurationError if the GPT is not known, or if the simulator was
-        fitted on other examples.
+        The reference run is the first training run; once fitted, that of the fit. Raises ConfigurationError if the GPT is not
+        known, or if the simulator was fitted on other examples.
         """
+        if self.report is None:
+            self._take_from(dynamics, self._first_run(dynamics))
+            return self
+        self._take_from(dynamics, self._reference)
+        return self.load_gradients(dynamics.pool, dynamics.tests)
+
+    def _first_run(self, dynamics: GPTDynamics) -> Curriculum | None:
+        """The reference run that is chosen for these runs, if one is needed."""
+        if not self.checkpoints:
+            return None
+        return next((run for run in dynamics.runs if run.split == "train"), dynamics.runs[0]).curriculum
+
+    def _take_from(self, dynamics: GPTDynamics, reference: Curriculum | None) -> None:
+        """Let `tangents` be of the GPT and the settings of these runs."""
         source, spec = dynamics.source, dynamics.spec
         if source is None or spec is None:
             raise ConfigurationError(
@@ -119,10 +135,7 @@ class TangentSimulator(Simulator):
                 "record them again where they are (gf.record, Study: no run is lost), or call bind_features with "
                 "TangentFeatures(gpt, pool, recording)"
             )
-        reference = None
-        if self.checkpoints:
-            reference = next((run for run in dynamics.runs if run.split == "train"), dynamics.runs[0]).curriculum
-        self.tangents = TangentFeatures(
+        tangents = TangentFeatures(
             source.gpt,
             dynamics.pool,
             spec.recording,
@@ -135,13 +148,13 @@ class TangentSimulator(Simulator):
             cache=source.artifacts / "tangents",
             device=devices()[0],
         )
-        if self.report is None:  # not fitted yet, or being fitted
-            return self
-        return self.load_gradients(dynamics.pool, dynamics.tests)
+        if self.tangents is None or self._given or self.tangents.fingerprint != tangents.fingerprint:
+            self.tangents = tangents  # else they are the same, and those there are may hold a loaded GPT
+        self._given = False
 
     def bind_features(self, tangents: TangentFeatures) -> Self:
         """Take gradients by `tangents`, whose settings become this simulator's options."""
-        self.tangents = tangents
+        self.tangents, self._given = tangents, True
         self.coordinates, self.candidates, self.mass = tangents.size, tangents.candidates, tangents.mass
         self.checkpoints, self.seed = tuple(tangents.checkpoints), tangents.seed
         return self
@@ -217,8 +230,8 @@ class TangentSimulator(Simulator):
 
     def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
         begin = time.perf_counter()
-        if self.tangents is None:
-            self.bind(train)
+        if not self._given:
+            self._take_from(train, self._first_run(train))
         source = self._source("fitting")
         optimizer = source.recording.optimizer
         self._checked_rates(train, optimizer)
@@ -227,7 +240,7 @@ class TangentSimulator(Simulator):
                 f"tangent: the tangents' reference run is over {source.pool.name}, whose examples are not those of "
                 f"{train.pool.name}; give TangentFeatures the pool that the runs were trained on"
             )
-        self._taken_by = source.fingerprint
+        self._taken_by, self._reference = source.fingerprint, source.reference
         self._linearised = Linearised(source.coordinates, optimizer, optimizer, train.batches.shape[1])
         self._held = Held(examples=(train.pool, train.tests))
         self._batches = train.batches
@@ -394,6 +407,7 @@ class TangentSimulator(Simulator):
             **{f"carried.{label}": each.carried for label, each in self._chosen.items()},
             **({} if self._of_reference is None else {"of_reference": self._of_reference}),
             **({"readout": self._readout.weights} if self._readout else {}),
+            **({} if self._reference is None else {"reference": self._reference.batches}),
         }
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
@@ -411,6 +425,7 @@ class TangentSimulator(Simulator):
         self._batches, self._residual, self._mean = (arrays[key] for key in ("batches", "residual", "mean"))
         self._taken_by = arrays["taken_by"].tobytes().decode()
         self._of_reference = arrays.get("of_reference")
+        self._reference = Curriculum(arrays["reference"]) if "reference" in arrays else None
         self._chosen = {
             label: Chosen(Correction(arrays[f"correction.{label}"]), arrays[f"carried.{label}"]) for label in KINDS
         }
