@@ -24,9 +24,9 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 task: str = ""  # SST-2
-runs: int = 8  # recorded to fit on; two more are kept apart
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+runs: int = 8  # recorded to fit on; two more runs are for validation and testing
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import numpy as np
@@ -54,7 +54,7 @@ print("the first batches of a curriculum:", dynamics.curricula[0].batches[:3].to
 dynamics.to_frame("loss").head(3)
 
 # %% [markdown]
-# How far do curves drift over a run, and how much do they differ from run to run? Only the second is the curriculum's doing.
+# How far do curves drift over a run, and how much do they differ from run to run? The curriculum causes only the second.
 
 # %%
 losses = dynamics.trajectories("loss")
@@ -66,8 +66,8 @@ print(f"difference between runs (variance)             {losses.var(axis=0, ddof=
 # %% [markdown]
 # ## 2. Fit
 # GPTfluence predicts the next loss of a test example from its last one and from the batch, through features of the texts:
-# $\hat y_t = \alpha(c_t)\, y_{t-1} + \beta(c_t)$, each a sum over the examples of the batch. The tangent simulator, which is not
-# the paper's, trains the GPT's linearisation instead.
+# $\hat y_t = \alpha(c_t)\, y_{t-1} + \beta(c_t)$, each a sum over the examples of the batch. The tangent simulator is not in
+# the paper. It trains the GPT's linearisation instead.
 
 # %%
 train, validation, test = dynamics.split()
@@ -113,7 +113,7 @@ picture
 # %%
 caption = (
     f"A curriculum that nobody trained on, simulated and then really trained. {nb.study.profile.title} ({truth.model}), task "
-    f"{gf.names.task(nb.task)}; simulators fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
+    f"{gf.names.task(nb.task)}. Simulators are fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
 reading = f"{gf.readings.of_trajectories(frame)} Over all test examples: {gf.readings.of_table(table)}"
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics, truth], reading=reading)

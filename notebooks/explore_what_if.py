@@ -14,9 +14,9 @@
 # %% [markdown]
 # # What if? Change a curriculum by hand
 #
-# Choose training examples to drop, repeat, move or rewrite; a simulator says within seconds what the GPT would have learned,
-# inside bands, and then the GPT is really trained on the changed curriculum, and its losses are drawn over them. Change the parameters and run
-# again; `gptfluence what-if` does the same from the shell.
+# Choose training examples to drop, repeat, move or rewrite. A simulator predicts within seconds what the GPT would have
+# learned, with bands around it. Then the GPT is really trained on the changed curriculum, and its losses are drawn over the
+# bands. Change the parameters and run again. `gptfluence what-if` does the same from the shell.
 #
 # ![A changed curriculum: simulated, and trained](../figures/mini/explore_what_if.png)
 #
@@ -27,7 +27,7 @@ profile: str = "mini"
 task: str = ""  # SST-2
 method: str = "tangent"
 run: int = 0  # the held-out run whose curriculum is changed
-drop: list[int] = []  # positions in the pool; with no change given at all, a quarter of the run's examples
+drop: list[int] = []  # positions in the pool; default, if nothing else is changed: a quarter of the run's examples
 repeat: list[int] = []  # shown `times` more times
 times: int = 8
 first: list[int] = []  # moved to the beginning
@@ -35,8 +35,8 @@ last: list[int] = []  # moved to the end
 rewrite: list[str] = []  # "POSITION=new target", such as "17= negative"
 level: float = 0.9  # of the bands
 examples: int = 5  # drawn, besides the mean
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import numpy as np
@@ -55,7 +55,7 @@ for position in [*drop[:2], *repeat[:2], *first[:1], *last[:1]]:
     print(position, repr(test.pool[position].text))
 
 # %% [markdown]
-# Simulated first, then trained; the mean over all test examples:
+# Simulated first, then trained. Losses are means over all test examples.
 
 # %%
 answer = ask(campaign, changes, run=run, method=method, level=level)
@@ -69,9 +69,10 @@ picture
 
 # %%
 caption = (
-    f"A held-out curriculum of {gf.names.task(nb.task)} changed by hand ({changes}), simulated by {gf.names.method(method)} inside {level:.0%} "
-    f"bands and then really trained. {nb.study.profile.title} ({answer.base.model}). Bands are calibrated on unchanged curricula, for single "
-    "test examples. They promise nothing for changed curricula."
+    f"A held-out curriculum of {gf.names.task(nb.task)} changed by hand ({changes}), simulated by "
+    f"{gf.names.method(method)} inside {level:.0%} bands and then really trained. {nb.study.profile.title} "
+    f"({answer.base.model}). Bands are calibrated on unchanged curricula, for single test "
+    "examples. They promise nothing for changed curricula."
 )
 reading = gf.readings_beyond.of_what_if(answer.table().iloc[0])
 nb.save_figure(picture, frame, "explore_what_if", caption=caption, sources=[answer.base, answer.truth], reading=reading)

@@ -14,25 +14,24 @@
 # %% [markdown]
 # # Beyond the paper: what of a curriculum's own effect is predicted?
 #
-# Simulators are fitted on curricula drawn alike, and most of a loss curve is the same for all of those: a method that
-# knows nothing of the curriculum, the mean of the training runs, has small errors. *R²dev is the share of what the
-# curriculum changes that a simulator predicts: 1 is perfect, 0 is the mean of the training runs, below 0 is worse.* And whoever asks
-# "what if" asks about other curricula: a few examples repeated, sorted, biased, one example less or more, another learning
-# rate, a longer training; and about test or training examples that no simulator was fitted on. Those are really recorded here,
-# and every simulator is measured on them.
+# Simulators are fitted on curricula drawn alike. Most of a loss curve is the same for all of these, so even the mean of the
+# training runs, which knows nothing of the curriculum, has small errors. *R²dev is the share of a curriculum's own effect
+# that a simulator predicts: 1 is perfect, 0 is the mean of the training runs, below 0 is worse.* A "what if" question is
+# about other kinds of curricula (they are listed in docs/glossary.md), or about unseen examples. Runs of each kind are
+# recorded here, and every simulator is measured on them.
 #
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing); records its own runs of every other kind. Outputs:
 # `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded and simulators
-# fitted on them, profile `mini` takes 12 minutes of one core; on more, runs are recorded side by side.
+# fitted on them, profile `mini` takes 12 minutes of one core. With more cores, runs are recorded side by side.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # all of the profile
-models: list[str] = []  # the profile's first; others: those of settings.fine_tuning.models
+models: list[str] = []  # default: the profile's first; others are in settings.fine_tuning.models
 methods: list[str] = []  # the baselines, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 kinds: list[str] = [
     "alike",
@@ -47,9 +46,9 @@ kinds: list[str] = [
     "unseen_pool",
 ]
 other_metrics: list[str] = []  # accuracy, BLEU and ROUGE-L (of SST-2 and WebNLG drawn alike) where they are recorded
-runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+runs: int = 3  # recorded of each kind; `alike` and the unseen kinds have the profile's runs
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -67,11 +66,14 @@ for kind in kinds:
     print(f"{kind:12} {known[kind]}")
 
 # %% [markdown]
-# Each kind is recorded, and simulated from the losses before training. Of a change of the training itself (`faster`, `longer`)
-# the tangent simulator is told the learning rates; the others have no place for them. Those that refuse longer runs than they
-# were fitted on, or unseen examples, have no value there. On unseen tests 0 is these tests' *own* mean training trajectory.
-# The tangent simulator, where it has a reference run, trains that run again and measures these tests along it, so that it knows
-# one of the training runs; *one recorded run* is what that run's own losses are worth.
+# Each kind is recorded, and simulated from the losses before training. For `faster` and `longer` the tangent simulator is
+# told the learning rates. Other simulators cannot use them. Some simulators refuse runs longer than those they were fitted on,
+# or unseen examples, and have no value there. On unseen tests 0 is the mean training trajectory of *these* tests. With a
+# reference run, the tangent simulator trains that run again and measures these tests along it, so it knows one training run.
+# *One recorded run* shows the R²dev of that run's own losses. On an unseen pool 0 is the mean training trajectory of the known
+# pool. For longer runs the mean trajectory stays at its last value.
+#
+# For `unseen_tests` a simulator is fitted on every other test example and predicts the rest, and then the other way round.
 
 # %%
 results, sources = shifted.explained(nb.campaigns, kinds, nb.methods, runs=runs)
@@ -79,8 +81,8 @@ explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["model", "task", "kind"], columns="method", values="value", sort=False).round(2)
 
 # %% [markdown]
-# Do the ranks of what the curriculum changes come out right? (rank correlation, over test examples, of the final loss less
-# that of the mean trajectory)
+# Are test examples ranked rightly by how much the curriculum changes them? This is the rank correlation, over test examples,
+# of the final loss less that of the mean trajectory.
 
 # %%
 ranks = results[results["statistic"] == "deviation_spearman"]
@@ -100,7 +102,7 @@ picture
 #
 # Accuracy follows from simulated outputs of the label words. BLEU and ROUGE-L score sampled texts: a run recorded once more
 # with other random numbers has other scores. *The ceiling is what a simulator would reach that knows the expected score of
-# every text*; what is above it is luck. (Step 0 is observed, and its score stands until the next texts.)
+# every text*. Anything above it is sampling noise. (Step 0 is observed, and its score stands until the next texts.)
 
 # %%
 metrics = other_metrics or further.row.metrics
@@ -114,13 +116,10 @@ others[others["statistic"] == "r2_dev"].pivot_table(
 held = explained[explained["kind"] == "alike"]["runs"].max()
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
-    f"{nb.study.profile.title} ({', '.join(nb.models)}); {held} held-out runs drawn alike, {runs} of every other kind, none of them "
-    "seen in fitting. Unseen tests: simulators fitted on every other test example, asked about the rest, and the other way "
-    "round, in the runs drawn alike, whose own mean is the 0; a tangent simulator with a reference run measures these tests along "
-    "one training run, the first, trained again, and the row of one recorded run is that run as it is; unseen pool: the "
-    "profile's runs on training examples kept apart, where it keeps some, and the 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (of two or three runs hardly more than their "
-    "range, of one none). Beyond the end of the mean trajectory its last value stands."
-    + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
+    f"{nb.study.profile.title} ({', '.join(nb.models)}), {held} held-out runs drawn alike, {runs} of every other kind. "
+    "Unseen tests: 0 is the mean of these tests, and a tangent simulator with a reference run measures them along that run. "
+    "Unseen pool: 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (with two or three runs hardly "
+    "more than their range)." + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
 )
 nb.save_figure(
     picture,
@@ -144,7 +143,7 @@ else:
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
         f"{nb.study.profile.title} ({', '.join(nb.models)}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
-        "share of the deviation that is luck of sampling, from the same runs recorded twice. Bars: 90% bootstrap intervals over "
+        "share of the deviation that is sampling noise, estimated by recording the same runs twice. Bars: 90% bootstrap intervals over "
         "runs."
     )
     competing = drawn[drawn["series"] != shifted.CEILING]

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Beyond the paper: how far ahead can one simulate?
 #
-# A simulator feeds on its own predictions, so its errors may pile up with every step. The squared error at each step is
-# shown beside that of the mean trajectory, which feeds on nothing. *Where a curve rises above the mean trajectory's, the
-# rest of the run is better guessed without the simulator.*
+# A simulator continues from its own predictions, so its errors may grow with every step. The squared error at each step is
+# shown beside that of the mean trajectory, which is the same for every curriculum. *Where a curve rises above the mean
+# trajectory's, the rest of the run is better guessed without the simulator.*
 #
 # ![Error by step, profile mini](../figures/mini/ext02_horizon.png)
 #
@@ -28,8 +28,8 @@
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import numpy as np
@@ -58,9 +58,9 @@ picture
 
 # %%
 caption = (
-    f"Root mean squared error of the simulated loss over test examples, by step; line: mean over {len(sources[0].split()[2])} "
-    f"held-out runs, band: from the lowest to the highest. {nb.study.profile.title} ({sources[0].model}). One value is observed, "
-    "before training."
+    f"Root mean squared error of the simulated loss over test examples, by step. Line: mean over {len(sources[0].split()[2])} "
+    f"held-out runs. Band: from the lowest to the highest. {nb.study.profile.title} ({sources[0].model}). The "
+    "value before training is observed."
 )
 reading = gf.readings_beyond.of_horizon(results)
 nb.save_figure(picture, results, "ext02_horizon", caption=caption, sources=sources, reading=reading)

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Beyond the paper: how many recorded runs does a simulator need?
 #
-# Recording is what costs: 25 runs of a real GPT are days of a GPU. Here every simulator is fitted on the first 1, 2, 5, 10
+# Recording is expensive: 25 runs of a real GPT take days of a GPU. Here every simulator is fitted on the first 1, 2, 5, 10
 # and 25 of the training runs, and measured on the same held-out runs. *A curve that is high from the left needs few runs.*
 # R²dev compares with the mean of all training runs throughout, so the mean trajectory of fewer runs lies below 0.
 #
@@ -29,8 +29,8 @@ profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 counts: list[int] = [1, 2, 5, 10, 25]  # training runs; counts above what the profile has are left out
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -60,9 +60,9 @@ picture
 # %% [markdown]
 # ## What runs and tangents cost
 #
-# In forwards of the GPT over one text: a recorded run trains on its batches (a forward, and a backward worth two) and measures
-# every test example after every step. The tangent simulator takes a backward for each output (`TangentSimulator.forwards`).
-# Other simulators cost the GPT nothing but the runs.
+# Costs are counted in forwards of the GPT over one text. A recorded run trains on its batches (a forward, and a backward
+# that counts as two) and measures every test example after every step. The tangent simulator takes a backward for each output
+# (`TangentSimulator.forwards`). The other simulators need only the recorded runs.
 
 # %%
 costs = []
@@ -81,12 +81,12 @@ costs.round(2)
 held, selecting = len(sources[0].split()[2]), len(sources[0].split()[1])
 caption = (
     f"Explained deviation R2_dev of the loss on {held} held-out runs drawn alike, by number of runs that the simulator was "
-    f"fitted on (besides {selecting} validation runs that select among epochs and settings). {nb.study.profile.title} "
+    f"fitted on (and {selecting} validation runs that choose epochs and settings). {nb.study.profile.title} "
     f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
 )
 if len(costs):
     worth = ", ".join(f"{row.task} {row.method} {row[-1]:.1f}" for row in costs.itertuples())
-    caption += f" Gradients cost the GPT as much as so many recorded runs: {worth}."
+    caption += f" Cost of the tangents, in recorded runs: {worth}."
 nb.save_figure(
     picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=gf.readings.best_points(frame)
 )

@@ -14,15 +14,15 @@
 # %% [markdown]
 # # Beyond the paper: what if these examples had not been there?
 #
-# k examples of a held-out run's curriculum are left out (others of it take their places), from one to a quarter of the subset, and
-# the GPT is really trained again on each such curriculum. The *linear datamodelling score* is the rank correlation, over
-# those curricula, between a test example's predicted and true final loss, averaged over test examples: *1 means that a
-# method knows which sets are missed and by whom, 0 that it knows nothing.* TracIn-CP and Grad-Dot see the checkpoints of the
-# run itself; simulators see only the curriculum.
+# k examples of a held-out run's curriculum are left out, and others of it take their places. k goes from one to a quarter of
+# the subset. The GPT is really trained again on each such curriculum. The *linear datamodelling score* is the rank
+# correlation, over those curricula, between a test example's predicted and true final loss, averaged over test examples: *1
+# means that a method ranks the sets rightly for every test example, 0 that it knows nothing.* TracIn-CP and Grad-Dot see the
+# checkpoints of the run itself; simulators see only the curriculum.
 #
 # ![Linear datamodelling score by number of examples left out, profile mini](../figures/mini/ext04_leave_out.png)
 #
-# Inputs: recorded runs and fitted simulators (made if missing); trains once for each set left out. Outputs:
+# Inputs: recorded runs and fitted simulators (made if missing). The GPT is trained once for each set left out. Outputs:
 # `figures/<profile>/ext04_leave_out.*`.
 #
 # `papermill notebooks/ext04_leave_out.ipynb out.ipynb -p profile smoke -y 'sizes: [1, 4]' -p draws 4`
@@ -32,10 +32,10 @@ profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 methods: list[str] = []  # the mean trajectory, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 scores: list[str] = ["tracin_cp_10", "grad_dot"]  # by gradients along the run itself
-sizes: list[int] = []  # examples left out; of none given 1, 1/32, 1/8 and 1/4 of the subset
-draws: int = 8  # sets of each size, each of which costs a training
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+sizes: list[int] = []  # examples left out; default: 1 example, 1/32, 1/8 and 1/4 of the subset
+draws: int = 8  # sets of each size; the GPT is trained once for each
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -68,9 +68,10 @@ picture
 
 # %%
 caption = (
-    f"Leave-k-out, checked by retraining: linear datamodelling score of final losses over {draws} sets of each size, and over all. "
-    f"{nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals, curricula drawn again. TracIn-CP and "
-    "Grad-Dot: last transformer block, along the run itself."
+    f"Leave-k-out, checked by retraining: linear datamodelling score of final losses over {draws} sets of each size, and over "
+    f"all sets. "
+    f"{nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over curricula. TracIn-CP and "
+    "Grad-Dot use gradients of the last transformer block along the run itself."
 )
 reading = f"{gf.readings.best_points(frame)}\n{gf.readings_beyond.without_score(results)}".rstrip()
 nb.save_figure(picture, results, "ext04_leave_out", caption=caption, sources=sources, reading=reading)

@@ -14,17 +14,17 @@
 # %% [markdown]
 # # Beyond the paper: bands, and whether they hold what they promise
 #
-# A simulated curve is of use where one knows how far to trust it. Split conformal prediction puts a band around it that
-# is to hold the *whole* recorded curve in nine cases of ten, whatever the simulator, as long as the new run is drawn like those
-# that calibrated the band. Two things weaken that here: curves of one run are not independent (`unit` run allows for it, with
-# wider bands), and of the calibration runs the validation runs had a say in the fit. *Coverage at the line and narrow bands are
-# good. For sorted, repeated or biased curricula nothing is promised*: there a band widens as the simulated run is further from the
-# mean of the fitted ones than any of those is, a guess that the figure puts to the test.
+# How far can a simulated curve be trusted? Split conformal prediction puts a band around it that should hold the *whole*
+# recorded curve in nine cases of ten. This works for every simulator, if the new run is drawn like the runs that calibrated
+# the band. Two things weaken it here. Curves of one run are not independent (`unit` "run" allows for that with wider bands).
+# And some calibration runs are validation runs, which took part in the fit. *Good bands are narrow and have coverage at the
+# line. For other kinds of curricula nothing is promised*: there a band is widened if the simulated run is further from the
+# mean of the fitted runs than any of these. The figure tests this rule.
 #
 # ![Bands and their coverage, profile mini](../figures/mini/ext05_bands.png)
 #
-# Inputs: recorded runs; fits simulators without those that calibrate. Outputs: `figures/<profile>/ext05_bands.*` (coverage) and
-# `ext05_bands_paths.*` (some curves inside their bands).
+# Inputs: recorded runs. Simulators are fitted without the runs that calibrate. Outputs: `figures/<profile>/ext05_bands.*`
+# (coverage) and `ext05_bands_paths.*` (some curves inside their bands).
 #
 # `papermill notebooks/ext05_bands.ipynb out.ipynb -p profile smoke -p calibration 2 -p level 0.8`
 
@@ -36,9 +36,9 @@ kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "fas
 runs: int = 3  # recorded of each kind but `alike`
 calibration: int = 8  # training runs left out of the fit
 level: float = 0.9  # promised coverage
-unit: str = "path"  # what is taken for exchangeable: "path", or "run" (wider; see gptfluence/conformal.py)
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+unit: str = "path"  # what counts as exchangeable: "path", or "run" with wider bands (gptfluence/scoring/conformal.py)
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -52,8 +52,8 @@ options = {"calibration": calibration, "level": level, "runs": runs}
 results, paths, sources = band_coverage.covered(nb.campaigns, kinds, nb.methods, **options)
 
 # %% [markdown]
-# Coverage (of whole paths) and mean width in nats per target token. `unit` "run" promises the same whatever paths of one
-# run have in common; it is infinite where there are too few calibration runs for the level. Widths are means over runs.
+# Coverage of whole paths, and mean width in nats per target token. `unit` "run" keeps its promise even if the paths of one run
+# are alike. Its bands are infinite if there are too few calibration runs for the level. Widths are means over runs.
 
 # %%
 tables = dict(list(results.groupby("statistic", sort=False)))
@@ -69,7 +69,7 @@ picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="coverage o
 picture
 
 # %% [markdown]
-# What bands look like: the test example of median error in the first run of some kinds, by the last simulator.
+# What bands look like: the last simulator's, for the test example of median error in the first run of some kinds.
 
 # %%
 last = paths[paths["of"] == paths["of"].iloc[-1]]
@@ -80,10 +80,10 @@ examples
 # %%
 used = int(results["calibration_runs"].max())
 caption = (
-    f"Coverage of {level:.0%} bands (line) by kind of curriculum: share of whole paths inside, split conformal, {used} calibration "
-    f"runs drawn alike, exchangeable unit: {unit}. {nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over runs. "
-    "Only for curricula drawn alike is coverage promised; bands widen in proportion where a simulated run is further from the "
-    "mean of the fitted runs than any of those."
+    f"Share of whole paths inside {level:.0%} bands (line: {level:.0%}), by kind of curriculum. Bands are split conformal, from "
+    f"{used} calibration runs drawn alike, exchangeable unit: {unit}. "
+    f"{nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over runs. "
+    "Coverage is promised only for curricula drawn alike."
 )
 reading = gf.readings_beyond.of_coverage(coverage)
 nb.save_figure(picture, results, "ext05_bands", caption=caption, sources=sources, reading=reading)

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Beyond the paper: search for a better curriculum
 #
-# With a simulator one can try thousands of curricula for the price of one training. Candidates are drawn alike and streamed,
-# the ten with the lowest simulated final loss of chosen test examples are kept, and the best one is really trained on. *The
-# simulated loss of the winner is flattering (the best of many is where errors were lucky); what counts is the trained one, beside
-# random choice and beside curricula of the examples that the base model is worst, or best, at.*
+# With a simulator one can try thousands of curricula for the price of one training. Curricula are drawn alike, the ten with
+# the lowest simulated final loss of chosen test examples are kept, and the GPT is really trained on the best one. *The
+# simulated loss of the best is too low, because the best of many also has the most favourable error. The trained loss counts.
+# It is compared with random choice, and with curricula of the examples on which the base model is worst or best.*
 #
 # ![Simulated and trained final loss of what was chosen, profile mini](../figures/mini/ext06_curriculum_search.png)
 #
@@ -31,9 +31,9 @@ task: str = ""  # SST-2
 methods: list[str] = []  # GPTfluence, low-rank deviations, the tangent simulator
 candidates: int = 2000
 best: int = 10
-tests: list[int] = []  # positions of the test examples whose final loss is to be low; all
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+tests: list[int] = []  # positions of the test examples whose final loss should be low; default: all
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -47,7 +47,7 @@ campaign = nb.study.campaign("fine_tuning", nb.task)
 results, found, sources = compare(campaign, nb.methods, tests=tests, count=candidates, best=best)
 
 # %% [markdown]
-# The best candidates by each simulator, by their numbers (each can be drawn again from its number alone).
+# The best candidates of each simulator, by their numbers. Each can be drawn again from its number alone.
 
 # %%
 pd.DataFrame(
@@ -55,7 +55,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Simulated and trained final loss of what was chosen; `random` is the mean of the held-out runs.
+# Simulated and trained final loss of the chosen curricula. `random` is the mean of the held-out runs.
 
 # %%
 means = results.groupby(["choice", "method"], sort=False)[["simulated", "recorded"]].mean().reset_index()
@@ -77,9 +77,9 @@ picture
 
 # %%
 caption = (
-    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(nb.task)}: the best of {candidates} "
-    f"simulated curricula, a random one (mean of {len(runs)} held-out runs; bar: from the lowest to the highest), and curricula of the examples "
-    f"with the highest (hardest) and lowest (easiest) loss of the base model. Left: simulated, right: really trained. "
+    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(nb.task)}, simulated (left) and really trained "
+    f"(right). Best: the best of {candidates} simulated curricula. Random: mean of {len(runs)} held-out runs, with a bar from the "
+    f"lowest to the highest. Hardest and easiest: curricula of the examples with the highest and lowest loss of the base model. "
     f"{nb.study.profile.title} ({sources[0].model})."
 )
 reading = gf.readings_beyond.of_search(results, candidates)

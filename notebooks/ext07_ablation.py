@@ -14,13 +14,15 @@
 # %% [markdown]
 # # Beyond the paper: what does each part of the tangent simulator add?
 #
-# It linearises a GPT about its weights before training, and about those of one recorded run; it samples coordinates; recorded
-# runs correct what it simulates; unseen tests are measured along the reference run. This is the ablation: it is fitted again
-# with less. *What a part adds is how far the points fall without it*; the table of differences has their intervals.
+# The tangent simulator linearises a GPT about its weights before training, and about those of a reference run. It samples
+# coordinates, and recorded runs correct its simulations. Unseen tests are measured along the reference run. In this ablation
+# it is fitted again without one part or two. *The further the points fall, the more a part adds.* The table of differences has
+# their intervals. Without tangents of a training run (`checkpoints=[]`) all tangents are those of the base model, and unseen
+# tests have no reference run to follow.
 #
 # ![R²dev with less, profile mini](../figures/mini/ext07_ablation.png)
 #
-# Inputs: recorded runs; fits simulators of its own. Outputs: `figures/<profile>/ext07_ablation.*`.
+# Inputs: recorded runs. Simulators are fitted for this alone. Outputs: `figures/<profile>/ext07_ablation.*`.
 #
 # `papermill notebooks/ext07_ablation.ipynb out.ipynb -p output_dir figures/mini-webnlg -y 'tasks: [webnlg]'`
 
@@ -28,10 +30,10 @@
 profile: str = "mini"
 tasks: list[str] = []  # the first of SST-2 and WebNLG
 kinds: list[str] = ["alike", "few", "sorted", "biased", "unseen_tests"]
-variants: list[str] = []  # of those below; all that differ from the profile's own
-runs: int = 3  # recorded of each kind, but for `alike` and the unseen ones, whose runs are the profile's
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+variants: list[str] = []  # of those in the next cell; default: all that differ from the profile's own
+runs: int = 3  # recorded of each kind; `alike` and the unseen kinds have the profile's runs
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -78,8 +80,8 @@ shown = differences.assign(text=gf.readings_beyond.signed(differences))
 shown.pivot(index=["task", "variant"], columns="kind", values="text")
 
 # %% [markdown]
-# How corrections of known tests were chosen, and, where validation runs chose, the error of each choice on these (`off as
-# before`: the linearisation at the level of the recorded runs). For unseen tests it is chosen by itself, in each of two fits.
+# How corrections of known tests were chosen. If validation runs chose, the error of each choice on these is shown. (`off as
+# before` is the linearisation at the level of the recorded runs.) Corrections of unseen tests are chosen in each of two fits.
 
 # %%
 for campaign in nb.campaigns:
@@ -98,16 +100,14 @@ picture
 
 # %%
 trained, validated, held = (len(part) for part in sources[0].split())
-apart = ", the reference run taking no part in corrections" if options.checkpoints else ""
+apart = " (the reference run takes no part in corrections)" if options.checkpoints else ""
 caption = (
     f"Ablation of the tangent simulator: explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind "
-    f"of curriculum. {nb.study.profile.title} ({sources[0].model}); fitted on {trained} training and "
-    f"{validated} validation runs{apart}; {held} held-out runs drawn alike, also of unseen tests, whose own mean is the 0, and "
-    f"{runs} of every other kind (of an unseen pool the profile's). The tangent simulator itself has "
-    f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text and tangents "
-    f"of one training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}; without it "
-    "tangents are those of the base model alone, which have no reference run, so that there is none to follow for unseen tests either. Bars: 90% bootstrap intervals over "
-    "runs (of two or three runs hardly more than their range); below -1 they are cut off."
+    f"of curriculum. {nb.study.profile.title} ({sources[0].model}), fitted on {trained} training and {validated} validation "
+    f"runs{apart}. {held} held-out runs are drawn alike (with unseen tests, too), {runs} are of every other kind. The full simulator has "
+    f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text, and tangents of one "
+    f"training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}. Bars: 90% bootstrap intervals over "
+    "runs (with two or three runs hardly more than their range), cut off below -1."
 )
 reading = gf.readings_beyond.of_differences(differences)
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading=reading)

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Figure 1: collect, fit, simulate
 #
-# The method in one picture, drawn from runs that were really recorded. *Left:* one of the training runs: which examples of
-# the pool are in the batch of each update, and what the losses of the test examples do meanwhile. *Middle:* a simulator is
-# fitted on all training runs; the epoch is kept whose free-running simulations of the validation runs are closest. *Right:*
-# a curriculum that the simulator never saw: from the losses before training (dots) it predicts the rest.
+# The method in one picture, drawn from recorded runs. *Left:* one of the training runs, with the examples of the pool in the
+# batch of each update, and the losses of the test examples. *Middle:* a simulator is fitted on all training runs. The epoch
+# with the best simulations of the validation runs is kept. *Right:* a curriculum that the simulator never saw. It predicts
+# the losses from their values before training (dots).
 #
 # ![Figure 1, profile mini](../figures/mini/fig01_overview.png)
 #
@@ -32,8 +32,8 @@ task: str = ""  # the profile's first
 model: str = ""  # the profile's first
 method: str = "gptfluence"  # or another simulator that is fitted in epochs
 examples: int = 2  # test examples that are followed
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -65,8 +65,8 @@ train = dynamics.split()[0]
 caption = (
     f"Collect, fit, simulate. Drawn from {nb.study.profile.title} ({dynamics.model}), fine-tuning on {gf.names.task(nb.task)}. Left: "
     f"the curriculum and the recorded losses of one of {len(train)} training runs ({examples} of {len(dynamics.tests)} "
-    f"test examples stand out). Middle: {gf.names.method(method)} fitted on these runs; the epoch kept is chosen on "
-    "validation runs. Right: the curriculum of a held-out run, and the losses recorded and simulated from the values "
+    f"test examples stand out). Middle: {gf.names.method(method)} is fitted on these runs, and validation runs choose the "
+    "epoch that is kept. Right: the curriculum of a held-out run, and the losses recorded and simulated from the values "
     "before training."
 )
 reading = gf.readings.of_overview(frame, runs=len(train))

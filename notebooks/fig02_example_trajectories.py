@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Figure 2: example trajectories in instruction tuning
 #
-# One GPT is trained on a mixture of tasks with instructions. Each panel is one test example in one held-out run: what was
-# recorded (black), and what each method predicts from the first value alone (the dot). (a) loss on RTE, (b) loss on WMT16,
-# (c) BLEU on WebNLG, (d) ROUGE-L on WMT16, as far as the profile tests them. The example of a panel is the middle one in the
-# ranking by GPTfluence's error, so that the panels do not flatter; the reading below is about all of them.
+# One GPT is trained on a mixture of tasks with instructions. Each panel shows one test example in one held-out run: its
+# recorded trajectory (black), and the prediction of each method from the first value alone (the dot). (a) loss on RTE, (b)
+# loss on WMT16, (c) BLEU on WebNLG, (d) ROUGE-L on WMT16, as far as the profile tests them. The example of a panel is the
+# middle one in the ranking by GPTfluence's error, so that the panels do not flatter. The reading below is about all examples.
 #
 # ![Figure 2, profile mini](../figures/mini/fig02_example_trajectories.png)
 #
@@ -29,10 +29,10 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 model: str = ""  # the profile's first
-methods: list[str] = []  # all of the setting's but further variants of TracIn-CP and Grad-Dot
+methods: list[str] = []  # default: all of the setting's, with one TracIn-CP and one Grad-Dot
 examples: int = 1  # panels for each metric and task
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -67,8 +67,8 @@ gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "tas
 recorded = [test for test, _ in simulated.values()]
 caption = (
     f"Trajectories of test examples in instruction tuning on a held-out curriculum, recorded and simulated from the first "
-    f"value: {gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
-    "GPTfluence's error."
+    f"value: {gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at evenly spaced ranks "
+    "of GPTfluence's error."
 )
 reported = {metric: gf.gallery.reported(nb.setting, metric, nb.model) for metric, _ in nb.panels}
 reading = gf.readings.of_gallery(frame, results, reported)

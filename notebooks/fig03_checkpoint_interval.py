@@ -15,14 +15,14 @@
 # # Figure 3: checkpoint interval
 #
 # What if only every c-th step had been recorded? Simulators are fitted as if each checkpoint stood for the steps until the
-# next one, so that every step of an interval is asked for the interval's whole jump; what they predict is compared with every
-# step that was really recorded. All statistics are averaged over the tasks of instruction tuning.
+# next one, so that every step of an interval has the jump of the whole interval as its target. Predictions are compared with
+# every recorded step. All statistics are averaged over the tasks of instruction tuning.
 #
 # ![Figure 3, profile mini](../figures/mini/fig03_checkpoint_interval.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/fig03_checkpoint_interval.*`.
-# With everything recorded, profile `mini` takes a few minutes on two cores: a fit for each interval and method. With
-# `coarsening` interpolate values between checkpoints are put on a straight line instead.
+# With everything recorded, profile `mini` takes a few minutes on two cores, for a fit of each interval and method.
+# With `coarsening` interpolate, values between checkpoints lie on a straight line.
 #
 # `papermill notebooks/fig03_checkpoint_interval.ipynb out.ipynb -p profile smoke -y 'intervals: [1, 4]'`
 
@@ -33,8 +33,8 @@ intervals: list[int] = []  # 1, 2, 4, 6, 8 and 10
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # GPTfluence and Simfluence
 coarsening: str = "hold"  # as in the paper; or interpolate
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -47,7 +47,7 @@ dynamics = campaign.dynamics()
 dynamics
 
 # %% [markdown]
-# Only the training runs of a fit are seen at checkpoints alone; validation and held-out runs are compared at every step.
+# Only training runs are reduced to checkpoints. Validation and held-out runs are compared at every step.
 
 # %%
 change = {} if coarsening == "hold" else {"coarsening": coarsening}
@@ -68,9 +68,9 @@ picture
 # %%
 caption = (
     f"Loss simulation in instruction tuning, fitted on every c-th step only ({coarsening}), averaged over {len(nb.tasks)} "
-    f"tasks. {nb.study.profile.title} ({dynamics.model}); {len(dynamics.split()[2])} held-out runs of "
-    f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines are "
-    "baselines, which are not fitted on steps. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+    f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs of "
+    f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines: "
+    "baselines, which have no interval. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_sweep(frame, "interval", "interval")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

@@ -15,8 +15,8 @@
 # # Figure 5: text encoders
 #
 # GPTfluence sees examples through a frozen text encoder. Does it matter which? The paper compares MiniLM, BERT and Pythias;
-# a profile names its own list, in which a model stands for its last token's hidden state, and `index` for no text at all:
-# each example is a number of its own, so that nothing is shared between examples.
+# each profile has its own list. There a model stands for its last token's hidden state, and `index` for no text: each
+# example has a number of its own, and nothing is shared between examples.
 #
 # ![Figure 5, profile mini](../figures/mini/fig05_encoders.png)
 #
@@ -30,8 +30,8 @@ profile: str = "mini"
 model: str = ""  # the GPT that is simulated: the profile's first
 encoders: list[str] = []  # all of the profile's
 tasks: list[str] = []  # all that the profile tests
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -58,8 +58,8 @@ picture
 # %%
 caption = (
     f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, averaged over {len(nb.tasks)} "
-    f"tasks. {nb.study.profile.title} ({dynamics.model}); {len(dynamics.split()[2])} held-out runs. A model's name stands "
-    "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines are "
+    f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. A model's name stands "
+    "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines: "
     "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_sweep(frame, "encoder", "encoder")

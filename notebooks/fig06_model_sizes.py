@@ -20,7 +20,7 @@
 # ![Figure 6, profile mini](../figures/mini/fig06_model_sizes.png)
 #
 # Inputs: recorded runs of every GPT and fitted simulators (made if missing). Outputs:
-# `figures/<profile>/fig06_model_sizes.*`. With everything recorded it takes a few seconds; from nothing, profile `mini`
+# `figures/<profile>/fig06_model_sizes.*`. With everything recorded it takes a few seconds. From nothing, profile `mini`
 # takes some fifteen minutes on two cores.
 #
 # `papermill notebooks/fig06_model_sizes.ipynb out.ipynb -p profile smoke -y 'methods: [persistence, gptfluence]'`
@@ -30,8 +30,8 @@ profile: str = "mini"
 models: list[str] = []  # all of the profile's
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # GPTfluence, Simfluence and the baselines
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -64,7 +64,7 @@ averages.pivot(index=["model", "method"], columns="statistic", values=["value", 
 # %%
 caption = (
     f"Loss simulation in instruction tuning for GPTs of several sizes, averaged over {len(nb.tasks)} tasks. "
-    f"{nb.study.profile.title}; {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
+    f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT."
 )
 reading = gf.readings.of_sweep(frame, "model", "GPT") + " " + gf.readings.of_table(table)

@@ -15,9 +15,9 @@
 # # Figure 7: finding mislabelled training data
 #
 # Some labels of the training pool are flipped. Each method scores every training example, and the examples are inspected
-# from the most suspect down. *Left: the higher a curve, the sooner the flips are found; random inspection finds, on
-# average over many orders, as many as it inspects. Right: what was flipped among the inspected is corrected and the GPT trained again; a good order brings the
-# accuracy back after few inspections.*
+# from the most suspect down. *Left: the higher a curve, the sooner the flips are found. Random inspection finds,
+# averaged over many orders, the same share of flips as it inspects. Right: flipped labels among the inspected are corrected,
+# and the GPT is trained again. A good order restores the accuracy after few inspections.*
 #
 # TracIn-CP scores an example by its self-influence (the squared norm of its own gradient, summed over checkpoints),
 # GPTfluence by its simulated multiplicative factor on its own loss.
@@ -27,8 +27,8 @@
 # Inputs: runs on the flipped pool and a simulator fitted on them (made if missing). Outputs:
 # `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about three minutes on two cores.
 #
-# The paper flips 40% of the labels. So much noise in 128 examples leaves a nano model nothing to learn from them (it stays
-# at chance, and then no score can tell a flip), so the default here is 20%.
+# The paper flips 40% of the labels. From 128 examples with so much noise a nano model learns nothing. Its accuracy stays at
+# chance, and no score can find a flip. So the default here is 20%.
 #
 # `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile smoke -p flipped_fraction 0.4`
 
@@ -37,10 +37,10 @@ profile: str = "mini"
 task: str = ""  # SST-2, or the first whose targets are labels
 seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
 flipped_fraction: float = 0.2  # the paper's is 0.4
-runs: int = 8  # recorded on the flipped pool for GPTfluence to be fitted on
-learning_rate_factor: float = 6.0  # times the profile's rate, at which so short a training hardly learns labels
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+runs: int = 8  # recorded on the flipped pool, to fit GPTfluence on
+learning_rate_factor: float = 6.0  # times the profile's rate, with which labels are hardly learned in so few steps
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -88,9 +88,10 @@ picture
 # %%
 caption = (
     f"Finding mislabelled training data: {gf.names.task(nb.task)}, {flipped_fraction:.0%} of the labels of {len(first.flipped)} "
-    f"training examples flipped (in the paper 40%); learning rate {learning_rate_factor:g} times the profile's. {nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds; "
-    "bands: from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
-    f"{runs} runs; TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
+    f"training examples flipped (in the paper 40%), learning rate {learning_rate_factor:g} times the profile's. "
+    f"{nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds, with "
+    "bands from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
+    f"{runs} runs. TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
 )
 reading = " ".join(
     f"{panel}: {gf.readings.mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel")

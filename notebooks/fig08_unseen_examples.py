@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Figure 8: trajectories on unseen training data
 #
-# The GPT is fine-tuned on examples that no run of the simulator's training had: only their texts are known to it. Each panel
-# is one test example: what was recorded (black), and what is simulated from the first value alone (the dot). Loss on RTE and
+# The GPT is fine-tuned on unseen training examples. The simulator knows only their texts. Each panel shows one test example:
+# its recorded trajectory (black), and the one simulated from the first value alone (the dot). Loss on RTE and
 # BLEU on WebNLG, as far as the profile keeps unseen examples of them. Simfluence is missing because it knows only the ids
 # that it was fitted on.
 #
@@ -32,8 +32,8 @@ model: str = ""  # the profile's first
 methods: list[str] = []  # GPTfluence and the baselines
 unseen: str = "training"  # which examples are unseen: training, test or both
 examples: int = 2  # panels for each metric and task
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -66,8 +66,8 @@ recorded = [test for test, _ in simulated.values()]
 what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
     f"Trajectories with unseen {what} examples in fine-tuning, recorded and simulated from the first value: "
-    f"{gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at equal ranks of "
-    "GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
+    f"{gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at evenly spaced ranks "
+    "of GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gf.readings.of_gallery(frame, results, {})
 for metric, task in nb.panels:

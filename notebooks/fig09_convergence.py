@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Figure 9: convergence
 #
-# A simulator learns to predict one step from the true step before; it is used to roll out a whole run from its own
-# predictions. Above: the first error, on the training runs, which is minimised. Below: the second, on the validation runs,
-# which chooses the epoch that is kept (the mark).
+# A simulator learns to predict one step from the true step before. It is used to simulate a whole run from its own
+# predictions. Above: the error of one step on the training runs, which is minimised. Below: the error of whole simulated
+# validation runs, which chooses the epoch that is kept (the mark).
 #
 # ![Figure 9, profile mini](../figures/mini/fig09_convergence.png)
 #
@@ -30,8 +30,8 @@ profile: str = "mini"
 model: str = ""  # the profile's first
 tasks: list[str] = []  # all of the profile's
 methods: list[str] = []  # all that the profile compares and that are fitted
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -52,7 +52,7 @@ picture
 # %%
 caption = (
     f"Convergence of simulators in fine-tuning (loss). {nb.study.profile.title} ({dynamics[0].model}). Above: one-step MSE on "
-    f"{len(dynamics[0].split()[0])} training runs; below: all-steps MSE of rollouts on {len(dynamics[0].split()[1])} "
+    f"{len(dynamics[0].split()[0])} training runs. Below: all-steps MSE of rollouts on {len(dynamics[0].split()[1])} "
     "validation runs. Marks: the epoch that is kept. An epoch visits every transition of the training runs once."
 )
 reading = gf.readings.of_convergence(frame)

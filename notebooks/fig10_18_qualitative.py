@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Figures 10-18: recorded and simulated trajectories
 #
-# Each panel is one test example in one held-out run: what was recorded (black), and what each method predicts from the
-# first value alone (the dot). Examples are chosen by their place in the ranking of GPTfluence's error, from well predicted
-# to badly predicted, so that the gallery does not flatter.
+# Each panel shows one test example in one held-out run: its recorded trajectory (black), and the prediction of each method
+# from the first value alone (the dot). Examples are chosen by their place in the ranking of GPTfluence's error, from well
+# predicted to badly predicted, so that the gallery does not flatter.
 #
 # | figure | setting | metric | model stands for |
 # |---|---|---|---|
@@ -39,8 +39,8 @@ model: str = ""  # the one of the figure's size
 tasks: list[str] = []  # all of the profile's that have the metric
 methods: list[str] = []  # all of the setting's but TracIn-CP and Grad-Dot
 examples: int = 2  # panels for each task
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -80,8 +80,8 @@ recorded = [test for test, _ in simulated.values()]
 printed = gf.names.metric(metric)
 caption = (
     f"{printed[0].upper()}{printed[1:]} of test examples during {nb.setting.replace('_', '-')} on a held-out curriculum, "
-    f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Panels of a "
-    "task: examples at equal ranks of GPTfluence's error, from the best to the worst predicted."
+    f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Each "
+    "task has examples at evenly spaced ranks of GPTfluence's error, from the best to the worst predicted."
 )
 reading = gf.readings.of_gallery(frame, results, {metric: gf.gallery.reported(nb.setting, metric, nb.model)})
 nb.save_figure(picture, frame, caption=caption, sources=recorded, reading=reading)

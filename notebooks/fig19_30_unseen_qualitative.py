@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Figures 19-30: trajectories with unseen examples
 #
-# Each panel is one test example while a GPT is fine-tuned: what was recorded (black), and what is simulated from the first
-# value alone (the dot). In each figure the training examples, the test examples or both are ones that the simulator was not
-# fitted on. Simfluence is missing because it knows only the ids that it was fitted on.
+# Each panel shows one test example while a GPT is fine-tuned: its recorded trajectory (black), and the one simulated from the
+# first value alone (the dot). In each figure the training examples, the test examples or both are unseen. Simfluence is
+# missing because it knows only the ids that it was fitted on.
 #
 # | unseen: | test examples | training examples | both |
 # |---|---|---|---|
@@ -38,8 +38,8 @@ figure: int = 20
 model: str = ""  # the profile's first
 methods: list[str] = []  # GPTfluence and the baselines
 examples: int = 4  # panels
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -72,8 +72,8 @@ gf.summarize(results).pivot(index="statistic", columns="method", values="value")
 what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
     f"{gf.names.task(task)}, {gf.names.metric(metric)}, with unseen {what} examples in fine-tuning: recorded, and simulated "
-    f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at equal ranks of "
-    "GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
+    f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at evenly spaced ranks "
+    "of GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gf.readings.of_gallery(frame, results, {})
 reading = f"{reading} {gf.readings.beside_paper(results, (metric, task), unseen, recorded.model)}".rstrip()

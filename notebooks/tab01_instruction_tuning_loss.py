@@ -15,14 +15,14 @@
 # # Table 1: loss simulation in instruction tuning
 #
 # GPTs of three sizes are each trained on a mixture of six tasks with instructions, and tested on five of them. One
-# simulator is fitted on the tests of all tasks; on held-out curricula it starts from the losses before training and
-# predicts the rest. *Lower errors are better; R²dev above 0 means that a method explains something of what the curriculum
-# changes, below 0 that the mean of the training runs, which knows nothing of the curriculum, predicts better.*
+# simulator is fitted on the tests of all tasks. On held-out curricula it starts from the losses before training and
+# predicts the rest. *Lower errors are better. R²dev above 0 means that a method predicts some of a curriculum's own
+# effect. Below 0, the mean of the training runs, which knows nothing of the curriculum, predicts better.*
 #
 # [Table 1, profile mini](../figures/mini/tab01_instruction_tuning_loss.md)
 #
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
-# `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds; from nothing, profile
+# `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds. From nothing, profile
 # `mini` takes some ten minutes on two cores.
 #
 # `papermill notebooks/tab01_instruction_tuning_loss.ipynb out.ipynb -p profile smoke -y 'models: [nano-smoke]'`
@@ -32,8 +32,8 @@ profile: str = "mini"
 models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # all of the profile's
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -43,15 +43,16 @@ dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %% [markdown]
-# Every method simulates the held-out runs of every GPT; one row for each run and statistic.
+# Every method simulates the held-out runs of every GPT. There is one row for each run and statistic.
 
 # %%
 results = nb.evaluate()
 results.head(8)
 
 # %% [markdown]
-# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper; its numbers beside them
-# are those of the Pythia that a model is or stands for.
+# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper. Its numbers beside them
+# are those of the Pythia that a model is or stands for. TracIn-CP and Grad-Dot use gradients of the last block. Rows with
+# (update) multiply gradients of all parameters with the updates that AdamW made in the held-out run.
 
 # %%
 summary = gf.summarize(results)
@@ -59,8 +60,8 @@ table = gf.tables.methods_by_task(summary, gf.tables.reported(1), by=["model"])
 table
 
 # %% [markdown]
-# How much of the error is from run to run? The spread over runs of the mean error, beside the spread over trajectories; and
-# how many predictions diverged, how many runs have no rank correlation.
+# The spread over runs of the mean error, beside the spread over trajectories. The last columns count predictions that diverged
+# and runs without a rank correlation.
 
 # %%
 gf.tables.spread(summary).drop(columns=["setting", "metric"])
@@ -69,14 +70,13 @@ gf.tables.spread(summary).drop(columns=["setting", "metric"])
 known = summary["method"].map(gf.names.family)
 gradients = known.isin(["tracin_cp", "grad_dot"]).any()
 caption = (
-    f"Loss simulation in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}); "
-    f"{len(dynamics[0].split()[2])} held-out runs, {len(dynamics[0].tests)} test "
-    "examples over all tasks; mean (standard deviation over runs and examples). Paper: table 1, Pythia on the real tasks"
-    + (", whose TracIn-CP and Grad-Dot rows are scaled on the test run itself" if gradients else "")
+    f"Loss simulation in instruction tuning, mean (standard deviation over runs and examples). Measured: "
+    f"{nb.study.profile.title} ({', '.join(nb.models)}), {len(dynamics[0].split()[2])} held-out runs, "
+    f"{len(dynamics[0].tests)} test examples over all tasks. Paper: table 1, Pythia on the real tasks"
+    + (", its TracIn-CP and Grad-Dot scaled on the test run itself" if gradients else "")
     + (
-        ". Measured TracIn-CP and Grad-Dot rows follow the held-out run itself, with gradients of the last block, scaled on "
-        "the validation runs unless oracle; (update) multiplies gradients of all parameters with the updates that AdamW made "
-        "in that run. Oracle and update rows know what they predict: they do not compete for bold"
+        ". Measured TracIn-CP and Grad-Dot follow the held-out run itself, scaled on the validation runs, or on "
+        "that run itself (oracle). Oracle and update rows are told what they predict and do not compete for bold"
         if gradients
         else ""
     )

@@ -15,14 +15,14 @@
 # # Table 2: loss simulation in fine-tuning
 #
 # A GPT is fine-tuned on each task 32 times, each time on another random curriculum. 25 runs fit a simulator, 2 choose its
-# best epoch, and on 5 runs it never saw it starts from the loss before training and predicts the rest. *Lower errors are
-# better; R²dev above 0 means that a method explains something of what the curriculum changes, below 0 that the mean of the
-# training runs, which knows nothing of the curriculum, predicts better.*
+# best epoch, and on 5 held-out runs it starts from the loss before training and predicts the rest. *Lower errors are better.
+# R²dev above 0 means that a method predicts some of a curriculum's own effect. Below 0, the mean of the training runs, which
+# knows nothing of the curriculum, predicts better.*
 #
 # [Table 2, profile mini](../figures/mini/tab02_fine_tuning_loss.md)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab02_fine_tuning_loss.*`.
-# With everything recorded it takes a few seconds; from nothing, profile `mini` takes about ten minutes on two cores.
+# With everything recorded it takes a few seconds. From nothing, profile `mini` takes about ten minutes on two cores.
 #
 # `papermill notebooks/tab02_fine_tuning_loss.ipynb out.ipynb -p profile smoke -y 'tasks: [sst2]'`
 
@@ -30,8 +30,8 @@
 profile: str = "mini"
 tasks: list[str] = []  # all of the profile's
 methods: list[str] = []  # all of the profile's
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -41,14 +41,14 @@ dynamics = [campaign.dynamics() for campaign in nb.campaigns]
 dynamics
 
 # %% [markdown]
-# Every method simulates the held-out runs; one row for each run and statistic.
+# Every method simulates the held-out runs. There is one row for each run and statistic.
 
 # %%
 results = nb.evaluate()
 results.head(12)
 
 # %% [markdown]
-# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper; its numbers beside them
+# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper. Its numbers beside them
 # are those of Pythia-410M on the real tasks.
 
 # %%
@@ -57,17 +57,17 @@ table = gf.tables.methods_by_task(summary, gf.tables.reported(2))
 table
 
 # %% [markdown]
-# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
-# rank correlation.
+# The spread over runs of the mean error, beside the spread over trajectories. The last columns count predictions that diverged
+# and runs without a rank correlation.
 
 # %%
 gf.tables.spread(summary)
 
 # %%
 caption = (
-    f"Loss simulation in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}); "
+    f"Loss simulation in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}), "
     f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "
-    "examples a task; mean (standard deviation over runs and examples). Paper: table 2, Pythia-410M on the real tasks. "
+    "examples a task. Numbers are means (standard deviation over runs and examples). Paper: table 2, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_table(table)

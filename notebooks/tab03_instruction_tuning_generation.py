@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Table 3: simulation of BLEU and ROUGE-L in instruction tuning
 #
-# The quality of what the GPT *writes* for a test example, at every step of training: noisier than the loss, and often
+# The quality of what the GPT *writes* for a test example, at every step of training. It is noisier than the loss, and often
 # constant for many steps. Simulators are fitted on the trajectories of BLEU (0-100) and ROUGE-L (0-1) themselves, one for
 # each metric, and start from the value before training.
 #
@@ -32,8 +32,8 @@ models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
 tasks: list[str] = []  # all whose targets are text
 methods: list[str] = []  # all of the profile's that know the metric
 metrics: list[str] = []  # BLEU and ROUGE-L
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -56,8 +56,8 @@ table = gf.tables.methods_by_task(summary, gf.tables.reported(3), by=["model", "
 table
 
 # %% [markdown]
-# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
-# rank correlation (where all test examples end at the same value).
+# The spread over runs of the mean error, beside the spread over trajectories. The last columns count predictions that diverged
+# and runs without a rank correlation (where all test examples end at the same value).
 
 # %%
 gf.tables.spread(summary).drop(columns=["setting"])
@@ -66,8 +66,8 @@ gf.tables.spread(summary).drop(columns=["setting"])
 interval = nb.study.setting("instruction_tuning").generation.every
 every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
 caption = (
-    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}); "
-    f"{len(dynamics[0].split()[2])} held-out runs; mean (standard deviation over runs and examples). Paper: table 3, Pythia "
+    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}), "
+    f"{len(dynamics[0].split()[2])} held-out runs. Numbers are means (standard deviation over runs and examples). Paper: table 3, Pythia "
     f"on the real tasks. Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_table(table)

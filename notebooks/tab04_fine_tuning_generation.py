@@ -20,7 +20,7 @@
 # [Table 4, profile mini](../figures/mini/tab04_fine_tuning_generation.md)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab04_fine_tuning_generation.*`.
-# With everything recorded it takes a few seconds; from nothing, profile `mini` takes about ten minutes on two cores.
+# With everything recorded it takes a few seconds. From nothing, profile `mini` takes about ten minutes on two cores.
 #
 # `papermill notebooks/tab04_fine_tuning_generation.ipynb out.ipynb -p profile smoke -y 'metrics: [rouge_l]'`
 
@@ -30,8 +30,8 @@ model: str = ""  # the profile's first
 tasks: list[str] = []  # all whose targets are text
 methods: list[str] = []  # all of the profile's that know the metric
 metrics: list[str] = []  # BLEU and ROUGE-L
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -45,7 +45,7 @@ results = nb.evaluate()
 results.head(8)
 
 # %% [markdown]
-# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper; its numbers beside them
+# Means and, in parentheses, standard deviations over all runs and test examples, as in the paper. Its numbers beside them
 # are those of Pythia-410M on the real tasks.
 
 # %%
@@ -54,8 +54,8 @@ table = gf.tables.methods_by_task(summary, gf.tables.reported(4), by=["metric"])
 table
 
 # %% [markdown]
-# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
-# rank correlation (where all test examples end at the same value).
+# The spread over runs of the mean error, beside the spread over trajectories. The last columns count predictions that diverged
+# and runs without a rank correlation (where all test examples end at the same value).
 
 # %%
 gf.tables.spread(summary)
@@ -64,9 +64,9 @@ gf.tables.spread(summary)
 interval = nb.study.setting("fine_tuning").generation.every
 every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
 caption = (
-    f"Simulation of BLEU and ROUGE-L in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}); "
+    f"Simulation of BLEU and ROUGE-L in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}), "
     f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "
-    "examples a task; mean (standard deviation over runs and examples). Paper: table 4, Pythia-410M on the real tasks. "
+    "examples a task. Numbers are means (standard deviation over runs and examples). Paper: table 4, Pythia-410M on the real tasks. "
     f"Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_table(table)

@@ -27,8 +27,8 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -41,8 +41,8 @@ gf.hyperparameters.table(compared[7])
 for name, title in nb.saved.items():
     number = int(name[3:5])
     caption = (
-        f"{title}: table {number} of the paper beside profile {nb.study.label} ({nb.study.profile.title}). Simulators' values "
-        "are those that are used, defaults included."
+        f"{title}: table {number} of the paper beside profile {nb.study.label} ({nb.study.profile.title}). Options that "
+        "the profile does not set have their default values."
     )
     reading = gf.readings.of_hyperparameters(compared[number], gf.hyperparameters.NOT_USED)
     nb.save_table(gf.hyperparameters.table(compared[number]), name, caption=caption, sources=[], reading=reading)

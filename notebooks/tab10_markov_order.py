@@ -15,14 +15,14 @@
 # # Table 10 and figure 4: Markov order
 #
 # How many previous values should a prediction see? GPTfluence is fitted with several orders n. So that orders can be
-# compared, every one of them observes as many values as the highest needs and is judged on the same steps after these;
-# baselines observe them, too.
+# compared, all of them observe as many values as the highest needs, and are judged on the same steps after these. Baselines
+# observe the same values.
 #
 # ![Figure 4, profile mini](../figures/mini/fig04_markov_order.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab10_markov_order.*` and
-# `fig04_markov_order.*`. With everything recorded, profile `mini` takes some minutes on two cores: a fit for each order, task
-# and metric.
+# `fig04_markov_order.*`. With everything recorded, profile `mini` takes some minutes on two cores, for a fit of each order,
+# task and metric.
 #
 # `papermill notebooks/tab10_markov_order.ipynb out.ipynb -p profile smoke -y 'orders: [1, 2]' -y 'tasks: [rte]'`
 
@@ -32,8 +32,8 @@ model: str = ""  # the profile's first
 orders: list[int] = []  # 1, 2, 3, 5 and 10, as far as runs are long enough
 tasks: list[str] = []  # RTE and WebNLG
 metrics: list[str] = []  # all of the profile's but accuracy
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import gptfluence as gf
@@ -45,7 +45,7 @@ nb.choose("orders", orders, range(1, steps))
 nb.values, nb.tested
 
 # %% [markdown]
-# One simulator for each order, task and metric; all are judged on the steps after the first max(orders) values.
+# There is one simulator for each order, task and metric. All are judged on the steps after the first max(orders) values.
 
 # %%
 results = nb.evaluate(observed=max(nb.values)).drop(columns=["setting", "model"])
@@ -59,15 +59,15 @@ table = gf.tables.methods_by_task(summary, gf.tables.reported(10), by=["metric"]
 table
 
 # %% [markdown]
-# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
-# rank correlation.
+# The spread over runs of the mean error, beside the spread over trajectories. The last columns count predictions that diverged
+# and runs without a rank correlation.
 
 # %%
 gf.tables.spread(summary)
 
 # %% [markdown]
-# The same as a figure, errors in the unit of each column's metric (squared: MSE). Bars are standard deviations over runs; a
-# line without bars is a baseline, which has no order.
+# The same as a figure, with errors in the unit of each column's metric (MSE: its square). Bars are standard deviations over
+# runs. Lines without bars are baselines, which have no order.
 
 # %%
 shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
@@ -77,12 +77,12 @@ picture
 
 # %%
 about = (
-    f"{nb.study.profile.title} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs; every order "
+    f"{nb.study.profile.title} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs. Every order "
     f"observes the first {max(nb.values)} values and is judged on the {steps + 1 - max(nb.values)} steps after them"
 )
 caption = (
-    f"GPTfluence of different Markov orders. Measured: {about}; mean (standard deviation over runs and examples). Paper: "
-    "table 10, Pythia-410M on the real tasks; how many values were observed there is not said. R2_dev = 1 - MSE / MSE of the "
+    f"GPTfluence of different Markov orders. Mean (standard deviation over runs and examples). Measured: {about}. Paper: "
+    "table 10, Pythia-410M on the real tasks, with an unknown number of observed values. R2_dev = 1 - MSE / MSE of the "
     "mean training trajectory."
 )
 reading = gf.readings.best_variants(table, "gptfluence")

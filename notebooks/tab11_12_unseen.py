@@ -14,17 +14,16 @@
 # %% [markdown]
 # # Tables 11 and 12: examples that no simulator was fitted on
 #
-# GPTfluence knows examples by their text, so it can be asked about training examples and test examples that no run it was
-# fitted on ever saw. Three cases: GPTs trained on *unseen training examples* and tested on known ones, trained on known
-# examples with *unseen test examples*, and *both*. Simfluence has numbers for the ids it was fitted on and nothing else, so
-# it has no row here; the baselines need no ids. The mean trajectory of unseen tests is the mean change of the known ones,
-# added to the observed start.
+# GPTfluence knows examples by their text, so it can be asked about unseen examples. There are three cases: *unseen training
+# examples* with known tests, known training examples with *unseen test examples*, and *both*. Simfluence has numbers only for
+# the ids that it was fitted on, so it has no row here. The baselines need no ids. The mean trajectory of unseen tests is the
+# mean change of the known ones, added to the observed start.
 #
 # [Table 11, profile mini](../figures/mini/tab11_unseen_fine_tuning.md)
 #
 # Inputs: recorded runs, also on unseen examples, and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/tab11_unseen_fine_tuning.*`, and with `setting` instruction_tuning
-# `figures/<profile>/tab12_unseen_instruction_tuning.*`. With everything recorded it takes a few seconds; the unseen runs of
+# `figures/<profile>/tab12_unseen_instruction_tuning.*`. With everything recorded it takes a few seconds. The unseen runs of
 # profile `mini` take about two minutes on two cores.
 #
 # `papermill notebooks/tab11_12_unseen.ipynb out.ipynb -p profile smoke -p setting instruction_tuning`
@@ -35,8 +34,8 @@ setting: str = "fine_tuning"  # table 11; instruction_tuning: table 12
 model: str = ""  # the setting's first
 tasks: list[str] = []  # RTE and WebNLG
 methods: list[str] = []  # GPTfluence and the baselines
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -47,7 +46,7 @@ nb = gf.Notebook("tab11_12_unseen", globals())
 nb.tested
 
 # %% [markdown]
-# Runs on unseen examples, recorded for this; no simulator is fitted on them.
+# Runs on unseen examples are recorded for this. No simulator is fitted on them.
 
 # %%
 dynamics = [campaign.unseen(unseen) for unseen in nb.row.unseen for campaign in nb.campaigns]
@@ -64,17 +63,17 @@ table = gf.tables.methods_by_task(summary, reported, by=["unseen", "metric"], av
 table
 
 # %% [markdown]
-# The spread over runs of the mean error, beside the spread over trajectories; predictions that diverged, and runs without a
-# rank correlation.
+# The spread over runs of the mean error, beside the spread over trajectories. The last columns count predictions that diverged
+# and runs without a rank correlation.
 
 # %%
 gf.tables.spread(summary)
 
 # %%
 caption = (
-    f"Examples that no simulator was fitted on, {nb.setting.replace('_', ' ')}. Measured: {nb.study.profile.title} "
-    f"({dynamics[0].model}); {len(dynamics[0])} runs a case; mean (standard deviation over runs and examples). Simfluence "
-    f"cannot be asked: it knows only the ids it was fitted on. Paper: {nb.row.label.lower()}, Pythia-410M on the real tasks. "
+    f"Unseen examples in {nb.setting.replace('_', ' ')}, mean (standard deviation over runs and examples). Measured: "
+    f"{nb.study.profile.title} ({dynamics[0].model}), {len(dynamics[0])} runs for each case. Simfluence knows only the ids that "
+    f"it was fitted on, so it has no row. Paper: {nb.row.label.lower()}, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
 )
 reading = gf.readings.of_table(table)

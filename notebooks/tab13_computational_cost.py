@@ -15,13 +15,13 @@
 # # Table 13: computational cost
 #
 # What does it cost to predict one step for one test example? FLOPs are counted by torch while each method runs (matrix
-# products and attention; a multiplication and its addition are two), seconds are measured on one thread of this machine.
-# TracIn-CP needs gradients of the GPT at a checkpoint of the very run it explains; Simfluence looks numbers up; GPTfluence
-# multiplies small networks, and what it computes once serves all steps and all curricula.
+# products and attention, where a multiplication and its addition are two). Seconds are measured on one thread of this
+# machine. TracIn-CP needs gradients of the GPT at a checkpoint of the run that it explains. Simfluence looks numbers up.
+# GPTfluence multiplies small networks, and can use some of its results again for all steps and all curricula.
 #
 # [Table 13, profile mini](../figures/mini/tab13_computational_cost.md)
 #
-# Inputs: the GPT, the texts of one task and the text encoder; no recorded runs. Outputs:
+# Inputs: the GPT, the texts of one task and the text encoder. No recorded runs are needed. Outputs:
 # `figures/<profile>/tab13_computational_cost.*`. It takes about a minute. Seconds differ from run to run, FLOPs do not.
 #
 # `papermill notebooks/tab13_computational_cost.ipynb out.ipynb -p profile smoke -y 'batch_sizes: [4, 8]' -p repeats 1`
@@ -31,9 +31,9 @@ profile: str = "mini"
 model: str = ""  # the profile's first
 task: str = ""  # the profile's first
 batch_sizes: list[int] = [4, 8, 16]  # the paper's is 8
-repeats: int = 5  # of each measurement, of which the median is taken
-overrides: list[str] = []  # changes to the profile
-output_dir: str = ""  # figures/<profile>; with other parameters than these build/<profile>/figures
+repeats: int = 5  # of each measurement; the median is taken
+overrides: list[str] = []  # changes to the profile, as field=value
+output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
 import pandas as pd
@@ -48,7 +48,7 @@ campaign = nb.study.campaign("fine_tuning", nb.task, model=nb.model)
 texts, recording = campaign.texts, campaign.setting.recording
 nb.choose("batch_sizes", batch_sizes, range(1, len(texts.pool) + 1))
 nb.choose("repeats", repeats, range(1, 1001))
-encoder = gf.encoders.load(gf.encoders.DEFAULT)  # without a cache: its cost is to be seen
+encoder = gf.encoders.load(gf.encoders.DEFAULT)  # without a cache, so that its cost is seen
 
 # %%
 with Replayer(nb.study.model(nb.model).load(), texts.pool, texts.tests, recording) as recorder:
@@ -66,8 +66,8 @@ costs.head()
 costs.pivot(index=["method", "variant", "encoder", "reuse"], columns="batch", values=["flops", "seconds"])
 
 # %% [markdown]
-# Beside the paper's numbers: its FLOPs are multiply-adds, half as many, for a batch of 8 and without the encoder; it gives
-# seconds for a "sample" and does not say of how many steps.
+# Beside the paper's numbers. Its FLOPs are multiply-adds (half as many), for a batch of 8 and without the encoder. It gives
+# seconds for a "sample" and does not say how many steps that is.
 
 # %%
 printed = [gf.names.method(method, variant) for method, variant in zip(costs["method"], costs["variant"], strict=True)]
@@ -83,8 +83,8 @@ table
 # %%
 caption = (
     f"Cost of one step for one test example. Measured on {nb.study.profile.title} ({nb.model}), task "
-    f"{gf.names.task(nb.task)}: FLOPs counted by torch (matrix products and attention; two for a multiplication and its "
-    "addition), seconds the median on one CPU thread. Paper: table 13, Pythia-410M; its FLOPs are multiply-adds for a batch "
-    "of 8, encoder left out."
+    f"{gf.names.task(nb.task)}: FLOPs are counted by torch (matrix products and attention, two for a multiplication and "
+    "its addition), seconds are the median on one CPU thread. Paper: table 13, Pythia-410M. Its FLOPs are multiply-adds for a "
+    "batch of 8, without the encoder."
 )
 nb.save_table(table, caption=caption, sources=[], reading=gf.readings_beyond.of_costs(costs))
