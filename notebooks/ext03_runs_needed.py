@@ -20,7 +20,7 @@
 #
 # ![R²dev by number of training runs, profile mini](../figures/mini/ext03_runs_needed.png)
 #
-# Inputs: recorded runs; fits simulators on fewer of them. Outputs: `figures/<profile>/ext03_runs_needed.*`.
+# Inputs: recorded runs. Simulators are fitted on fewer of them. Outputs: `figures/<profile>/ext03_runs_needed.*`.
 #
 # `papermill notebooks/ext03_runs_needed.ipynb out.ipynb -p profile smoke -y 'counts: [1, 2]'`
 

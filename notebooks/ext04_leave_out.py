@@ -18,7 +18,7 @@
 # the subset. The GPT is really trained again on each such curriculum. The *linear datamodelling score* is the rank
 # correlation, over those curricula, between a test example's predicted and true final loss, averaged over test examples: *1
 # means that a method ranks the sets rightly for every test example, 0 that it knows nothing.* TracIn-CP and Grad-Dot see the
-# checkpoints of the run itself; simulators see only the curriculum.
+# checkpoints of the run itself. Simulators see only the curriculum.
 #
 # ![Linear datamodelling score by number of examples left out, profile mini](../figures/mini/ext04_leave_out.png)
 #

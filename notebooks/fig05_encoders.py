@@ -14,14 +14,14 @@
 # %% [markdown]
 # # Figure 5: text encoders
 #
-# GPTfluence sees examples through a frozen text encoder. Does it matter which? The paper compares MiniLM, BERT and Pythias;
-# each profile has its own list. There a model stands for its last token's hidden state, and `index` for no text: each
+# GPTfluence sees examples through a frozen text encoder. Does it matter which? The paper compares MiniLM, BERT and Pythias.
+# Each profile has its own list. There a model stands for its last token's hidden state, and `index` for no text: each
 # example has a number of its own, and nothing is shared between examples.
 #
 # ![Figure 5, profile mini](../figures/mini/fig05_encoders.png)
 #
 # Inputs: recorded runs, encoded texts and fitted simulators (made if missing). Outputs: `figures/<profile>/fig05_encoders.*`.
-# With everything recorded, profile `mini` takes a few minutes on two cores: a fit for each encoder.
+# With everything recorded, profile `mini` takes a few minutes on two cores, for a fit of each encoder.
 #
 # `papermill notebooks/fig05_encoders.ipynb out.ipynb -p profile smoke -y 'encoders: [minilm-cls, index]'`
 

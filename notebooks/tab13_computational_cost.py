@@ -59,8 +59,9 @@ with Replayer(nb.study.model(nb.model).load(), texts.pool, texts.tests, recordin
 costs.head()
 
 # %% [markdown]
-# How cost grows with the batch: FLOPs of one step for one test example. Rows that share something ("tests": one gradient of
-# the batch serves all tests; "tables": computed once for all steps) hold the share of one step and test.
+# How cost grows with the batch: FLOPs of one step for one test example. Some rows share their cost. With "tests", one
+# gradient of the batch serves all tests, and with "tables", something is computed once for all steps. Such rows hold the share
+# of one step and test.
 
 # %%
 costs.pivot(index=["method", "variant", "encoder", "reuse"], columns="batch", values=["flops", "seconds"])
