@@ -142,7 +142,7 @@ else:
     picture = gf.points.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
-        f"{nb.study.profile.title} ({', '.join(nb.models)}); {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
+        f"{nb.study.profile.title} ({', '.join(nb.models)}), {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
         "share of the deviation that is sampling noise, estimated by recording the same runs twice. Bars: 90% bootstrap intervals over "
         "runs."
     )
