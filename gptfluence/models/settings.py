@@ -83,7 +83,7 @@ class PublishedModel(Settings):
     gpt: str  # as run names have it, without "-deduped", e.g. pythia-410m
     pool: Literal["seen", "unseen"] = "seen"  # unseen: runs on training texts that the others never use
     series: str = "*"  # a pattern for run names without their seed, where several series fit
-    seeds: dict[str, PublishedSeeds] = {}  # task -> its runs; for others, by number: see `dynamics.published.load`
+    seeds: dict[str, PublishedSeeds] = {}  # task -> its runs; for others, by number: see `published.importing.load`
 
 
 ModelConfig = Annotated[NanoModel | HubModel | LocalModel | GGUFModel | PublishedModel, Field(discriminator="source")]
