@@ -171,7 +171,7 @@ def test_a_spec_of_another_version_is_named_in_one_line(tmp_path):
         task="sst2",
         pool_fingerprint="a",
         tests_fingerprint="b",
-        model=ModelIdentity(name="nano", identity="c"),
+        model=ModelIdentity(name="nano", identity={"source": "c"}),
         recording=Recording(optimizer=AdamW(learning_rate=1e-3)),
         seed=0,
     )
