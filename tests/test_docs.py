@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import pkgutil
 import re
 import shlex
 import textwrap
@@ -241,6 +242,27 @@ def test_files_that_are_named_exist(page: str):
     ):
         if "NAME" not in name and name not in EXAMPLES:
             assert (ROOT / name).exists(), f"{page}: {name}"
+
+
+def test_files_and_names_in_the_code_exist():
+    """In docstrings, comments and messages: paths from the root of the repository, and dotted names that begin with a room."""
+    folders = "gptfluence|tools|profiles|notebooks|docs|tests|benchmarks"
+    rooms = [path.parent.name for path in (ROOT / "gptfluence").glob("*/__init__.py")]
+    for path in [*(ROOT / "gptfluence").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        code = path.read_text(encoding="utf-8")
+        for name in re.findall(rf"(?<![\w./])((?:{folders})/[\w./-]+\.(?:py|md|yaml|ipynb))\b", code):
+            assert "NAME" in name or (ROOT / name).exists(), f"{path}: {name}"
+        for name in re.findall(rf"`((?:{'|'.join(rooms)})\.[\w.]*\w)`", code):
+            assert name == "simulators.NAME.FIELD" or is_known(f"gptfluence.{name}"), f"{path}: {name}"
+
+
+def is_known(name: str) -> bool:
+    """Whether a dotted name is that of a module, or of something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def test_readme_is_short_and_links_to_every_page():

@@ -215,6 +215,7 @@ def started(run_all: Tree) -> subprocess.Popen:
         start_new_session=True,
     )
     wait_until(Path(f"{run_all.record}.env").exists, "the workflow did not start")
+    assert not is_over(process)
     run_all.write_python("true")
     return process
 
@@ -232,6 +233,21 @@ def gets_through(run_all: Tree) -> bool:
     return run_all().returncode == 0
 
 
+def is_over(process: subprocess.Popen) -> bool:
+    """Whether no process is left of the session that was started with this one, in whatever group it is."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True, check=True).stdout
+    alive = [int(pid) for pid, state in map(str.split, listed.splitlines()) if not state.startswith("Z")]
+    return process.pid not in map(session_of, alive)
+
+
+def session_of(pid: int) -> int | None:
+    """The session that a process belongs to; None if it has ended, or is not ours to ask about."""
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
 def test_two_runs_of_a_study_exclude_each_other_and_a_stop_stops_the_jobs(run_all):
     process = started(run_all)
     answer = run_all()
@@ -240,6 +256,7 @@ def test_two_runs_of_a_study_exclude_each_other_and_a_stop_stops_the_jobs(run_al
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=PATIENCE)
     wait_until(lambda: gets_through(run_all), "the stopped run still holds its lock")
+    wait_until(lambda: is_over(process), "processes of the stopped run are left")
 
 
 def test_a_killed_run_takes_its_jobs_with_it(run_all):
@@ -247,6 +264,7 @@ def test_a_killed_run_takes_its_jobs_with_it(run_all):
     process.kill()
     process.wait()
     wait_until(lambda: gets_through(run_all), "the killed run still holds its lock")
+    wait_until(lambda: is_over(process), "processes of the killed run are left")
 
 
 def test_the_lock_holds_every_direct_dependency_and_nothing_local():

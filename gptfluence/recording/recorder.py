@@ -46,7 +46,7 @@ class Recorder:
     ) -> None:
         """
         Args:
-            metrics: what is recorded of the tests; the loss always is. See `config.Setting.metrics`.
+            metrics: what is recorded of the tests; the loss always is. See `Setting.metrics` in `profile.schema`.
             generation: how texts are generated for BLEU and ROUGE-L; None: the defaults.
             scoring_processes: see `text_metrics.TextScorer`.
 

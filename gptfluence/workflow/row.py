@@ -116,26 +116,38 @@ def simulating(study: Study, names: Sequence[str]) -> list[str]:
 
 
 def one_of_each(study: Study, names: Sequence[str]) -> list[str]:
-    """Methods without further variants of TracIn-CP and Grad-Dot."""
-    return [name for name in names if not name.endswith(("_10", "_oracle", "_update"))]
+    """Methods that make real predictions; of TracIn-CP only the kind that uses all checkpoints."""
+    variants = {name: study.variant(name) for name in names}
+    return [
+        name
+        for name, variant in variants.items()
+        if variant.kind != "tracin_cp_10" and not variant.create().told_the_answer
+    ]
 
 
 @dataclass(frozen=True)
 class Row:
     """One table or figure.
 
-    name: what its files are called; tables and figures of the paper begin with tab06_ or fig16_
-    notebook: what makes it; with `saved_with`, the run of that other output, which makes this one, too
-    parameters: those that tell it from other outputs of the notebook
-    setting: None if it is of no training runs
-    panels: the (metric, task) that it shows; without them every one of `metrics` on all of `tasks` that have it
-    methods: those compared, of the setting's methods (beyond the paper, of all that the profile has)
-    able: the methods that its notebook may be asked for, where these are not all
-    varies, values: an option of the methods that it compares in several values
+    name: what its files are called; those of the paper begin with its number there, as tab06_ or fig16_
+    title: its heading on the page and in lists
+    notebook: the notebook that makes it; default: the one that has the same name
+    saved_with: another output. The run of a notebook that makes that one saves this one, too. Default: it has its own run
+    parameters: values of the notebook's parameters; they tell it from other outputs of the same notebook
+    setting: the setting that its training runs are of, as the profile names it; None if it shows no training runs
+    models: which of the setting's GPTs it shows
+    tasks: which of the setting's tasks it shows
+    metrics: which metrics it shows, each on every one of `tasks` that has it
+    panels: pairs of metric and task to show, in place of `metrics` and `tasks`
+    methods: which methods it compares, of the setting's methods; beyond the paper of all that the profile has. None: no method
+    able: which methods a user may choose for its notebook; default: all
+    varies: the name of an option of the methods, if it compares several values of one
+    values: those values, or a function that reads them from a study
     asked: the parameter of its notebook by which the user names other values
-    own_runs: it compares nothing of what was recorded and fitted before; its notebook records and fits for itself
-    unseen: which examples are unseen in the runs that it shows ("test", "training", "both"); such runs are recorded, too
-    trains: its notebook itself trains the GPT, or takes its gradients
+    own_runs: nothing has to be recorded or fitted before; the notebook does it
+    unseen: which examples are unseen in the runs that it shows: "training", "test", "both". These runs are recorded, too
+    trains: the notebook itself trains the GPT, or takes its gradients
+    beyond: the paper does not have it
     """
 
     name: str
@@ -156,7 +168,7 @@ class Row:
     own_runs: bool = False
     unseen: tuple[str, ...] = ()
     trains: bool = False
-    beyond: bool = False  # the paper does not have it
+    beyond: bool = False
 
     @property
     def label(self) -> str:
