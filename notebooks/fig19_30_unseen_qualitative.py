@@ -69,9 +69,8 @@ results = gf.gallery.results_of({(metric, task): simulated})
 gf.summarize(results).pivot(index="statistic", columns="method", values="value").loc[["all_steps_mse", "r2_dev"]]
 
 # %%
-what = {"training": "training", "test": "test", "both": "training and test"}[unseen]
 caption = (
-    f"{gf.names.task(task)}, {gf.names.metric(metric)}, with unseen {what} examples in fine-tuning: recorded, and simulated "
+    f"{gf.names.task(task)}, {gf.names.metric(metric)}, with {gf.names.unseen(unseen)} in fine-tuning: recorded, and simulated "
     f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at evenly spaced ranks "
     "of GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.drawing import names
 from gptfluence.profile.schema import Profile, Setting
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import Task, TaskPool
 from gptfluence.tasks.instructions import mixture
 from gptfluence.tasks.settings import unknown_task
-
-UNSEEN = ("training", "test", "both")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class StudyTexts:
 
 
 def checked_unseen(unseen: str) -> str:
-    """`unseen`, if it is one of `UNSEEN`. Raises ConfigurationError."""
-    if unseen not in UNSEEN:
-        raise ConfigurationError(unknown("value", unseen, UNSEEN, where="unseen: "))
+    """`unseen`, if it is one of `names.UNSEEN`. Raises ConfigurationError."""
+    if unseen not in names.UNSEEN:
+        raise ConfigurationError(unknown("value", unseen, names.UNSEEN, where="unseen: "))
     return unseen
