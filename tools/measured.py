@@ -113,7 +113,7 @@ def coverage(name: str) -> str:
 def tangent() -> str:
     """The tangent simulator's R²dev in one line for each folder of figures/, from the lowest to the highest."""
     lines = [
-        "| GPT and tasks | training + validation runs | kinds of curricula | unseen tests | the repeated run itself |",
+        "| GPT and tasks | training + validation runs | kinds of curricula | unseen tests | that run's own losses |",
         "|---|---|---|---|---|",
     ]
     for folder, (what, fitted_on) in TANGENT.items():
