@@ -61,7 +61,9 @@ class Study:
         Raises ConfigurationError that names profile, field and remedy.
         """
         if isinstance(overrides, Mapping):
-            overrides = [f"{name}={json.dumps(value)}" for name, value in overrides.items()]
+            overrides = [
+                f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in overrides.items()
+            ]
         overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
         loaded = load_profile(profile, overrides)
         changes = sorted(text for text in overrides if not _NEUTRAL.match(text.partition("=")[0].strip()))
