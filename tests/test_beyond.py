@@ -1,24 +1,20 @@
-"""Beyond the paper, on a very small study: shifted runs, counterfactuals, bands, search and what-if, and what plans them."""
+"""Beyond the paper, on a very small study: shifted runs, counterfactuals, bands and other metrics, and what plans them."""
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from beyond_study import small_study  # noqa: F401
 from scipy.stats import spearmanr
-from typer.testing import CliRunner
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.experiments import band_coverage, shifted
 from gptfluence.experiments.leave_out import SCORES, counterfactuals, leave_out
-from gptfluence.experiments.search import candidate, check_tests, compare, search
-from gptfluence.experiments.what_if import Changes, ask
 from gptfluence.gradients.products import Replayer
-from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import single_thread
 from gptfluence.simulators.reference import MeanTrajectory
@@ -27,24 +23,9 @@ from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Example, TaskPool
 from gptfluence.workflow import catalogue
-from gptfluence.workflow.cli import app
 from gptfluence.workflow.row import needs_gpt
 
-FEW = (
-    "settings.fine_tuning.runs={train: 4, validation: 1, test: 2}",
-    "settings.fine_tuning.metrics=[loss]",
-    "settings.fine_tuning.recording.record_pool=false",
-    "simulators.simfluence.max_epochs=3",
-    "simulators.low_rank.rank=4",
-)
 SIMULATORS = ["persistence", "mean_trajectory", "simfluence", "low_rank", "tangent"]
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Study:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptfluence.recording.record.devices", lambda: ["cpu"])
-        yield Study.load("smoke", FEW, artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -283,125 +264,6 @@ def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
     row = frame[(frame["kind"] == "alike") & (frame["unit"] == "path") & (frame["statistic"] == "coverage")]
     assert row["value"].item() == pytest.approx(expected)
     assert set(paths["series"]) == {"recorded", "mean_trajectory"}
-
-
-# --- search ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_best_candidates_are_the_best_however_they_are_streamed(study, monkeypatch):
-    dynamics = study.campaign("fine_tuning", "sst2").dynamics()
-    numbers = study.setting().curriculum
-    fitted, start = study.campaign("fine_tuning", "sst2").simulator("simfluence"), dynamics.trajectories()[0, 0]
-    options = {"count": 23, "best": 4, "seed": [7]}
-    found = search(fitted, len(dynamics.pool), numbers, start, [0, 2], **options)
-    every = [candidate(len(dynamics.pool), numbers, [7], index) for index in range(23)]
-    values = fitted.simulate(every, start[None, None])[:, -1, [0, 2]].mean(axis=1)
-    np.testing.assert_allclose(found.all_values, values, rtol=1e-6)
-    assert found.index.tolist() == np.argsort(values, kind="stable")[:4].tolist()
-    monkeypatch.setattr("gptfluence.experiments.search.CHUNK", 5)
-    again = search(fitted, len(dynamics.pool), numbers, start, [0, 2], **options)
-    np.testing.assert_allclose(again.all_values, found.all_values, rtol=1e-6)
-    with pytest.raises(ConfigurationError, match="the best 4 of 3"):
-        search(fitted, len(dynamics.pool), numbers, start, [], count=3, best=4, seed=[7])
-    with pytest.raises(ConfigurationError, match="no test example 6; choose 0 to 5"):
-        check_tests([6], 6)
-
-
-def test_what_is_chosen_is_really_trained(study):
-    frame, found, (dynamics, recorded) = compare(
-        study.campaign("fine_tuning", "sst2"), ["tangent"], tests=[1, 3], count=6, best=2
-    )
-    assert frame["choice"].tolist() == ["best", "hardest", "easiest", "random", "random"]
-    best = candidate(
-        len(dynamics.pool),
-        study.setting().curriculum,
-        [0, shifted.seed_of("search", "sst2")],
-        int(found["tangent"].index[0]),
-    )
-    run = next(run for run in recorded.runs if run.curriculum == best)
-    assert frame.loc[0, "recorded"] == pytest.approx(run.trajectories["loss"][-1, [1, 3]].mean())
-    assert frame.loc[0, "simulated"] == pytest.approx(found["tangent"].value.min())
-
-
-# --- what if -----------------------------------------------------------------------------------------------------------
-
-BASE = Curriculum(np.arange(12).reshape(6, 2) % 8)
-
-
-def test_changes_are_made_in_their_order():
-    assert Changes().curriculum(BASE) == BASE
-    assert str(Changes()) == "unchanged"
-    assert str(Changes(drop=(0, 3), repeat=(1,), times=2)) == "without 0, 3; 1 2 times more"
-    many = Changes(drop=tuple(range(11)), repeat=tuple(range(12)), last=tuple(range(13)))
-    assert str(many) == "without 11 examples; 12 examples 8 times more; 13 examples last"
-    changed = Changes(drop=(0,), repeat=(1,), times=2, first=(5,), last=(2, 3)).curriculum(BASE)
-    sequence = changed.batches.ravel().tolist()
-    assert 0 not in sequence
-    assert sequence.count(1) == 4
-    assert sequence[0] == 5
-    assert set(sequence[-4:]) == {2, 3}
-    with pytest.raises(ConfigurationError, match="example 9 is not in this curriculum"):
-        BASE.moved([9], front=True)
-
-
-def test_rewriting_changes_one_target_and_says_what_is_wrong():
-    choices = (" no", " yes")
-    pool = TaskPool("p", (Example("a", "A", " no", label=0, choices=choices), Example("b", "B", " free text")))
-    assert Changes().pool(pool) is pool
-    new = Changes(rewrite=("0= yes", "1= other = words")).pool(pool)
-    assert (new[0].target, new[0].label, new[1].target) == (" yes", 1, " other = words")
-    for entry, said in (("0= maybe", "is no label"), ("7= yes", "examples 0 to 1"), ("yes", "expected POSITION=")):
-        with pytest.raises(ConfigurationError, match=said):
-            Changes(rewrite=(entry,)).pool(pool)
-
-
-def test_a_question_is_answered_by_simulating_and_by_training(study):
-    campaign = study.campaign("fine_tuning", "sst2")
-    base = study.campaign("fine_tuning", "sst2").held_out().runs[0]
-    inside = int(base.curriculum.batches[0, 0])
-    example = study.texts.known("sst2").pool[inside]
-    other = next(choice for choice in example.choices if choice != example.target)
-    changes = Changes(repeat=(inside,), times=8, rewrite=(f"{inside}={other}",))
-    answer = ask(campaign, changes, level=0.8)
-    assert answer.curriculum.steps == base.curriculum.steps + 2
-    assert answer.truth.pool[inside].target == other
-    truth = answer.truth.trajectories()[0]
-    np.testing.assert_array_equal(answer.predicted[0], truth[0])
-    # a simulator that knows gradients sees what a flipped label does; without validation none chooses the mean trajectory
-    tangent = campaign.with_(runs={"validation": 0}).simulator("tangent")
-    errors = [
-        np.square(tangent.simulate([answer.curriculum], truth[None, :1], pool=pool)[0] - truth).mean()
-        for pool in (answer.pool, None)
-    ]
-    assert errors[0] < errors[1]
-    row = answer.table().iloc[0]
-    assert row["change, trained"] == pytest.approx((truth[-1] - base.trajectories["loss"][-1]).mean())
-    frame = answer.frame(2)
-    assert frame["panel"].nunique() == 3
-    assert set(frame["series"]) == {"before", "recorded", "tangent"}
-    quick = ask(campaign, Changes(drop=(inside,)), train=False)
-    assert quick.truth is None
-    assert "change, trained" not in quick.table()
-    with pytest.raises(ConfigurationError, match="no training example 999"):
-        ask(campaign, Changes(repeat=(999,)), train=False)
-    with pytest.raises(ConfigurationError, match="no held-out run 2; choose 0 to 1"):
-        ask(campaign, Changes(), run=2)
-
-
-def test_the_shell_asks_what_python_asks(monkeypatch, tmp_path):
-    asked = []
-
-    def answer(*given, **options):
-        asked.append(inspect.signature(ask).bind(*given, **options).arguments)
-        raise ConfigurationError("asked")
-
-    monkeypatch.setattr("gptfluence.experiments.what_if.ask", answer)
-    shell = ["what-if", "--profile", "smoke", "--task", "rte", "--drop", "3", "--repeat", "1", "--check"]
-    result = CliRunner().invoke(app, [*shell, "--figure", str(tmp_path / "a.png")])
-    assert str(result.exception) == "asked"
-    assert asked[0]["campaign"].task == "rte"
-    assert asked[0]["changes"] == Changes(drop=(3,), repeat=(1,))
-    assert (asked[0]["run"], asked[0]["train"]) == (0, True)
 
 
 # --- other metrics ---------------------------------------------------------------------------------------------------
