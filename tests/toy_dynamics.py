@@ -1,0 +1,86 @@
+"""Small made-up dynamics, an encoder without a network, and every simulator fitted on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.simulators.base import Simulator
+from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.reference import MeanTrajectory, Persistence
+from gptfluence.simulators.simfluence import Simfluence
+from gptfluence.tasks.base import Example, TaskPool
+
+# All different, so that a transpose fails.
+POOL, TESTS, STEPS, BATCH, DIMENSION = 11, 7, 9, 3, 6
+
+
+class Hashed:
+    """An encoder without a network: features are drawn from a generator seeded with the text."""
+
+    name = "hashed"
+    dimension = DIMENSION
+
+    def encode(self, pool: TaskPool) -> np.ndarray:
+        rows = [np.random.default_rng(list(text.encode())).normal(1, 0.5, DIMENSION) for text in pool.texts]
+        return np.array(rows, np.float32)
+
+
+def make_pool(name: str, count: int) -> TaskPool:
+    return TaskPool(name, tuple(Example(f"{name}{i}", f"{name} text {i}", " yes") for i in range(count)))
+
+
+def make_dynamics(runs: int = 4, split: str = "train", seed: int = 0, steps: int = STEPS) -> GPTDynamics:
+    """Runs that really follow y_t = (sum A) y_{t-1} + sum B, plus a little noise."""
+    truth, rng = np.random.default_rng(99), np.random.default_rng([seed, len(split)])
+    a, b = 1 / BATCH + truth.normal(-0.01, 0.02, (POOL, TESTS)), truth.normal(0, 0.02, (POOL, TESTS))
+    start = truth.uniform(1, 3, TESTS)
+    recorded = []
+    for k in range(runs):
+        batches, values = rng.integers(POOL, size=(steps, BATCH)), [start]
+        for ids in batches:
+            values.append(a[ids].sum(0) * values[-1] + b[ids].sum(0))
+        noisy = np.array(values) + rng.normal(0, 1e-3, (steps + 1, TESTS))
+        recorded.append(TrainingRun(f"{split}-{k}", Curriculum(batches), {"loss": noisy.astype(np.float32)}))
+    return GPTDynamics("toy", "toy", make_pool("pool", POOL), make_pool("tests", TESTS), tuple(recorded))
+
+
+QUICK = {"max_epochs": 3, "batch_size": 50}
+
+
+MAKERS = {
+    "gptfluence": lambda: GPTfluence(encoder=Hashed(), **QUICK),
+    "gptfluence, linear": lambda: GPTfluence(encoder=Hashed(), heads="linear", **QUICK),
+    "gptfluence, concat": lambda: GPTfluence(encoder=Hashed(), heads="concat", **QUICK),
+    "gptfluence, order 2": lambda: GPTfluence(encoder=Hashed(), markov_order=2, **QUICK),
+    "gptfluence, order 3, concat": lambda: GPTfluence(encoder=Hashed(), heads="concat", markov_order=3, **QUICK),
+    "simfluence": lambda: Simfluence(**QUICK),
+    "simfluence, closed form": lambda: Simfluence(method="closed_form"),
+    "persistence": Persistence,
+    "mean_trajectory": MeanTrajectory,
+}
+
+
+@pytest.fixture(scope="module")
+def train() -> GPTDynamics:
+    torch.set_num_threads(1)
+    return make_dynamics()
+
+
+@pytest.fixture(scope="module")
+def validation() -> GPTDynamics:
+    return make_dynamics(2, "validation")
+
+
+@pytest.fixture(scope="module")
+def fitted(train: GPTDynamics, validation: GPTDynamics) -> dict[str, Simulator]:
+    return {name: make().fit(train, validation) for name, make in MAKERS.items()}
+
+
+every_simulator = pytest.mark.parametrize("name", MAKERS)
+
+
+every_table = pytest.mark.parametrize("name", [name for name in MAKERS if "fluence" in name])
