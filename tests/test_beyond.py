@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from beyond_study import small_study  # noqa: F401
 from scipy.stats import spearmanr
 
+from beyond_study import small_study  # noqa: F401
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.experiments import band_coverage, shifted
 from gptfluence.experiments.leave_out import SCORES, counterfactuals, leave_out

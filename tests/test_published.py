@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from gptfluence.common.errors import DataError, HubUnreachableError
+from gptfluence.common.settings import ROOT
+from gptfluence.published import download
+from gptfluence.published.importing import import_published
+from gptfluence.workflow import cli
 from published_archive import (
     CHECKPOINT,
     FIRST_OF_FLAN,
@@ -27,13 +34,6 @@ from published_archive import (
     raw,
     reasons,
 )
-from typer.testing import CliRunner
-
-from gptfluence.common.errors import DataError, HubUnreachableError
-from gptfluence.common.settings import ROOT
-from gptfluence.published import download
-from gptfluence.published.importing import import_published
-from gptfluence.workflow import cli
 
 EXAMPLE = ROOT.parent / "shared" / "parity" / "published_format"
 

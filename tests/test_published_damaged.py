@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gptfluence.common.errors import DataError
+from gptfluence.published.importing import import_published
 from published_archive import (
     CHECKPOINT,
     LAYOUTS,
@@ -33,9 +36,6 @@ from published_archive import (
     stored,
     texts,
 )
-
-from gptfluence.common.errors import DataError
-from gptfluence.published.importing import import_published
 
 # --- runs that are not whole ------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from published_archive import archive, in_folder, load
 
 from gptfluence import paper
 from gptfluence.common.errors import ArtifactError, ConfigurationError, ModelError
@@ -23,6 +22,7 @@ from gptfluence.published import importing
 from gptfluence.published.importing import import_published
 from gptfluence.recording.settings import Runs
 from gptfluence.study.study import Study
+from published_archive import archive, in_folder, load
 
 
 @given(st.sets(st.integers(0, 99), min_size=1, max_size=40), st.data())

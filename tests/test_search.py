@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from beyond_study import small_study  # noqa: F401
 
+from beyond_study import small_study  # noqa: F401
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.experiments import shifted
 from gptfluence.experiments.search import candidate, check_tests, compare, search

@@ -6,9 +6,9 @@ import inspect
 
 import numpy as np
 import pytest
-from beyond_study import small_study  # noqa: F401
 from typer.testing import CliRunner
 
+from beyond_study import small_study  # noqa: F401
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.experiments.what_if import Changes, ask
 from gptfluence.recording.curriculum import Curriculum

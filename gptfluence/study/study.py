@@ -61,9 +61,8 @@ class Study:
         Raises ConfigurationError that names profile, field and remedy.
         """
         if isinstance(overrides, Mapping):
-            overrides = [
-                f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in overrides.items()
-            ]
+            texts = [value if isinstance(value, str) else json.dumps(value) for value in overrides.values()]
+            overrides = [f"{name}={text}" for name, text in zip(overrides, texts, strict=True)]
         overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
         loaded = load_profile(profile, overrides)
         changes = sorted(text for text in overrides if not _NEUTRAL.match(text.partition("=")[0].strip()))
@@ -108,9 +107,6 @@ class Study:
         config = self.model(model).config
         source: Recorded | Imported
         if isinstance(config, PublishedModel):
-            for each in tested:
-                if each not in self.profile.tasks:
-                    raise ConfigurationError(f"{self._where}{unknown_task(each, self.profile.tasks)}")
             source = Imported(setting, self.profile.name, model, config, self.artifacts, tuple(tested or [name]))
         else:
             source = Recorded(
