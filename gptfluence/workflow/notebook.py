@@ -115,7 +115,10 @@ class Notebook:
         """What the row is of in this study, with the user's choice of parts."""
         row, study = self.row, self.study
         models = study.setting(row.setting).models
-        tasks = tasks_of(row, study) if row.unseen else study.setting(row.setting).tested_tasks
+        # Of several metrics a task may lack some: `resolve` says which it lacks if it has none.
+        tasks = (
+            study.setting(row.setting).tested_tasks if len(row.metrics) > 1 and not row.unseen else tasks_of(row, study)
+        )
         methods = methods_of(row, study)
         chosen: dict[str, list[str]] = {}
         for one, many, allowed in (
