@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.profile.load import load_profile, parse_overrides, profile_names
+from gptfluence.profile.load import PROFILES, load_profile, parse_overrides, profile_names
 from gptfluence.recording.settings import AdamW
 from gptfluence.study.study import Study
 
@@ -299,3 +299,36 @@ def test_an_option_of_a_former_version_is_an_error_that_says_its_new_place():
     message = complaint("smoke", "simulators.tangent.tangents.checkpoints=[12]")
     assert "simulators.tangent.tangents: its options stand one level higher now" in message
     assert "checkpoints" in message
+
+
+def test_a_profile_may_replace_fields_of_another(tmp_path):
+    base, derived = tmp_path / "base.yaml", tmp_path / "derived.yaml"
+    base.write_text((PROFILES / "smoke.yaml").read_text())
+    derived.write_text(f"base: {base}\nname: other\nsettings: {{fine_tuning: {{runs: {{train: 9}}}}}}\n")
+    one, other = load_profile(base), load_profile(derived)
+    assert (other.name, other.title) == ("other", one.title)
+    assert other.settings["fine_tuning"].runs.train == 9
+    assert other.settings["fine_tuning"].runs.test == one.settings["fine_tuning"].runs.test
+    assert other.settings["instruction_tuning"] == one.settings["instruction_tuning"]
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nothing", r"base: profile 'nothing' is not known"),
+        ("[smoke]", r"base: the name of a profile, .* not \['smoke'\]"),
+        ("missing.yaml", r"base: profile file missing.yaml does not exist"),
+    ],
+)
+def test_a_base_that_is_not_there_is_named(tmp_path, base, message):
+    derived = tmp_path / "derived.yaml"
+    derived.write_text(f"base: {base}\nname: other\n")
+    with pytest.raises(ConfigurationError, match=message):
+        load_profile(derived)
+
+
+def test_a_profile_is_no_base_of_itself(tmp_path):
+    derived = tmp_path / "derived.yaml"
+    derived.write_text(f"base: {derived}\nname: other\n")
+    with pytest.raises(ConfigurationError, match="base of"):
+        load_profile(derived)

@@ -20,11 +20,11 @@ from gptfluence.tasks.rows import RowMapping
 
 def rows(name: str, count: int, seed: int) -> list[dict]:
     """Rows in the schema of the data set on the Hub, with the types that Parquet files give its fields."""
-    from gptfluence.tasks.mini.words import Dice
+    from gptfluence.tasks.mini.words import Dice, World
 
-    dice, made = Dice("hub", name, seed), []
+    dice, world, made = Dice("hub", name, seed), World(seed, known=False), []
     for number in range(count):
-        row = RECORDS[name].row(dice, number % 2)
+        row = RECORDS[name].row(dice, number % 2, world)
         extra = {"rte": {"idx": number}, "sst2": {"idx": number}, "webnlg": {"gem_id": f"web_nlg_en-{number}"}}
         made.append({**row, **extra.get(name, {}), **({"id": f"{number:040x}"} if name == "cnn_dm" else {})})
     return made

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.tasks import TASKS, Task, TaskPool, mini
 from gptfluence.tasks.base import fingerprint
+from gptfluence.tasks.mini.words import World
 
 CLASSIFICATION = ("rte", "sst2", "boolq")
 GENERATION = ("webnlg", "wmt16_de_en", "cnn_dm")
@@ -124,37 +125,72 @@ def test_texts_are_short(name):
     assert max(lengths) <= 40
 
 
-def test_vocabulary_is_small_and_the_corpus_holds_all_of_it():
-    corpus = {word for text in mini.corpus(TASKS, seed=0) for word in words(text)}
+def test_the_corpus_holds_all_words_of_the_pools():
+    corpus = {word for text in mini.corpus(TASKS, seed=9) for word in words(text)}
     used = {
         word for name in TASKS for pool in mini.generate(name, seed=9) for text in pool.texts for word in words(text)
     }
     assert used <= corpus
-    assert len(corpus) < 500
+    assert len(corpus) < 1000
+
+
+def told(name: str, seed: int, *, known: bool) -> tuple[list[str], list[str]]:
+    """Prompts and targets of the corpus that speak of known words, or of those of the pools."""
+    ours = {word for words in invented_words(name, seed).values() for word in words}
+    targets = {example.target for example in mini.generate(name, seed=seed).pool}
+    texts = [t for t in mini.corpus([name], seed=seed, examples_per_task=1600) if known != bool(ours & {*words(t)})]
+    return tuple(zip(*[next((t[: -len(w)], w) for w in targets if t.endswith(w)) for t in texts], strict=True))
+
+
+def invented_words(name: str, seed: int) -> dict[str, tuple[str, ...]]:
+    """Class -> the words of pools and tests."""
+    world = World(seed, known=False)
+    mini.RECORDS[name].row(mini.Dice("any"), 0, world)
+    return {f"{key[0]}/{kind}": words for key, classes in world._dealt.items() for kind, words in classes.items()}
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
-def test_corpus_does_not_give_labels_away(name):
-    layout = {example.target for example in mini.generate(name).pool}
-    texts = mini.corpus([name], seed=0, examples_per_task=1500)
-    prompts, targets = zip(*[next((t[: -len(w)], w) for w in layout if t.endswith(w)) for t in texts], strict=True)
-    assert Counter(targets).most_common()[0][1] == 750
-    probe = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=500))
-    probe.fit(prompts, targets)
+def test_the_corpus_teaches_classes_of_known_words_and_nothing_of_the_pools_words(name):
+    probe = make_pipeline(CountVectorizer(analyzer=pairs, binary=True), LogisticRegression(max_iter=500))
     _, tests = mini.generate(name, test_size=400)
+    prompts, targets = told(name, 0, known=False)
+    probe.fit(prompts, targets)
     right = probe.score([example.prompt for example in tests], [example.target for example in tests])
     assert abs(right - 0.5) < 0.1  # four standard errors
+    prompts, targets = told(name, 0, known=True)
+    probe.fit(prompts[:800], targets[:800])
+    assert probe.score(prompts[800:], targets[800:]) > 0.7
 
 
 @pytest.mark.parametrize("name", GENERATION)
-def test_corpus_does_not_pair_prompts_with_their_targets(name):
-    truth = {}
-    for example in mini._examples(name, "corpus", 500, 0):
-        truth[example.prompt] = example.target
-    texts = mini.corpus([name], seed=0, examples_per_task=500)
-    paired = sum(prompt + target in set(texts) for prompt, target in truth.items())
-    assert paired < 10
-    assert len(set(texts)) == 500
+def test_the_corpus_does_not_pair_prompts_of_the_pools_words_with_their_targets(name):
+    truth = {example.prompt: example.target for example in mini._examples(name, "corpus", 100, World(0, known=False))}
+    texts = set(mini.corpus([name], seed=0, examples_per_task=400))
+    assert len([prompt for prompt in truth if any(text.startswith(prompt) for text in texts)]) == 100
+    assert sum(prompt + target in texts for prompt, target in truth.items()) < 10
+
+
+@each_task
+def test_known_words_and_those_of_pools_are_others_and_a_seed_deals_their_classes(name):
+    worlds = [World(seed, known=known) for seed, known in ((0, False), (1, False), (0, True))]
+    for world in worlds:
+        for label in (0, 1):
+            mini.RECORDS[name].row(mini.Dice("any"), label, world)
+    ours, others, known = ({key: classes for key, classes in world._dealt.items()} for world in worlds)
+    for key in ours:
+        flat = [{word for words in dealt[key].values() for word in words} for dealt in (ours, others, known)]
+        assert flat[0] == flat[1] and not flat[0] & flat[2]
+        assert ours[key] != others[key]
+
+
+@each_task
+def test_every_word_of_a_test_is_in_a_few_pool_examples(name):
+    pool, tests = mini.generate(name)
+    invented = {word for words in invented_words(name, 0).values() for word in words}
+    counts = Counter(word for text in pool.texts for word in invented & {*words(text)})
+    asked = [invented & {*words(text)} for text in tests.texts]
+    assert np.mean([bool(each) for each in asked]) == 1
+    assert 3 <= median(counts[word] for each in asked for word in each) <= 12
 
 
 def pairs(prompt: str) -> list[str]:
@@ -198,25 +234,11 @@ def test_test_examples_share_target_words_with_some_pool_examples_and_not_with_a
     assert overlap.max(1).std() > 0.05  # some tests are better served than others
 
 
-def test_webnlg_relations_occur_in_several_pool_examples_and_in_tests():
-    pool, tests = mini.generate("webnlg")
-    seen = [
-        Counter(relation for text in examples.texts for relation in re.findall(r"\| (\w+) \|", text))
-        for examples in (pool, tests)
-    ]
-    assert seen[0].keys() == seen[1].keys()
-    assert min(seen[0].values()) >= 5
-    assert all(example.references[0] == example.target.strip() and len(example.references) == 2 for example in tests)
-
-
-def test_sst2_words_have_one_polarity_in_several_pool_examples():
-    from gptfluence.tasks.mini.sst2 import BAD, GOOD
-
-    pool, tests = mini.generate("sst2")
-    for examples in (pool, tests):
-        counts = Counter(word for text in examples.texts for word in words(text) if word in GOOD + BAD)
-        assert set(counts) == {*GOOD, *BAD}
-        assert min(counts.values()) >= 4
+def test_webnlg_has_two_ways_to_say_a_fact():
+    assert all(
+        example.references[0] == example.target.strip() and len(example.references) == 2
+        for example in mini.generate("webnlg").tests
+    )
 
 
 def test_german_is_declined():
@@ -242,7 +264,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 def test_running_out_of_texts_says_so(monkeypatch):
     row = {"sentence": "the plot was lumish .", "label": 1}
-    monkeypatch.setattr("gptfluence.tasks.mini.sst2.row", lambda dice, label: {**row, "label": label})
+    monkeypatch.setattr("gptfluence.tasks.mini.sst2.row", lambda dice, label, world: {**row, "label": label})
     with pytest.raises(
         ConfigurationError, match=r"'sst2': there are not 3 different generated texts for the .* only about"
     ):

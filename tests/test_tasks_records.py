@@ -34,7 +34,7 @@ RECORD = """
     ),
 """
 GENERATOR = """
-def row(dice, label):
+def row(dice, label, world):
     left, right = dice.pick(range(900)), dice.pick(range(900))
     return {"left": left, "right": right, "sum": left + right}
 """

@@ -290,7 +290,7 @@ def _pretrain(config: NanoModel, texts: list[str], folder: Path) -> None:
     torch.set_num_threads(1)  # the order of additions, and so the weights, must not depend on the machine's cores
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(config.seed)
             model = GPTNeoXForCausalLM(
                 GPTNeoXConfig(
                     vocab_size=len(tokenizer),

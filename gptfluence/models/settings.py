@@ -36,6 +36,7 @@ class NanoModel(_Model):
     pretraining_steps: int = Field(400, ge=0)
     pretraining_batch: int = Field(32, ge=1)  # sequences of 64 tokens
     pretraining_learning_rate: float = Field(3e-3, gt=0)
+    seed: int = Field(0, ge=0)  # of its first weights and the order of its text: another seed is another base model
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> NanoModel:

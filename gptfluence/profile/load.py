@@ -38,14 +38,7 @@ def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] 
 
     Raises ConfigurationError that names the profile, the field and what is allowed there.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        if path.parent == PROFILES:
-            raise ConfigurationError(
-                unknown("profile", name, profile_names()) + "; a path to a YAML file of your own works, too"
-            )
-        raise ConfigurationError(f"profile file {path} does not exist")
-    values = _read_yaml(path)
+    path, values = _values(name)
     where = f"profile {values.get('name', path.stem)!r}"
     for field, value in parse_overrides(overrides).items():
         _replace(values, field, value, where)
@@ -53,6 +46,37 @@ def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] 
         return Profile.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(explain(error, where)) from None
+
+
+def _values(name: str | Path, above: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """The file of a profile and its fields, with those of its `base` where it says nothing. above: the files read so far"""
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    where = f"{above[-1]}: base: " if above else ""
+    if not path.is_file():
+        if path.parent == PROFILES:
+            known = unknown("profile", name, profile_names())
+            raise ConfigurationError(f"{where}{known}; a path to a YAML file of your own works, too")
+        raise ConfigurationError(f"{where}profile file {path} does not exist")
+    if path in above:
+        raise ConfigurationError(f"{where}{name} is what this file is a base of; name another profile")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return path, values
+    if not isinstance(base, str):
+        raise ConfigurationError(
+            f"{path}: base: the name of a profile, or the path of its file, is needed, not {base!r}"
+        )
+    return path, _merged(_values(base, (*above, path))[1], values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of both, those of `values` where both have them; a field that holds fields is merged in the same way."""
+    both = {**base, **values}
+    for name in base.keys() & values.keys():
+        if isinstance(base[name], dict) and isinstance(values[name], dict):
+            both[name] = _merged(base[name], values[name])
+    return both
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

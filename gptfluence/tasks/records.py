@@ -1,8 +1,9 @@
 """The tasks that are known by name: one record each, from which everything that is said about a task is read.
 
 A new task is a new record here. If its text is to be generated, the record names a module with a function
-`row(dice, label)`, which returns a row: a dictionary with the fields that the layout's templates use. Text of your own
-needs no record: a profile may name a JSON Lines file or a data set (`source: local`, `source: hub`) with its templates.
+`row(dice, label, world)`, which returns a row: a dictionary with the fields that the layout's templates use. Text of
+your own needs no record: a profile may name a JSON Lines file or a data set (`source: local`, `source: hub`) with its
+templates.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ class TaskRecord:
     layout: RowMapping  # how a row of the data set, or a generated one, becomes an example
     printed: str = ""  # in figures and tables; "": the name
     hub: HubSource | None = None
-    generator: str | None = None  # module below `gptfluence.tasks` with a function `row(dice, label)`, e.g. "mini.sst2"
+    generator: str | None = None  # module below `gptfluence.tasks` with `row(dice, label, world)`, e.g. "mini.sst2"
     wordings: tuple[str, ...] = ()  # instructions around "{prompt}"; (): those for any task (`instructions.GENERAL`)
 
     @property
     def row(self) -> Callable[..., dict[str, Any]]:
-        """Generates a row from dice and a label (0 or 1; None without labels). Raises ConfigurationError if none can."""
+        """Makes a row from dice, a label (0 or 1; None without labels) and a `mini.words.World`.
+
+        Raises ConfigurationError if the task has no generator.
+        """
         if self.generator is None:
             raise ConfigurationError(f"task {self.name!r}: no text is generated for it; use `source: hub` or `local`")
         return import_module(f"gptfluence.tasks.{self.generator}").row

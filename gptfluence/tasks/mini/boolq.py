@@ -1,45 +1,31 @@
-"""Passages about invented beings and a yes/no question on what their kind can do, or on what the passage says.
+"""Passages about invented beings and a yes/no question on what they do, or on what the passage says.
 
-The passage names the kind of a being ("the tavor is a fish"); what fish do is not written anywhere and must be learned
-from other questions on fish. One question in five asks for something the passage does say.
+What the kinds do is known (fish swim); of which kind a being is has to be learned from other questions about it.
+One question in ten asks for something the passage does say.
 """
 
 from __future__ import annotations
 
-from gptfluence.tasks.mini.words import TOWNS, Dice
+from gptfluence.tasks.mini.words import TOWNS, Dice, World
 
+SIZE = 10  # beings of each kind
 KINDS = {
-    "fish": ("swim", "grow", "sleep"),
-    "bird": ("fly", "grow", "sleep", "make noise"),
-    "tree": ("grow", "bloom"),
-    "engine": ("rust", "make noise", "burn oil"),
-    "boat": ("rust", "float", "carry people"),
+    "fish": ("swim", "lay eggs", "shine"),
+    "bird": ("fly", "sing", "build nests"),
+    "tree": ("bloom", "drop leaves", "stand still"),
+    "engine": ("rust", "burn oil", "need repair"),
 }
-ABILITIES = tuple(dict.fromkeys(ability for abilities in KINDS.values() for ability in abilities))
-# every being is of one kind, for good: what is learned about a being holds in other passages too
-BEINGS = {
-    "tavor": "fish", "mundle": "fish", "grint": "fish",
-    "orlo": "bird", "wiffin": "bird", "sarrel": "bird",
-    "dorrow": "tree", "aspel": "tree", "lumeck": "tree",
-    "brackle": "engine", "rattol": "engine", "zunder": "engine",
-    "skibb": "boat", "juntle": "boat", "carvane": "boat",
-}  # fmt: skip
 COLOURS = ("red", "blue", "green", "grey", "white", "black")
-SIZES = ("small", "large", "heavy", "light", "common", "rare")
 
 
-def row(dice: Dice, label: int) -> dict:
+def row(dice: Dice, label: int, world: World) -> dict:
     """A passage and a question; `label` 1: yes. Fields as in BoolQ."""
-    being = dice.pick(tuple(BEINGS))
-    kind, town, colour, size = BEINGS[being], dice.pick(TOWNS), dice.pick(COLOURS), dice.pick(SIZES)
-    first = dice.pick((f"The {being} is a {size} {kind}", f"A {being} is a {kind}", f"Each {being} is a {size} {kind}"))
-    passage = f"{first}. " + dice.pick((f"It is {colour} and found near {town}.", f"Near {town} it is {colour}."))
-    if dice.chance(0.2):
-        said, unsaid = (
-            (colour, COLOURS) if dice.chance(0.5) else (f"found near {town}", [f"found near {t}" for t in TOWNS])
-        )
-        question = f"is the {being} {said if label else dice.pick([word for word in unsaid if word != said])}"
-    else:
-        can = KINDS[kind]
-        question = f"does the {being} {dice.pick(can if label else [able for able in ABILITIES if able not in can])}"
-    return {"passage": passage, "question": question, "answer": bool(label)}
+    kind = dice.pick(tuple(KINDS))
+    being = dice.pick(world.words("le", tuple(KINDS), SIZE)[kind])
+    town, colour = dice.pick(TOWNS), dice.pick(COLOURS)
+    passage = dice.pick((f"The {being} is {colour} and found near {town}.", f"Near {town} the {being} is {colour}."))
+    if dice.chance(0.1):
+        asked = colour if label else dice.pick([word for word in COLOURS if word != colour])
+        return {"passage": passage, "question": f"is the {being} {asked}", "answer": bool(label)}
+    does = KINDS[kind] if label else KINDS[dice.pick([other for other in KINDS if other != kind])]
+    return {"passage": passage, "question": f"does the {being} {dice.pick(does)}", "answer": bool(label)}

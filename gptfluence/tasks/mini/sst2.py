@@ -1,4 +1,4 @@
-"""Film reviews with invented adjectives: their polarity can only be learned from labelled reviews.
+"""Film reviews with invented adjectives: that adjectives are good or bad is known, which of them are is to be learned.
 
 A review has one to three judgements. Each adjective is good (+2) or bad (-2); "very" makes it 3, "quite" 1, "not" turns
 it round, more weakly. The sign of the sum is the label, so some reviews are told by one word and some need them all.
@@ -6,27 +6,25 @@ it round, more weakly. The sign of the sum is the label, so some reviews are tol
 
 from __future__ import annotations
 
-from gptfluence.tasks.mini.words import Dice
+from gptfluence.tasks.mini.words import Dice, World
 
-GOOD = ("lumish", "tavory", "brindy", "solant", "merrow", "vellic", "orvine", "dulcy", "fensome", "halcy", "quillish",
-        "zestal")  # fmt: skip
-BAD = ("grolly", "murdle", "blenish", "vorpid", "skanty", "drumbly", "oskish", "plidge", "tarnic", "wexy", "noddish",
-       "jaggen")  # fmt: skip
+SIZE = 24  # words of either polarity
 NOUNS = ("plot", "music", "cast", "ending", "story", "hero", "pace", "film", "scene", "humour")
 DEGREES = (("", 2), ("", 2), ("very ", 3), ("quite ", 1), ("not ", -1))
 
 
-def row(dice: Dice, label: int) -> dict:
+def row(dice: Dice, label: int, world: World) -> dict:
     """A review whose label (0 negative, 1 positive) is `label`; fields as in GLUE."""
+    words = world.words("ish", ("good", "bad"), SIZE)
     while True:
-        nouns = dice.some(NOUNS, dice.pick((1, 2, 2, 2, 3)))
+        nouns = dice.some(NOUNS, dice.pick((1, 1, 2, 2, 3)))
         total, parts = 0, []
         for noun in nouns:
             # most of the words of a review lean its way, as in real ones; the rest makes it hard
-            good = dice.chance(0.7) == bool(label)
+            good = dice.chance(0.75) == bool(label)
             degree, weight = dice.pick(DEGREES)
             total += weight if good else -weight
-            parts.append(f"the {noun} was {degree}{dice.pick(GOOD if good else BAD)}")
+            parts.append(f"the {noun} was {degree}{dice.pick(words['good' if good else 'bad'])}")
         if total and (total > 0) == bool(label):
             break
     if len(parts) == 1:
