@@ -176,10 +176,11 @@ def test_known_words_and_those_of_pools_are_others_and_a_seed_deals_their_classe
     for world in worlds:
         for label in (0, 1):
             mini.RECORDS[name].row(mini.Dice("any"), label, world)
-    ours, others, known = ({key: classes for key, classes in world._dealt.items()} for world in worlds)
+    ours, others, known = (dict(world._dealt) for world in worlds)
     for key in ours:
         flat = [{word for words in dealt[key].values() for word in words} for dealt in (ours, others, known)]
-        assert flat[0] == flat[1] and not flat[0] & flat[2]
+        assert flat[0] == flat[1]
+        assert not flat[0] & flat[2]
         assert ours[key] != others[key]
 
 

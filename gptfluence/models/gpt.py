@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRETRAINING_LENGTH = 64  # tokens of a pre-training sequence
+PROMPT_WEIGHT = 0.3  # of a prompt in the pre-training loss, beside 1 for its target
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class ModelSource:
             return str(self._nano_folder())
         return self.config.path if isinstance(self.config, HubModel) else str(self._path())
 
-    def _texts(self) -> list[str]:
+    def _texts(self) -> list[tuple[str, str]]:
         if self.corpus is None:
             raise ModelError(f"model {self.name!r}: a nano model needs a corpus to be pre-trained on")
         return _corpus(tuple(self.corpus["names"]), self.corpus["seed"], self.corpus["examples_per_task"])
@@ -100,7 +101,7 @@ class ModelSource:
         # adapters and a limit on lengths come after pre-training
         base = self.config.model_copy(update={"lora": None, "max_length": None})
         plain = ModelSource(self.name, base, self.cache, self.corpus)
-        key = fingerprint([plain.identity(), "pretraining-1"])[:8]
+        key = fingerprint([plain.identity(), "pretraining-2"])[:8]
         folder = self.cache / f"{self.name}-{key}"
         return files.made(folder, lambda new: _pretrain(self.config, self._texts(), new), what=f"model {self.name!r}")
 
@@ -141,7 +142,7 @@ class ModelSource:
 
 
 @cache
-def _corpus(names: tuple[str, ...], seed: int, examples_per_task: int) -> list[str]:
+def _corpus(names: tuple[str, ...], seed: int, examples_per_task: int) -> list[tuple[str, str]]:
     """Half a second's work, asked for by every look at a nano model's identity."""
     return mini.corpus(names, seed=seed, examples_per_task=examples_per_task)
 
@@ -266,7 +267,7 @@ def _no_hub(config: HubModel) -> str:
 # --- nano models -----------------------------------------------------------------------------------------------------
 
 
-def _pretrain(config: NanoModel, texts: list[str], folder: Path) -> None:
+def _pretrain(config: NanoModel, texts: list[tuple[str, str]], folder: Path) -> None:
     """Train tokenizer and weights on `texts`, deterministically in one thread, and save both in `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -278,7 +279,7 @@ def _pretrain(config: NanoModel, texts: list[str], folder: Path) -> None:
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
-        texts,
+        (prompt + target for prompt, target in texts),
         trainers.BpeTrainer(
             vocab_size=config.vocabulary, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
         ),
@@ -313,17 +314,22 @@ def _pretrain(config: NanoModel, texts: list[str], folder: Path) -> None:
 
 
 def _train_language_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], config: NanoModel
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str]], config: NanoModel
 ) -> None:
+    """Train all weights on prompts and targets, one text after another. Each text counts the same, however long it is."""
     import torch
 
     stream: list[int] = []
-    for ids in tokenizer(texts)["input_ids"]:
-        stream += [*ids, tokenizer.eos_token_id]
+    counts: list[float] = []
+    for prompt, target in zip(*(tokenizer(list(part))["input_ids"] for part in zip(*texts, strict=True)), strict=True):
+        stream += [*prompt, *target, tokenizer.eos_token_id]
+        counts += [*[PROMPT_WEIGHT / len(prompt)] * len(prompt), *[1 / (len(target) + 1)] * (len(target) + 1)]
     rows = len(stream) // PRETRAINING_LENGTH
     if rows == 0:
         raise ModelError("the corpus of a nano model is too short to pre-train on")
-    tokens = torch.tensor(stream[: rows * PRETRAINING_LENGTH]).view(rows, PRETRAINING_LENGTH)
+    tokens, weights = (
+        torch.tensor(part[: rows * PRETRAINING_LENGTH]).view(rows, PRETRAINING_LENGTH) for part in (stream, counts)
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.pretraining_learning_rate, weight_decay=0.01, fused=True
     )
@@ -333,8 +339,11 @@ def _train_language_model(
         remaining = 1 - step / config.pretraining_steps
         for group in optimizer.param_groups:
             group["lr"] = config.pretraining_learning_rate * min((step + 1) / warmup, remaining)
-        batch = tokens[torch.randint(rows, (config.pretraining_batch,))]
-        loss = model(batch, labels=batch).loss
+        drawn = torch.randint(rows, (config.pretraining_batch,))
+        batch, weight = tokens[drawn], weights[drawn, 1:]
+        logits = model(batch).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+        loss = (losses.view_as(weight) * weight).sum() / weight.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -25,16 +25,16 @@ class _Model(Settings):
 
 
 class NanoModel(_Model):
-    """A small GPT-NeoX, pre-trained for seconds on generated text of the `mini` tasks."""
+    """A small GPT-NeoX, pre-trained for a minute on generated text of the `mini` tasks."""
 
     source: Literal["nano"]
     width: int = Field(ge=8)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
-    vocabulary: int = Field(800, ge=300)
+    vocabulary: int = Field(1500, ge=300)
     positions: int = Field(256, ge=16)
-    pretraining_steps: int = Field(400, ge=0)
-    pretraining_batch: int = Field(32, ge=1)  # sequences of 64 tokens
+    pretraining_steps: int = Field(2000, ge=0)
+    pretraining_batch: int = Field(16, ge=1)  # sequences of 64 tokens
     pretraining_learning_rate: float = Field(3e-3, gt=0)
     seed: int = Field(0, ge=0)  # of its first weights and the order of its text: another seed is another base model
 

@@ -24,7 +24,7 @@ from gptfluence.study.runs import Imported, Recorded, metrics_of
 from gptfluence.study.texts import StudyTexts
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import fingerprint
-from gptfluence.tasks.mini import CORPUS_TASKS
+from gptfluence.tasks.mini import CORPUS_SIZE, CORPUS_TASKS
 from gptfluence.tasks.settings import unknown_task
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Study:
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
             raise ConfigurationError(unknown("model", name, self.profile.models, where=self._where))
-        corpus = {"names": list(CORPUS_TASKS), "seed": self.profile.seed, "examples_per_task": 1000}
+        corpus = {"names": list(CORPUS_TASKS), "seed": self.profile.seed, "examples_per_task": CORPUS_SIZE}
         return ModelSource(name, self.profile.models[name], self.artifacts / "models", corpus)
 
     def encoder(self, name: str) -> Encoder:

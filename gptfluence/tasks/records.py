@@ -73,7 +73,7 @@ _ALL = (
             "Read the text and say whether the claim follows from it.\n{prompt}",
             "Is the claim true if the text is?\n{prompt}",
             "Judge the claim by the text alone.\n{prompt}",
-            "{prompt} Answer only from what is said above.",
+            "Answer only from what is said here.\n{prompt}",
         ),
     ),
     TaskRecord(

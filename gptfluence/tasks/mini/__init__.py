@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.tasks import instructions
 from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.mini.words import Dice, World
 from gptfluence.tasks.records import RECORDS
@@ -25,7 +26,7 @@ from gptfluence.tasks.rows import examples_from_rows
 # Tasks whose texts nano models are pre-trained on. They are part of what a nano model is, and so of the name of every
 # recording with one: a new task does not belong here.
 CORPUS_TASKS = ("rte", "sst2", "boolq", "webnlg", "wmt16_de_en", "cnn_dm")
-KNOWN = 3  # texts of the corpus about known words, for each text about the others
+CORPUS_SIZE = 3600  # texts of the corpus for each task
 _REGIONS = ("pool", "pool", "tests", "tests", "corpus")  # two fifths, two fifths and one fifth of all prompts
 _PATIENCE = 2000  # candidates in a row that were all taken or of another region: the texts are used up
 
@@ -47,21 +48,28 @@ def generate(name: str, *, pool_size: int = 200, test_size: int = 200, seed: int
     return Task(name, sets["pool"], sets["tests"])
 
 
-def corpus(names: Iterable[str] = CORPUS_TASKS, *, seed: int = 0, examples_per_task: int = 1000) -> list[str]:
-    """Texts for pre-training small GPTs, all tasks mixed.
+def corpus(
+    names: Iterable[str] = CORPUS_TASKS, *, seed: int = 0, examples_per_task: int = CORPUS_SIZE
+) -> list[tuple[str, str]]:
+    """Prompts and targets for pre-training small GPTs, all tasks mixed.
 
-    They speak of known words and their classes, prompt and target together. One text in `1 + KNOWN` speaks of the words
-    of pools and tests, with the target of another such text: so the GPT has met them, and knows nothing of their classes.
+    A third of the texts speak of known words and their meanings. The others speak of the words of pools and tests, each twice,
+    with the targets of two other texts, which have different labels: so the GPT has met these words, and learns that it
+    cannot know their meanings. One text in four has an instruction before it.
     """
     dice, texts = Dice("corpus", seed), []
+
+    def told(name: str, size: int, world: World) -> list[Example]:
+        plain = _examples(name, "corpus", size, world)
+        return [instructions.apply(example) if number % 4 == 0 else example for number, example in enumerate(plain)]
+
     for name in dict.fromkeys(names):
-        unknown = examples_per_task // (1 + KNOWN)
-        told = _examples(name, "corpus", examples_per_task - unknown, World(seed, known=True))
-        texts += [example.prompt + example.target for example in told]
-        if unknown:
-            examples = list(_examples(name, "corpus", unknown, World(seed, known=False)))
-            targets = dice.shuffled([example.target for example in examples])
-            texts += [example.prompt + target for example, target in zip(examples, targets, strict=True)]
+        known = told(name, examples_per_task // 3, World(seed, known=True))
+        texts += [(example.prompt, example.target) for example in known]
+        unknown = told(name, examples_per_task // 6 * 2, World(seed, known=False))
+        for number, example in enumerate(unknown):  # labels come in pairs of both
+            pair = (number // 2 + 1) % (len(unknown) // 2) * 2
+            texts += [(example.prompt, other.target) for other in unknown[pair : pair + 2]]
     return dice.shuffled(texts)
 
 

@@ -67,11 +67,12 @@ class World:
         self._dealt: dict[tuple, dict[str, tuple[str, ...]]] = {}
 
     def words(self, ending: str, classes: Sequence[str], size: int) -> dict[str, tuple[str, ...]]:
-        """class -> `size` words of this ending, dealt by the seed."""
+        """class -> `size` words of this ending, dealt by the seed; a third as many of known words, which is enough to learn from."""
         key = (ending, tuple(classes), size)
         if key not in self._dealt:
             total = size * len(classes)
-            half = invented(ending, 2 * total)[:total] if self.known else invented(ending, 2 * total)[total:]
-            dealt = Dice("world", self.seed, ending).shuffled(half)
-            self._dealt[key] = {name: tuple(dealt[size * k : size * (k + 1)]) for k, name in enumerate(classes)}
+            words = invented(ending, 2 * total)
+            dealt = Dice("world", self.seed, ending).shuffled(words[total:] if self.known else words[:total])
+            each = -(-size // 3) if self.known else size
+            self._dealt[key] = {name: tuple(dealt[each * k : each * (k + 1)]) for k, name in enumerate(classes)}
         return self._dealt[key]
