@@ -20,6 +20,7 @@ from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.simulators.heads import HEADS
 from gptfluence.simulators.reference import Persistence
 from gptfluence.simulators.simfluence import Simfluence, solve_closed_form
+from gptfluence.simulators.transitions import COARSENINGS, make_transitions
 from toy_dynamics import (  # noqa: F401
     BATCH,
     DIMENSION,
@@ -64,7 +65,7 @@ def test_the_gradient_of_a_minibatch_equals_that_of_the_loop(
     chosen = [tuple(int(rng.integers(low, high)) for low, high in ((0, 4), (1, 10), (0, TESTS))) for _ in range(size)]
     slow_update(simulator, train, chosen).backward()
     expected = {name: value.grad.clone() for name, value in simulator._model.named_parameters()}
-    transitions = fitting.make_transitions(train.trajectories() / simulator._unit, train.batches, order=order)
+    transitions = make_transitions(train.trajectories() / simulator._unit, train.batches, order=order)
     rows = torch.tensor([run * STEPS + step - 1 for run, step, _ in chosen])
     tests = torch.tensor([test for _, _, test in chosen])
     optimizer = torch.optim.SGD(simulator._model.parameters(), lr=0.0)
@@ -175,13 +176,13 @@ def test_the_schedule_warms_up_then_decays_to_zero() -> None:
     steps=st.integers(1, 12),
     order=st.integers(1, 3),
     interval=st.integers(1, 5),
-    how=st.sampled_from(fitting.COARSENINGS),
+    how=st.sampled_from(COARSENINGS),
 )
 def test_transitions_are_those_of_the_definition(steps: int, order: int, interval: int, how: str) -> None:
     rng = np.random.default_rng(steps)
     values = rng.normal(size=(2, steps + 1, TESTS)).astype(np.float32)
     batches = rng.integers(POOL, size=(2, steps, BATCH))
-    found = fitting.make_transitions(values, batches, order=order, interval=interval, coarsening=how)
+    found = make_transitions(values, batches, order=order, interval=interval, coarsening=how)
     assert torch.equal(found.batches, torch.tensor(batches.reshape(-1, BATCH)))
     between = values.copy()
     for t in range(steps + 1):
@@ -210,7 +211,7 @@ def test_transitions_are_those_of_the_definition(steps: int, order: int, interva
 @pytest.mark.parametrize("ridge", [0.01, 3.0])
 def test_the_closed_form_equals_least_squares(train: GPTDynamics, ridge: float) -> None:
     """With sqrt(ridge) times the distance from the identity as further equations."""
-    transitions = fitting.make_transitions(train.trajectories(), train.batches)
+    transitions = make_transitions(train.trajectories(), train.batches)
     (found,) = solve_closed_form(transitions, POOL, (ridge,))
     for test in range(TESTS):
         rows, right = [], []

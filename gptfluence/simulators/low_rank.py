@@ -78,16 +78,19 @@ class Solution(NamedTuple):
     mean: np.ndarray
 
 
-def solutions(exposed: np.ndarray, values: np.ndarray, tests: np.ndarray) -> Iterator[tuple[float, Solution]]:
+def solutions(
+    exposed: np.ndarray, values: np.ndarray, tests: np.ndarray, measured: np.ndarray
+) -> Iterator[tuple[float, Solution]]:
     """For each ridge, infinite at last, its solution.
 
     exposed: float64 [runs, steps + 1, rank]; values: float64 [runs, steps + 1, tests]; tests: float64 [tests, rank]
+    measured: int [rows], the steps that count
 
     W minimises |X W T' - Y|^2 + ridge |X|^2 |T|^2 |W|^2 (spectral norms of X and T), solved in the eigenvectors of X'X and T'T.
     """
     middle, mean = exposed.mean(axis=0), values.mean(axis=0)
-    x = (exposed - middle).reshape(-1, exposed.shape[2])
-    y = (values - mean).reshape(-1, values.shape[2])
+    x = (exposed - middle)[:, measured].reshape(-1, exposed.shape[2])
+    y = (values - mean)[:, measured].reshape(-1, values.shape[2])
     of_pool, pool_axes = np.linalg.eigh(x.T @ x)
     of_tests, test_axes = np.linalg.eigh(tests.T @ tests)
     both = np.outer(of_pool.clip(min=0), of_tests.clip(min=0))
@@ -132,7 +135,7 @@ class LowRank(EncodesTexts, Simulator):
     """
 
     name = "low_rank"
-    format = 3
+    format = 4
 
     rank: int = 48
     encoder: str | TextEncoder = "minilm-cls"
@@ -162,7 +165,8 @@ class LowRank(EncodesTexts, Simulator):
         pool, tests = (Directions.of(values, self.rank, self._own) for values in features)
         exposed = exposures(train.batches, rates, keep, pool(None))
         values = train.trajectories(metric).astype(np.float64)
-        self._deviations = Deviations(keep, rates, pool, tests, dict(solutions(exposed, values, tests(None)))[ridge])
+        solved = dict(solutions(exposed, values, tests(None), train.measured(metric)))
+        self._deviations = Deviations(keep, rates, pool, tests, solved[ridge])
         self._carried = np.ones((2, len(self._mean) - 1))  # a loss is what it is, and what it is off is taken to stay
         if metric != "loss":
             left = train.trajectories(metric) - self._deviations(train.batches)
@@ -178,14 +182,14 @@ class LowRank(EncodesTexts, Simulator):
         if folds < 2:
             return nothing, "one run: its own trajectory"
         errors: dict[tuple[float, float, float], float] = {}
-        values = runs.trajectories(metric).astype(np.float64)
+        values, measured = runs.trajectories(metric).astype(np.float64), runs.measured(metric)
         for keep, own in product(KEEPS, OWN):
             of_pool, of_tests = (Directions.of(part, self.rank, own)(None) for part in features)
             exposed = exposures(runs.batches, rates, keep, of_pool)
             for held in (np.arange(len(runs)) % folds == k for k in range(folds)):
-                for ridge, (weights, middle, mean) in solutions(exposed[~held], values[~held], of_tests):
+                for ridge, (weights, middle, mean) in solutions(exposed[~held], values[~held], of_tests, measured):
                     predicted = (exposed[held] - middle) @ weights @ of_tests.T + mean
-                    error = float(np.square(predicted - values[held])[:, 1:].mean()) * held.sum() / len(runs)
+                    error = float(np.square(predicted - values[held])[:, measured[1:]].mean()) * held.sum() / len(runs)
                     errors[keep, own, ridge] = errors.get((keep, own, ridge), 0.0) + error
         best = min(errors, key=errors.__getitem__)
         rule = (

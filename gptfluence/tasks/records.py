@@ -38,7 +38,7 @@ class TaskRecord:
     printed: str = ""  # in figures and tables; "": the name
     hub: HubSource | None = None
     generator: str | None = None  # module below `gptfluence.tasks` with a function `row(dice, label)`, e.g. "mini.sst2"
-    wordings: tuple[str, ...] = ()  # instructions around "{prompt}"; (): those for any task (`instructions.GENERAL`)
+    wordings: tuple[str, ...] = ()  # instructions that end in "{prompt}"; (): those for any task (`instructions.GENERAL`)
 
     @property
     def row(self) -> Callable[..., dict[str, Any]]:
@@ -69,7 +69,7 @@ _ALL = (
             "Read the text and say whether the claim follows from it.\n{prompt}",
             "Is the claim true if the text is?\n{prompt}",
             "Judge the claim by the text alone.\n{prompt}",
-            "{prompt} Answer only from what is said above.",
+            "Answer only from what is said here.\n{prompt}",
         ),
     ),
     TaskRecord(
