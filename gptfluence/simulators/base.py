@@ -105,7 +105,7 @@ class Predictor(ABC):
     refuses_unseen: ClassVar[str] = (
         ""  # why it does not predict examples that it was not fitted on; empty: it predicts unseen examples, too
     )
-    trivial: ClassVar[bool] = False  # a baseline that knows nothing of the curriculum: there is nothing to fit
+    trivial: ClassVar[bool] = False  # a baseline that knows nothing of what texts say: a fit takes no time to speak of
     moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
 
     @property

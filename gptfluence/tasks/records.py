@@ -38,7 +38,9 @@ class TaskRecord:
     printed: str = ""  # in figures and tables; "": the name
     hub: HubSource | None = None
     generator: str | None = None  # module below `gptfluence.tasks` with a function `row(dice, label)`, e.g. "mini.sst2"
-    wordings: tuple[str, ...] = ()  # instructions that end in "{prompt}"; (): those for any task (`instructions.GENERAL`)
+    wordings: tuple[
+        str, ...
+    ] = ()  # instructions that end in "{prompt}"; (): those for any task (`instructions.GENERAL`)
 
     @property
     def row(self) -> Callable[..., dict[str, Any]]:

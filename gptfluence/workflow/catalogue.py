@@ -42,7 +42,7 @@ ORDERS = (1, 2, 3, 5, 10)
 MAIN = of_size("410m", "1b", "2.8b", otherwise=everything)  # models of tables 1 and 3
 TWO = those("rte", "webnlg")  # tasks of tables 10 to 12
 PAIR = those("sst2", "webnlg", otherwise=first)  # tasks beyond the paper: labels, and free text
-BEYOND = ("mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
+BEYOND = ("mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank", "tangent")
 
 
 def orders(study: Study) -> list[int]:

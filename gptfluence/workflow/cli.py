@@ -92,7 +92,7 @@ def fit(
         wanted = [(metric, study.variant(name)) for metric, name in named]
     for metric, variant in wanted:
         kind = method_of(variant.kind).load()
-        if kind.trivial or kind.replays:  # nothing to fit, but perhaps runs to replay
+        if kind.trivial or kind.replays:  # no fit that takes time, but perhaps runs to replay
             found = campaign.predict([variant], metric=metric)
             said = f"predicted {len(found.recorded)} held-out runs"
         else:
