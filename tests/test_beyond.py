@@ -16,8 +16,8 @@ from gptfluence.experiments import band_coverage, shifted
 from gptfluence.experiments.leave_out import SCORES, counterfactuals, leave_out
 from gptfluence.gradients.products import Replayer
 from gptfluence.recording.dynamics import GPTDynamics
-from gptfluence.recording.settings import Generation
 from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.settings import Generation
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.simulators.replay import example_products, scored_losses
 from gptfluence.study.campaign import Campaign

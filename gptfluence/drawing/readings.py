@@ -7,8 +7,10 @@ compete like every other method. Methods that are told the answer do not.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from gptfluence.drawing import names, tables
 from gptfluence.drawing.tables import block_name, told_the_answer, with_variants
 from gptfluence.drawing.typeset import Table
 from gptfluence.scoring import evaluation
+from gptfluence.simulators.base import FitReport
 
 FEW = 3  # blocks of a table that are still told one by one
 MEAN = "the mean trajectory of the training runs"
@@ -356,6 +359,19 @@ def of_convergence(frame: pd.DataFrame) -> str:
     if shares:
         parts.append(f"Lowest validation error: {', '.join(shares)} of {best['task'].nunique()} tasks.")
     return " ".join(parts)
+
+
+def of_ends(reports: Mapping[Any, FitReport]) -> str:
+    """How many fits ended by themselves, and how many were cut off, for a caption; reports: of fits, by any keys."""
+    ends = Counter(report.ended for report in reports.values() if report.ended)
+    if not ends:
+        return "No fit was made in epochs."
+    text = f"{ends['patience']} of {ends.total()} fits ended by themselves, when validation errors no longer fell"
+    if ends["max_epochs"]:
+        text += f"; {ends['max_epochs']} ended at the largest number of epochs"
+    if ends["divergence"]:
+        text += f"; {ends['divergence']} diverged"
+    return f"{text}."
 
 
 def of_overview(frame: pd.DataFrame, *, runs: int) -> str:

@@ -42,13 +42,15 @@ def diverged(predicted: np.ndarray, scale: float) -> np.ndarray:
         return ~(np.abs(predicted) <= DIVERGENCE_FACTOR * scale).all(axis=1)
 
 
-def carried(errors: np.ndarray) -> np.ndarray:
+def carried(errors: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """The share of the error at each step that remains at later steps: float64 [steps], each 0 to 1.
 
-    errors: float [runs, steps + 1, tests], recorded less predicted, of training runs. By least squares at each step against
-    the mean of the later ones; 0 where there is no error to learn from.
+    errors: float [runs, steps + 1, tests], recorded less predicted, of training runs; measured: int [rows], the steps that
+    count; others share what holds for the last one before them. By least squares at each step against the mean of the later
+    ones; 0 where there is no error to learn from.
     """
-    errors = errors.astype(np.float64)
+    last = measured[np.searchsorted(measured, np.arange(errors.shape[1]), side="right") - 1]
+    errors = errors[:, last].astype(np.float64)
     later = errors[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] / np.arange(errors.shape[1] - 1, 0, -1)[:, None]
     now = errors[:, :-1]
     size = np.square(now).sum(axis=(0, 2))

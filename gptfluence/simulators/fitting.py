@@ -272,13 +272,13 @@ class TableSimulator(Simulator):
             raise ConfigurationError(
                 f"{self.name}: checkpoint_interval {interval}: {metric} was not measured at every step; leave it at 1"
             )
+        known = measured[(measured % interval == 0) | (measured == steps)]  # of the others no value is looked at
         self._mean = None
         if self.target == "deviation":
-            known = measured[(measured % interval == 0) | (measured == steps)]  # of the others no value is looked at
             mean = values[:, known].mean(axis=0, dtype=np.float64)
             self._mean = make_interp_spline(known, mean, k=1)(np.arange(steps + 1)).astype(np.float32)
             values = values - self._mean
-        self._unit = (float(values.std()) or 1.0) if self.standardize else 1.0
+        self._unit = (float(values[:, known].std()) or 1.0) if self.standardize else 1.0
         return make_transitions(
             values / np.float32(self._unit),
             train.batches,

@@ -170,7 +170,7 @@ class LinearDeviations(Simulator):
         if metric != "loss":
             left = train.trajectories(metric) - self._deviations(train.batches)
             levels = self._solution.mean, self._change(None)
-            self._carried = np.stack([carried(left - level) for level in levels])
+            self._carried = np.stack([carried(left - level, self._measured) for level in levels])
         return FitReport(seconds=time.perf_counter() - begin, selected_by=said)
 
     # --- rollouts -------------------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ class Choice:
         train = self.train
         if self.stays:
             return np.ones(len(train.mean) - 1)
-        return carried(train.recorded - correction.apply(train.simulated, off, train.mean, train.times))
+        left = train.recorded - correction.apply(train.simulated, off, train.mean, train.times)
+        return carried(left, train.measured)
 
     def _error(self, correction: Correction, off: Sequence[np.ndarray], validation: Compared) -> float:
         """All-steps MSE on validation runs."""
