@@ -17,7 +17,7 @@ from gptfluence.study.study import Study
 from gptfluence.workflow.cli import app
 
 TASKS = ["rte", "sst2"]
-SPACE = {
+SPACES = {
     "low_rank": [{"rank": (1, 3)}],
     "simfluence": [
         {"method": ("closed_form",), "target": ("value", "deviation")},
@@ -48,7 +48,7 @@ def study(tmp_path_factory) -> Study:
 @pytest.fixture(scope="module")
 def tuned(study: Study) -> tuning.Tuned:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "space", lambda kind, steps: SPACE.get(kind, []))
+        patch.setattr(tuning, "SPACES", SPACES)
         return tuning.tune(study, seconds=600)
 
 
@@ -93,7 +93,7 @@ def test_what_was_scored_is_not_fitted_again(
     assert len(before) == len(tuned.by_task)
     lost = min(before)
     lost.unlink()
-    monkeypatch.setattr(tuning, "space", lambda kind, steps: SPACE.get(kind, []))
+    monkeypatch.setattr(tuning, "SPACES", SPACES)
     again = tuning.tune(study, seconds=600)
     after = {path: path.stat().st_mtime_ns for path in scores.iterdir()}
     assert {path for path in after if after[path] != before[path]} == {lost}
@@ -123,7 +123,7 @@ def test_the_outcome_can_be_put_into_the_profile(study: Study, tuned: tuning.Tun
 @pytest.mark.slow
 def test_the_command_writes_what_it_found(study: Study, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTFLUENCE_ARTIFACTS", str(study.artifacts))
-    monkeypatch.setattr(tuning, "space", lambda kind, steps: SPACE.get(kind, []))
+    monkeypatch.setattr(tuning, "SPACES", SPACES)
     options = ["--profile", "smoke", "--task", "sst2", "--jobs", "1", "--output-dir", str(tmp_path)]
     result = CliRunner().invoke(app, ["tune", "low_rank", *options])
     assert result.exit_code == 0, result.output

@@ -33,49 +33,45 @@ from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 
 VALIDATION_RUNS = 5  # at least: two choose badly
-FITTED_IN_EPOCHS = {
+IN_EPOCHS: dict[str, tuple] = {
     "target": ("value", "deviation"),
     "standardize": (True, False),
     "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
-    "batch_size": (4096, 32768),
+    "batch_size": (8192, 32768),
     "max_epochs": (100, 300, 1000),
     "weight_decay": (1e-5, 1e-1, 1.0),
+}
+# What is tried of each kind of method: grids, each the values of some options. A float in `checkpoints` is a share of a run.
+SPACES: dict[str, list[dict[str, tuple]]] = {
+    "gptfluence": [{**IN_EPOCHS, "heads": ("mlp", "linear", "concat")}],
+    "simfluence": [
+        {"method": ("closed_form",), "target": ("value", "deviation")},
+        {"method": ("gradient_descent",), **IN_EPOCHS},
+    ],
+    "low_rank": [{"rank": (12, 24, 48, 96)}],
+    "tangent": [{"checkpoints": ((), (0.4,), (0.2, 0.7)), "coordinates": (3072, 6144)}],
 }
 RELATIVE = ["relative_to_mean", "relative_to_persistence"]
 COLUMNS = ["method", "variant", "task", "metric", *RELATIVE, "seconds", "epoch", "ended", "chosen"]
 ALL = "all"  # in columns task and metric: over all of them
 
 
-def space(kind: str, steps: int) -> list[dict[str, tuple]]:
-    """What is tried of a kind of method: grids, each the values of some options; [] if it has nothing to choose.
-
-    steps: of the curricula
-    """
-    early, middle, late = (max(1, round(share * steps)) for share in (0.2, 0.4, 0.7))
-    spaces: dict[str, list[dict[str, tuple]]] = {
-        "gptfluence": [{**FITTED_IN_EPOCHS, "heads": ("mlp", "linear", "concat")}],
-        "simfluence": [
-            {"method": ("closed_form",), "target": ("value", "deviation"), "standardize": (True,)},
-            {"method": ("gradient_descent",), **FITTED_IN_EPOCHS},
-        ],
-        "low_rank": [{"rank": (12, 24, 48, 96)}],
-        "tangent": [{"checkpoints": ((), (middle,), (early, late)), "coordinates": (3072, 6144)}],
-    }
-    return spaces.get(kind, [])
-
-
 def drawn(kind: str, steps: int, count: int) -> list[dict[str, Any]]:
-    """The settings that are tried: none, which is the method's entry in the profile, then those of `space`.
+    """The settings that are tried: none, which is the method's entry in the profile, then those of `SPACES`.
 
     A grid of more than `count` settings is drawn from, without repetition; a larger `count` adds settings and changes none.
+    steps: of the curricula
     """
     found: list[dict[str, Any]] = [{}]
-    for number, options in enumerate(space(kind, steps)):
+    for number, options in enumerate(SPACES.get(kind, [])):
         grid = [dict(zip(options, values, strict=True)) for values in product(*options.values())]
         if len(grid) > count:
             dice = np.random.default_rng(int(fingerprint(["tuning", kind, number]), 16))
             grid = [grid[place] for place in dice.permutation(len(grid))[:count]]
         found += grid
+    for options in found:
+        if "checkpoints" in options:
+            options["checkpoints"] = tuple(max(1, round(share * steps)) for share in options["checkpoints"])
     return found
 
 
@@ -215,7 +211,7 @@ def tune(
     ]
     if not cells:
         raise ConfigurationError(f"tune: no task of {setting} has {', '.join(metrics)}; choose another metric")
-    known = [name for name in study.profile.simulators if space(study.variant(name).kind, 1)]
+    known = [name for name in study.profile.simulators if study.variant(name).kind in SPACES]
     for name in methods:
         if name not in known:
             raise ConfigurationError(unknown("method", name, known, where="tune: "))
