@@ -2,8 +2,8 @@
 
 Every method is fitted on the training runs with many settings of its options, by the same rule: a setting is scored by the
 all-steps MSE of its rollouts on validation runs, relative to the mean trajectory's, and the one with the lowest mean logarithm
-over tasks is chosen. Held-out runs are neither recorded nor read. Scores are kept below `artifacts/tuning`, so that a search
-that was stopped goes on where it was.
+over tasks is chosen. A setting that is far behind on the first tasks is tried on no others. Held-out runs are neither recorded
+nor read. Scores are kept below `artifacts/tuning`, so that a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product, zip_longest
@@ -33,6 +33,7 @@ from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 
 VALIDATION_RUNS = 5  # at least: two choose badly
+HOPELESS = 1.3  # times the best setting's error on the same tasks: such a setting is tried on no further task
 IN_EPOCHS: dict[str, tuple] = {
     "target": ("value", "deviation"),
     "standardize": (True, False),
@@ -224,7 +225,7 @@ def tune(
             for campaign, metric in cells:
                 task = None if campaign.is_mixture else campaign.task
                 plan.append(Request(given, setting, task, campaign.model, metric, name, tuple(options.items())))
-    scored = dict(_run(plan, study.jobs, time.monotonic() + seconds))
+    scored = _run(plan, study.jobs, time.monotonic() + seconds)
     wanted = {(task, metric) for campaign, metric in cells for task in campaign.tested(metric)}
     by_task = _by_task(scored, wanted)
     options = {}
@@ -234,24 +235,43 @@ def tune(
     return _chosen(by_task, list(tried), len(wanted), options)
 
 
-def _run(plan: Sequence[Request], jobs: int, end: float) -> Iterator[tuple[Request, dict[str, Any]]]:
+def _run(plan: Sequence[Request], jobs: int, end: float) -> dict[Request, dict[str, Any]]:
     """Score what is planned, in order, `jobs` at a time; nothing is begun after `end` (`time.monotonic`)."""
-    waiting, running = iter(plan), {}
+    scored: dict[Request, dict[str, Any]] = {}
+    running: dict[Future, Request] = {}
+    waiting = iter(plan)
     with ProcessPoolExecutor(jobs, get_context("spawn"), _worker, (os.getpid(),)) as pool:
         while True:
             while len(running) < jobs and time.monotonic() < end and (request := next(waiting, None)) is not None:
-                running[pool.submit(score, request)] = request
+                if not _hopeless(request, scored):
+                    running[pool.submit(score, request)] = request
             if not running:
-                return
+                return scored
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                request, found = running.pop(future), future.result()
+                request = running.pop(future)
+                found = scored[request] = future.result()
                 relative = [errors["it"] / errors["mean_trajectory"] for errors in found["errors"].values()]
+                shown = ", ".join(f"{one:.3f}" for one in relative)
                 print(
-                    f"{request.task or 'mixture'}, {request.metric}: {request.variant}: "
-                    f"{', '.join(f'{one:.3f}' for one in relative)} of the mean trajectory's error, {found['seconds']:.0f} s",
+                    f"{request.task or 'mixture'}, {request.metric}: {request.method} {dict(request.options) or ''}: "
+                    f"{shown} of the mean trajectory's error, {found['seconds']:.0f} s",
                     flush=True,
                 )
-                yield request, found
+
+
+def _hopeless(request: Request, scored: Mapping[Request, dict[str, Any]]) -> bool:
+    """Whether its setting is so far behind the best one, on the tasks that it was scored on, that no more are worth a fit."""
+    logs: dict[tuple, dict[tuple, float]] = {}
+    for other, found in scored.items():
+        if other.method == request.method:
+            of_setting = logs.setdefault(other.options, {})
+            for task, errors in found["errors"].items():
+                of_setting[task, other.metric] = np.log(errors["it"] / errors["mean_trajectory"])
+    own = logs.get(request.options)
+    if not own or not request.options:  # what the profile says now is scored in any case
+        return False
+    best = min(np.mean([each[cell] for cell in own]) for each in logs.values() if own.keys() <= each.keys())
+    return bool(np.mean([*own.values()]) > best + np.log(HOPELESS))
 
 
 def _worker(parent: int) -> None:
