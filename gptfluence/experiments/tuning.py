@@ -50,6 +50,7 @@ SPACES: dict[str, list[dict[str, tuple]]] = {
         {"method": ("gradient_descent",), **IN_EPOCHS},
     ],
     "low_rank": [{"rank": (12, 24, 48, 96)}],
+    "counts": [],  # nothing to choose; scored beside the others
     "tangent": [{"checkpoints": ((), (0.4,), (0.2, 0.7)), "coordinates": (3072, 6144)}],
 }
 RELATIVE = ["relative_to_mean", "relative_to_persistence"]
@@ -197,11 +198,11 @@ def tune(
 ) -> Tuned:
     """Score settings of methods, and choose one of each.
 
-    methods: of the profile; default: all that have something to choose. tasks: default: all of the setting
+    methods: of the profile; default: all of the kinds in `SPACES`. tasks: default: all of the setting
     count: how many settings are drawn of a large grid; seconds: after which no fit is begun
 
-    As many fits as `study.jobs` run at once, each in a process with one thread. Raises ConfigurationError for a method that
-    has nothing to choose, or if no setting of a method was scored on all tasks in time.
+    As many fits as `study.jobs` run at once, each in a process with one thread. Raises ConfigurationError for a method of
+    another kind, or if no setting of a method was scored on all tasks in time.
     """
     given = (study.origin, study.overrides, study.artifacts)
     cells = [
@@ -326,7 +327,9 @@ def _chosen(
     """The setting of each method with the lowest mean logarithm of relative errors, of those scored on all tasks and metrics."""
     whole = by_task.groupby(["method", "variant"], sort=False).filter(lambda part: len(part) == cells)
     parts = whole.groupby(["method", "variant"], sort=False)
-    settings = parts[COLUMNS[2:]].apply(_over_tasks).reset_index() if len(whole) else pd.DataFrame(columns=COLUMNS)
+    settings = pd.DataFrame(columns=COLUMNS)
+    if len(whole):
+        settings = parts[COLUMNS[2:]].apply(_over_tasks).reset_index().infer_objects()
     for method in methods:
         of_method = settings[settings["method"] == method]
         if of_method.empty:

@@ -22,7 +22,7 @@ from gptfluence.simulators.transitions import Transitions
 from gptfluence.tasks.base import TaskPool
 
 METHODS = ("gradient_descent", "closed_form")
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
 
 class FreeTables(TableModel):
