@@ -316,6 +316,7 @@ def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
     everything, paper = catalogue.chosen(study), catalogue.chosen(study, "paper")
     beyond = set(everything) - set(paper)
     assert {name.split("_")[0] for name in beyond} == {
+        "ext00",
         "ext01",
         "ext02",
         "ext03",
@@ -352,5 +353,5 @@ def test_profiles_have_what_goes_beyond_the_paper_and_keep_them_out_of_the_paper
     for setting in study.profile.settings:
         assert not {"tangent", "low_rank"} & set(study.methods(setting=setting))
     output = catalogue.outputs(study)["ext01_explained_deviation"]
-    expected = {"persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"}
+    expected = {"persistence", "mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank", "tangent"}
     assert set(output.methods) == expected <= set(study.profile.simulators)

@@ -237,6 +237,14 @@ ROWS: tuple[Row, ...] = (
     Row("fig09_convergence", "Convergence of fitting", able=fitted),
     *_galleries(),
     *_unseen_galleries(),
+    _beyond("ext00_tasks", "What tasks teach, and whether content matters", tasks=everything, methods=None),
+    _beyond(
+        "ext00_statistics",
+        "What tasks teach, and whether content matters: all statistics",
+        saved_with="ext00_tasks",
+        tasks=everything,
+        methods=None,
+    ),
     _beyond(
         "ext01_explained_deviation",
         "How much of a curriculum's effect is predicted",
