@@ -22,8 +22,8 @@ from torch import nn
 
 from gptfluence.recording.curriculum import draw_curricula
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
-from gptfluence.simulators.fitting import make_transitions
 from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.transitions import make_transitions
 from gptfluence.tasks.base import Example, TaskPool
 
 POOL, TESTS, DIMENSION, SUBSET, BATCH, EPOCHS = 200, 200, 384, 128, 4, 3

@@ -39,6 +39,7 @@ _MODULES = {
     "points": "drawing.points",
     "overview": "drawing.overview",
     "gallery": "drawing.gallery",
+    "task_panels": "drawing.task_panels",
     "tables": "drawing.tables",
     "readings": "drawing.readings",
     "readings_beyond": "drawing.readings_beyond",

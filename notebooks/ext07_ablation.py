@@ -40,7 +40,7 @@ import gptfluence as gf
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext07_ablation", globals())
-tangent = nb.study.variant("tangent")
+tangent = nb.study.variant("tangent", nb.setting)
 options = tangent.options
 less = [
     tangent.with_(coordinates=max(1, options.coordinates // 4)),

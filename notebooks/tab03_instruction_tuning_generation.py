@@ -64,7 +64,9 @@ gf.tables.spread(summary).drop(columns=["setting"])
 
 # %%
 interval = nb.study.setting("instruction_tuning").generation.every
-every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
+every = "every step"
+if interval > 1:
+    every = f"one step in {interval}; simulators are fitted, and errors taken, at these steps and the last alone"
 caption = (
     f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}), "
     f"{len(dynamics[0].split()[2])} held-out runs. Numbers are means (standard deviation over runs and examples). Paper: table 3, Pythia "

@@ -62,7 +62,9 @@ gf.tables.spread(summary)
 
 # %%
 interval = nb.study.setting("fine_tuning").generation.every
-every = "every step" if interval == 1 else f"one step in {interval}, and a score stands until the next"
+every = "every step"
+if interval > 1:
+    every = f"one step in {interval}; simulators are fitted, and errors taken, at these steps and the last alone"
 caption = (
     f"Simulation of BLEU and ROUGE-L in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}), "
     f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "

@@ -17,6 +17,7 @@ from gptfluence.experiments.leave_out import SCORES, counterfactuals, leave_out
 from gptfluence.gradients.products import Replayer
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.recorder import single_thread
+from gptfluence.recording.settings import Generation
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.simulators.replay import example_products, scored_losses
 from gptfluence.study.campaign import Campaign
@@ -270,23 +271,24 @@ def test_bands_are_calibrated_on_runs_that_the_simulator_does_not_know(study):
 
 
 def test_the_ceiling_is_what_knowing_the_expected_score_would_reach(study):
-    """Scores are a run's own level (variance 4) and luck (variance 1) at every new step, 2 and 4."""
+    """Scores are a run's own level (variance 4) and luck (variance 1) at every step that is measured, 0, 2, 4, ..."""
     rng = np.random.default_rng(0)
     held = study.campaign("fine_tuning", "sst2").held_out()
+    held = replace(held, spec=held.spec.model_copy(update={"generation": Generation(every=2)}))
     steps = held.curricula[0].steps
 
     def scored(level: np.ndarray) -> GPTDynamics:
         runs = []
         for run, own in zip(held.runs, level, strict=True):
             luck = rng.normal(size=(steps + 1, 4000))
-            values = own + luck[[0, 0, *range(2, steps + 1)]]
+            values = own + luck[np.arange(steps + 1) // 2 * 2]
             runs.append(replace(run, trajectories={"bleu": values.astype(np.float32)}))
         tests = TaskPool("tests", [Example(str(k), f"text {k}", " yes") for k in range(4000)])
         return replace(held, tests=tests, runs=runs)
 
     level = 2 * rng.normal(size=(len(held), 1, 4000))
-    found = shifted._ceiling(scored(level), scored(level), np.zeros((steps + 1, 4000)), "bleu", first=2)
-    assert found.value == pytest.approx(1 - (steps - 1) / steps / 5, abs=0.01)
+    found = shifted._ceiling(scored(level), scored(level), np.zeros((steps + 1, 4000)), "bleu")
+    assert found.value == pytest.approx(1 - 1 / 5, abs=0.01)
 
 
 def test_other_metrics_have_their_rows_and_text_a_ceiling(tmp_path):
@@ -314,6 +316,7 @@ def test_the_paper_alone_leaves_out_what_goes_beyond_it(study):
     everything, paper = catalogue.chosen(study), catalogue.chosen(study, "paper")
     beyond = set(everything) - set(paper)
     assert {name.split("_")[0] for name in beyond} == {
+        "ext00",
         "ext01",
         "ext02",
         "ext03",
@@ -350,5 +353,5 @@ def test_profiles_have_what_goes_beyond_the_paper_and_keep_them_out_of_the_paper
     for setting in study.profile.settings:
         assert not {"tangent", "low_rank"} & set(study.methods(setting=setting))
     output = catalogue.outputs(study)["ext01_explained_deviation"]
-    expected = {"persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent"}
+    expected = {"persistence", "mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank", "tangent"}
     assert set(output.methods) == expected <= set(study.profile.simulators)

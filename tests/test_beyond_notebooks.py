@@ -30,6 +30,33 @@ def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.Dat
 
 
 @pytest.mark.slow
+def test_tasks(papermill):
+    arguments = ("tasks: [sst2, webnlg]", "left_out: 3", "slow_train: 2", "slow_held_out: 1")
+    result = papermill("ext00_tasks", *arguments)
+    frame = saved(result, "ext00_tasks")
+    assert list(frame.columns) == ["model", "task", "regime", "statistic", "value"]
+    assert set(frame["regime"]) == {"learning", "slow drift"}
+    required = {
+        "loss_before",
+        "loss_after",
+        "first_component_share",
+        "counts_share",
+        "counts_r2_dev",
+        "persistence_ratio",
+    }
+    accuracy = {"accuracy_before", "accuracy_after"}
+    for (task, _), rows in frame.groupby(["task", "regime"]):
+        assert required | (accuracy if task == "sst2" else set()) <= set(rows["statistic"])
+    facts = json.loads((result[1] / "ext00_statistics.json").read_text())
+    assert "0.1 times the learning rate, 2 and 1 runs" in facts["caption"]
+    assert facts["reading"].startswith("Learning: Accuracy reaches 0.8 on ")
+    assert (result[1] / "ext00_statistics.tex").is_file()
+    done, _ = papermill("ext00_tasks", "left_out: 2")
+    assert done.returncode != 0
+    assert "parameter 'left_out': value 2 is not known" in done.stderr
+
+
+@pytest.mark.slow
 def test_explained_deviation(papermill):
     name = "ext01_explained_deviation"
     frame = saved(

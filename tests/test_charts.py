@@ -142,6 +142,16 @@ def test_convergence_holds_every_epoch_and_marks_the_one_that_was_kept():
     assert "Lowest validation error: GPTfluence on 1 of 1 tasks." in readings.of_convergence(frame)
 
 
+def test_a_caption_says_how_many_fits_ended_by_themselves():
+    ends = ["patience", "patience", "max_epochs", "divergence", ""]
+    reports = {str(number): FitReport(ended=ended) for number, ended in enumerate(ends)}
+    assert readings.of_ends(reports) == (
+        "2 of 4 fits ended by themselves, when validation errors no longer fell; 1 ended at the largest number of epochs; "
+        "1 diverged."
+    )
+    assert readings.of_ends({"closed form": FitReport()}) == "No fit was made in epochs."
+
+
 def test_frames_that_cannot_be_drawn_are_refused():
     with pytest.raises(ConfigurationError, match="no column interval"):
         sweeps.sweep(results(0, {"gptfluence": [1.0]}), "interval")

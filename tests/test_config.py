@@ -332,3 +332,21 @@ def test_a_profile_is_no_base_of_itself(tmp_path):
     derived.write_text(f"base: {derived}\nname: other\n")
     with pytest.raises(ConfigurationError, match="base of"):
         load_profile(derived)
+
+
+def test_a_method_may_have_options_of_its_own_in_a_setting():
+    change = "settings.instruction_tuning.simulators.gptfluence={learning_rate: 0.01, target: deviation}"
+    study = Study.load("smoke", ["simulators.gptfluence.max_epochs=7", change])
+    own, other = (study.variant("gptfluence", name).options for name in ("instruction_tuning", "fine_tuning"))
+    assert (own.learning_rate, own.target, own.max_epochs) == (0.01, "deviation", 7)
+    assert (other.learning_rate, other.target, other.max_epochs) == (0.001, "value", 7)
+    assert study.campaign("instruction_tuning").variant("gptfluence").options == own
+    assert study.campaign("fine_tuning").variant("gptfluence").options == other == study.variant("gptfluence").options
+    wrong = {
+        "gptfluence={learning_rte: 0.01}": "gptfluence.learning_rte: option 'learning_rte' is not known",
+        "gptfluence={target: values}": "gptfluence.target: target 'values' is not known; known: value, deviation",
+        "gptfluense={}": "gptfluense: method 'gptfluense' is not known",
+    }
+    for given, problem in wrong.items():
+        message = complaint("smoke", f"settings.fine_tuning.simulators.{given}")
+        assert f"settings.fine_tuning.simulators.{problem}" in message

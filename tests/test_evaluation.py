@@ -15,11 +15,23 @@ from scipy.stats import spearmanr
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.settings import Generation, ModelIdentity, Recording, RunSpec
 from gptfluence.scoring.evaluation import evaluate, explained_deviation, spearman, summarize
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.tasks.base import Example, TaskPool
 
 RUNS, STEPS, TESTS = 3, 6, 5
+SPEC = RunSpec(
+    format=1,
+    setting="toy",
+    task="toy",
+    pool_fingerprint="",
+    tests_fingerprint="",
+    model=ModelIdentity(name="toy", identity={}),
+    recording=Recording(),
+    seed=0,
+    generation=Generation(every=4),
+)
 
 
 def pool_of(name: str, count: int) -> TaskPool:
@@ -52,6 +64,30 @@ def predicted() -> np.ndarray:
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_index("statistic")
+
+
+@pytest.mark.parametrize("observed", [1, 2, 5])
+def test_steps_at_which_a_score_was_not_measured_do_not_count(predicted: np.ndarray, observed: int) -> None:
+    """Every fourth and the last of six steps; the loss is measured at all of them."""
+    values = np.random.default_rng(0).normal(2, 1, (RUNS, STEPS + 1, TESTS))
+    recorded = replace(dynamics_of(values), spec=SPEC)
+    np.testing.assert_array_equal(recorded.measured("bleu"), [0, 4, 6])
+    np.testing.assert_array_equal(recorded.measured("loss"), np.arange(STEPS + 1))
+    counted = [step for step in (4, 6) if step >= observed]
+    few, all_steps = (
+        evaluate(predicted, recorded, metric=metric, observed=observed, reference=values[0] * 2).set_index(
+            ["statistic", "run"]
+        )["value"]
+        for metric in ("bleu", "loss")
+    )
+    for run, (one, truth) in enumerate(zip(predicted, values.astype(np.float32), strict=True)):
+        found, expected = few["all_steps_mse", f"test-{run}"], np.square(one - 10 * truth)[counted].mean()
+        assert found == pytest.approx(expected, rel=1e-5)
+        of_mean = np.square(values[0] * 2 - 10 * truth)[counted].mean()
+        assert few["mse_mean_trajectory", f"test-{run}"] == pytest.approx(of_mean, rel=1e-5)
+        assert all_steps["all_steps_mse", f"test-{run}"] == pytest.approx(
+            np.square(one - truth)[observed:].mean(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("metric", ["loss", "bleu"])

@@ -19,7 +19,7 @@ from gptfluence.workflow import catalogue
 from gptfluence.workflow.notebook import NOTEBOOKS
 
 pytestmark = pytest.mark.slow
-TRIVIAL = {"persistence", "mean_trajectory"}
+TRIVIAL = {"persistence", "mean_trajectory", "counts"}
 
 
 @pytest.fixture
@@ -74,9 +74,7 @@ def test_figure_1(notebook, parameters, method):
 
 
 def test_figure_2_shows_what_the_profile_tests(notebook):
-    frame, facts = notebook(
-        "fig02_example_trajectories", examples=2, methods=["persistence", "mean_trajectory", "simfluence", "gptfluence"]
-    )
+    frame, facts = notebook("fig02_example_trajectories", examples=2, methods=[*TRIVIAL, "simfluence", "gptfluence"])
     check_trajectories(frame, facts, panels=4, series=TRIVIAL | {"simfluence", "gptfluence"})
     assert set(frame["metric"] + " " + frame["task"]) == {"loss rte", "bleu webnlg"}  # smoke has no WMT16
     assert "(a) loss on RTE, (b) BLEU on WebNLG" in facts["caption"]

@@ -13,7 +13,8 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.curriculum import draw_curricula
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.simulators.base import Simulator
-from gptfluence.simulators.low_rank import LowRank, exposures, solutions
+from gptfluence.simulators.linear import exposures, solutions
+from gptfluence.simulators.low_rank import LowRank
 from gptfluence.tasks import Example, TaskPool
 
 POOL, TESTS, STEPS = 20, 30, 6

@@ -124,13 +124,11 @@ def test_a_name_tells_who_is_told_the_answer(name, options, problem):
 
 def test_a_kind_that_is_not_known_is_answered_with_all_that_are():
     assert set(METHODS) == {
-        *("gptfluence", "simfluence", "tangent", "low_rank", "persistence", "mean_trajectory"),
+        *("gptfluence", "simfluence", "tangent", "low_rank", "counts", "persistence", "mean_trajectory"),
         *("tracin_cp_all", "tracin_cp_10", "tracin_cp_update", "grad_dot"),
     }
-    known = (
-        "known: gptfluence, simfluence, tangent, low_rank, persistence, mean_trajectory, tracin_cp_all, tracin_cp_10, "
-    )
-    with pytest.raises(ConfigurationError, match=known + "tracin_cp_update, grad_dot"):
+    known = "known: gptfluence, simfluence, tangent, low_rank, counts, persistence, mean_trajectory, tracin_cp_all, "
+    with pytest.raises(ConfigurationError, match=known + "tracin_cp_10, tracin_cp_update, grad_dot"):
         Variant.of("gpt")
     with pytest.raises(ConfigurationError, match="did you mean 'markov_order'"):
         Variant.of("gptfluence", markov_ordr=2)
@@ -138,7 +136,7 @@ def test_a_kind_that_is_not_known_is_answered_with_all_that_are():
 
 def test_methods_say_what_they_can_do():
     kinds = {name: method.load() for name, method in METHODS.items()}
-    assert [name for name, kind in kinds.items() if kind.trivial] == ["persistence", "mean_trajectory"]
+    assert [name for name, kind in kinds.items() if kind.trivial] == ["counts", "persistence", "mean_trajectory"]
     assert {name for name, kind in kinds.items() if kind.trivial != METHODS[name].trivial} == set()
     replayed = {"tracin_cp_all", "tracin_cp_10", "tracin_cp_update", "grad_dot"}
     assert {name for name, kind in kinds.items() if kind.replays} == replayed
@@ -210,7 +208,7 @@ def test_a_folders_name_is_the_hash_of_exactly_these_values(nano, sst2, tmp_path
     assert "generation" not in wanted(nano, sst2, tmp_path, metrics=["loss", "accuracy"]).spec.to_json()
 
 
-@pytest.mark.parametrize("kind", ["persistence", "mean_trajectory", "simfluence", "gptfluence", "low_rank"])
+@pytest.mark.parametrize("kind", ["persistence", "mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank"])
 def test_a_fit_is_named_after_exactly_these_values(dynamics, kind):
     class Encoder:
         name, fingerprint = "made-up", "abc"
@@ -229,7 +227,7 @@ def test_a_fit_is_named_after_exactly_these_values(dynamics, kind):
         "dynamics": dynamics.provenance["folder"],
         "tests": dynamics.tests.fingerprint,
         "runs": [[sums["train-000"], sums["train-001"]], [sums["validation-000"]]],
-        "format": {"low_rank": 3}.get(kind, 2),
+        "format": {"low_rank": 4, "simfluence": 3, "gptfluence": 3}.get(kind, 2),
     }
     assert fit_key(simulator, dynamics, "loss") == fingerprint(expected)
     if encodes:

@@ -105,7 +105,9 @@ def test_table_2_by_papermill_alone(papermill):
     done, outputs = papermill("tab02_fine_tuning_loss", "tasks: [sst2]")
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(outputs / "tab02_fine_tuning_loss.csv").set_index(["method", "statistic"])["value"]
-    assert set(table.index.get_level_values("method")) == {"persistence", "mean_trajectory", "simfluence", "gptfluence"}
+    assert set(table.index.get_level_values("method")) == {
+        *("persistence", "mean_trajectory", "counts", "simfluence", "gptfluence")
+    }
     assert table["mean_trajectory", "r2_dev"] == pytest.approx(0, abs=1e-4)  # simulated in float32, compared in float64
     for method in ("persistence", "simfluence", "gptfluence"):
         expected = 1 - table[method, "all_steps_mse"] / table["mean_trajectory", "all_steps_mse"]

@@ -22,7 +22,7 @@ from gptfluence.workflow import catalogue
 from gptfluence.workflow.notebook import NOTEBOOKS
 
 pytestmark = pytest.mark.slow
-TRIVIAL = {"persistence", "mean_trajectory"}
+TRIVIAL = {"persistence", "mean_trajectory", "counts"}
 ALL = {*TRIVIAL, "simfluence", "gptfluence"}
 
 

@@ -85,7 +85,7 @@ def test_a_profile_may_say_which_seeds(imported):
 
 def test_every_method_is_evaluated_on_the_held_out_runs(imported):
     results = study(imported).campaign(task="rte").evaluate()
-    assert set(results["method"]) == {"persistence", "mean_trajectory", "simfluence", "gptfluence"}
+    assert set(results["method"]) == {"persistence", "mean_trajectory", "counts", "simfluence", "gptfluence"}
     assert set(results["run"]) == {"test-007", "test-008"}
     test = study(imported).campaign(task="rte").dynamics().split()[2].trajectories().astype(np.float64)
     mse = np.square(test[:, 1:] - test[:, :1]).mean(axis=(1, 2))  # persistence, by hand

@@ -16,10 +16,13 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators import fitting
 from gptfluence.simulators.base import Simulator, diverged
+from gptfluence.simulators.counts import Counts
 from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.simulators.heads import HEADS
+from gptfluence.simulators.low_rank import LowRank
 from gptfluence.simulators.reference import Persistence
 from gptfluence.simulators.simfluence import Simfluence, solve_closed_form
+from gptfluence.simulators.transitions import COARSENINGS, make_transitions
 from toy_dynamics import (  # noqa: F401
     BATCH,
     DIMENSION,
@@ -32,6 +35,7 @@ from toy_dynamics import (  # noqa: F401
     every_table,
     fitted,
     make_dynamics,
+    make_scores,
     train,
     validation,
 )
@@ -64,7 +68,7 @@ def test_the_gradient_of_a_minibatch_equals_that_of_the_loop(
     chosen = [tuple(int(rng.integers(low, high)) for low, high in ((0, 4), (1, 10), (0, TESTS))) for _ in range(size)]
     slow_update(simulator, train, chosen).backward()
     expected = {name: value.grad.clone() for name, value in simulator._model.named_parameters()}
-    transitions = fitting.make_transitions(train.trajectories() / simulator._unit, train.batches, order=order)
+    transitions = make_transitions(train.trajectories() / simulator._unit, train.batches, order=order)
     rows = torch.tensor([run * STEPS + step - 1 for run, step, _ in chosen])
     tests = torch.tensor([test for _, _, test in chosen])
     optimizer = torch.optim.SGD(simulator._model.parameters(), lr=0.0)
@@ -136,6 +140,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(train: GPTDynamics, va
     simulator = GPTfluence(encoder=Hashed(), max_epochs=400, learning_rate=0.01, patience=3).fit(train, validation)
     report = simulator.report
     assert report.epochs == report.best_epoch + 3 < 400
+    assert report.ended == "patience"
     assert len(report.training_loss) == len(report.validation_mse) == report.epochs
     assert report.best_epoch == 1 + int(np.argmin(report.validation_mse))
     truth = validation.trajectories()
@@ -147,6 +152,7 @@ def test_without_validation_runs_the_last_epoch_is_kept_and_the_report_says_so(t
     for none in (None, replace(train, runs=())):
         report = GPTfluence(encoder=Hashed(), **QUICK).fit(train, none).report
         assert report.best_epoch == report.epochs == 3
+        assert report.ended == "max_epochs"
         assert "no validation" in report.selected_by
         assert len(report.validation_mse) == 0
 
@@ -175,13 +181,13 @@ def test_the_schedule_warms_up_then_decays_to_zero() -> None:
     steps=st.integers(1, 12),
     order=st.integers(1, 3),
     interval=st.integers(1, 5),
-    how=st.sampled_from(fitting.COARSENINGS),
+    how=st.sampled_from(COARSENINGS),
 )
 def test_transitions_are_those_of_the_definition(steps: int, order: int, interval: int, how: str) -> None:
     rng = np.random.default_rng(steps)
     values = rng.normal(size=(2, steps + 1, TESTS)).astype(np.float32)
     batches = rng.integers(POOL, size=(2, steps, BATCH))
-    found = fitting.make_transitions(values, batches, order=order, interval=interval, coarsening=how)
+    found = make_transitions(values, batches, order=order, interval=interval, coarsening=how)
     assert torch.equal(found.batches, torch.tensor(batches.reshape(-1, BATCH)))
     between = values.copy()
     for t in range(steps + 1):
@@ -204,13 +210,100 @@ def test_transitions_are_those_of_the_definition(steps: int, order: int, interva
             np.testing.assert_allclose(found.target[row], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_prediction_through_several_updates_is_a_rollout(order: int) -> None:
+    """From each measured step to the next, with the recorded values before the measured one."""
+    scores, measured = make_scores(4), np.array([0, 4, 8, 9])
+    np.testing.assert_array_equal(scores.measured("bleu"), measured)
+    found = make_transitions(scores.trajectories("bleu"), scores.batches, order=order, measured=measured)
+    simulator = GPTfluence(encoder=Hashed(), markov_order=order, max_epochs=3).fit(scores, metric="bleu")
+    simulator._unit = 1.0  # as the transitions here
+    rows, tests = (grid.flatten() for grid in torch.meshgrid(torch.arange(12), torch.arange(TESTS), indexing="ij"))
+    with torch.no_grad():
+        history = found.history[rows, :, tests]
+        predicted = fitting.predict_step(simulator._model, (POOL, TESTS), found.batches[rows], tests, history)
+    predicted, target = (values.numpy().reshape(4, 3, TESTS) for values in (predicted, found.target))
+    for stretch, (start, end) in enumerate([(0, 4), (4, 8), (8, 9)]):
+        past = scores.trajectories("bleu")[:, max(0, start + 1 - order) : start + 1]
+        batches = scores.batches[:, start + 1 - past.shape[1] : end]
+        expected = simulator.simulate(batches, past)[:, -1]
+        np.testing.assert_allclose(predicted[:, stretch], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(target[:, stretch], scores.trajectories("bleu")[:, end])
+
+
+SCORING = {
+    "gptfluence": lambda: GPTfluence(encoder=Hashed(), **QUICK),
+    "gptfluence, deviation": lambda: GPTfluence(encoder=Hashed(), target="deviation", **QUICK),
+    "simfluence": lambda: Simfluence(**QUICK),
+    "closed form": lambda: Simfluence(method="closed_form"),
+    "closed form, deviation": lambda: Simfluence(method="closed_form", target="deviation"),
+    "low_rank": lambda: LowRank(encoder=Hashed()),
+    "counts": Counts,
+}
+
+
+@pytest.mark.parametrize("name", SCORING)
+def test_what_stands_between_measured_steps_is_not_learned(name: str) -> None:
+    predicted = []
+    for between in (0.0, 1.0):
+        simulator = SCORING[name]()
+        simulator.fit(make_scores(4, between=between), make_scores(4, 2, "validation", between=between), metric="bleu")
+        test = make_scores(4, 2, "held-out")
+        predicted.append(simulator.predict(test, metric="bleu")[:, [0, 4, 8, 9]])
+    np.testing.assert_allclose(predicted[0], predicted[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 400, "learning_rate": 0.01}, {"method": "closed_form"}])
+@pytest.mark.parametrize("target", fitting.TARGETS)
+def test_few_measured_steps_are_enough_to_learn_what_one_update_does(options: dict, target: str) -> None:
+    """Values between them are far off, and held-out runs are predicted at all steps."""
+    train, validation = make_scores(2, 40, between=0.5), make_scores(2, 4, "validation", between=0.5)
+    test = make_scores(1, 4, "held-out")
+    simulator = Simfluence(target=target, **options).fit(train, validation, metric="bleu")
+    truth, mean = test.trajectories("bleu"), make_scores(1, 40).trajectories("bleu").mean(axis=0)
+    counted = np.arange(1, STEPS + 1) if target == "value" else train.measured("bleu")[1:]
+    squares = [np.square(one - truth)[:, counted].mean() for one in (simulator.predict(test, metric="bleu"), mean)]
+    assert squares[0] < 0.2 * squares[1]
+
+
+def test_deviations_are_fitted_as_values_that_the_mean_was_subtracted_from(train: GPTDynamics) -> None:
+    mean = train.trajectories().mean(axis=0)
+    runs = [replace(run, trajectories={"loss": run.trajectories["loss"] - mean}) for run in train.runs]
+    plain = GPTfluence(encoder=Hashed(), **QUICK).fit(replace(train, runs=tuple(runs)))
+    simulator = GPTfluence(encoder=Hashed(), target="deviation", **QUICK).fit(train)
+    np.testing.assert_allclose(simulator.tables(), plain.tables(), rtol=1e-3, atol=1e-5)
+    start = train.trajectories()[:, :1]
+    np.testing.assert_allclose(
+        simulator.simulate(train.curricula, start), mean + plain.simulate(train.curricula, start - mean[0]), rtol=1e-4
+    )
+
+
+def test_the_mean_that_deviations_are_from_is_made_of_the_steps_that_are_fitted_on(train: GPTDynamics) -> None:
+    rng = np.random.default_rng(0)
+    predicted = []
+    for noise in (0.0, 1.0):
+        off = noise * rng.normal(size=(STEPS + 1, TESTS))
+        off[[0, 4, 8, 9]] = 0
+        runs = [
+            replace(run, trajectories={"loss": (run.trajectories["loss"] + off).astype(np.float32)})
+            for run in train.runs
+        ]
+        simulator = GPTfluence(encoder=Hashed(), target="deviation", checkpoint_interval=4, **QUICK)
+        predicted.append(
+            simulator.fit(replace(train, runs=tuple(runs))).simulate(train.curricula, train.trajectories()[:, :1])
+        )
+    np.testing.assert_allclose(predicted[0], predicted[1], rtol=1e-5)
+    with pytest.raises(ConfigurationError, match="checkpoint_interval 2: bleu was not measured at every step"):
+        Simfluence(checkpoint_interval=2).fit(make_scores(4), metric="bleu")
+
+
 # --- Simfluence -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ridge", [0.01, 3.0])
 def test_the_closed_form_equals_least_squares(train: GPTDynamics, ridge: float) -> None:
     """With sqrt(ridge) times the distance from the identity as further equations."""
-    transitions = fitting.make_transitions(train.trajectories(), train.batches)
+    transitions = make_transitions(train.trajectories(), train.batches)
     (found,) = solve_closed_form(transitions, POOL, (ridge,))
     for test in range(TESTS):
         rows, right = [], []
@@ -275,6 +368,7 @@ def test_divergence_is_reported_and_never_selected(train: GPTDynamics, validatio
         simulator = GPTfluence(encoder=Hashed(), learning_rate=1e12, max_epochs=4).fit(train, validation)
         report = simulator.report
         assert report.diverged
+        assert report.ended == "divergence"
         assert report.diverged_epochs > 0
         assert not np.isfinite(report.validation_mse).any() or report.validation_mse[report.best_epoch - 1] < np.inf
         predicted = simulator.simulate(validation.curricula, validation.trajectories()[:, :1])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError, OutOfReachError
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import Simulator
 from gptfluence.tasks.base import TaskPool
@@ -50,16 +50,17 @@ def slow_rollout(tables: np.ndarray, batches: np.ndarray, observed: np.ndarray) 
 @every_table
 @pytest.mark.parametrize("known", [1, 2, 4])
 def test_a_rollout_equals_the_loop_over_transitions(
-    fitted: dict[str, Simulator], validation: GPTDynamics, name: str, known: int
+    fitted: dict[str, Simulator], train: GPTDynamics, validation: GPTDynamics, name: str, known: int
 ) -> None:
+    """Of deviations, if these are predicted: then the mean trajectory is added."""
     simulator = fitted[name]
     observed = validation.trajectories()[:, :known]
     predicted = simulator.simulate(validation.curricula, observed)
     assert predicted.dtype == np.float32
     np.testing.assert_array_equal(predicted[:, :known], observed)
-    np.testing.assert_allclose(
-        predicted, slow_rollout(simulator.tables(), validation.batches, observed), rtol=1e-4, atol=1e-4
-    )
+    mean = train.trajectories().mean(axis=0) if "deviation" in name else np.zeros((STEPS + 1, TESTS))
+    expected = mean + slow_rollout(simulator.tables(), validation.batches, observed - mean[:known])
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4)
 
 
 @every_simulator
@@ -141,6 +142,20 @@ def test_gptfluence_predicts_for_unseen_pool_and_tests_from_their_features(fitte
     np.testing.assert_allclose(predicted, slow_rollout(tables, batches, observed), rtol=1e-4)
     with pytest.raises(ConfigurationError, match="pass pool="):
         simulator.simulate(batches, observed, tests=tests)
+
+
+def test_deviations_of_unseen_tests_are_added_to_the_mean_change_of_the_fitted_ones(
+    fitted: dict[str, Simulator], train: GPTDynamics
+) -> None:
+    simulator, tests = fitted["gptfluence, deviation"], make_pool("more", 5)
+    observed = np.random.default_rng(0).uniform(1, 2, (4, 2, 5)).astype(np.float32)
+    mean = train.trajectories().mean(axis=0)
+    level = observed[:, :1] + (mean - mean[0]).mean(axis=1)[None, :, None]
+    deviations = slow_rollout(simulator.tables(tests=tests), train.batches, observed - level[:, :2])
+    predicted = simulator.simulate(train.curricula, observed, tests=tests)
+    np.testing.assert_allclose(predicted, level + deviations, rtol=1e-4, atol=1e-4)
+    with pytest.raises(OutOfReachError, match="gptfluence: a curriculum has 10 steps, but the fitted runs have 9"):
+        simulator.simulate(np.zeros((1, STEPS + 1, BATCH), int), observed[:1], tests=tests)
 
 
 @pytest.mark.parametrize("name", ["gptfluence", "gptfluence, concat", "persistence"])

@@ -84,9 +84,10 @@ def test_variants_know_names_and_options() -> None:
     assert isinstance(made, GPTfluence)
     assert made.markov_order == 2
     simulators = {name for name, method in METHODS.items() if issubclass(method.load(), Simulator)}
-    assert simulators == {"gptfluence", "simfluence", "persistence", "mean_trajectory", "low_rank", "tangent"}
+    assert simulators == {"gptfluence", "simfluence", "persistence", "mean_trajectory", "counts", "low_rank", "tangent"}
     with pytest.raises(
-        ConfigurationError, match="known: gptfluence, simfluence, tangent, low_rank, persistence, mean_trajectory"
+        ConfigurationError,
+        match="known: gptfluence, simfluence, tangent, low_rank, counts, persistence, mean_trajectory",
     ):
         Variant.of("gpt")
     with pytest.raises(ConfigurationError, match="did you mean 'markov_order'"):

@@ -43,7 +43,8 @@ def test_what_is_off_for_each_test_and_for_all_is_told_apart():
     rng = np.random.default_rng(1)
     predicted, own, shared = rng.normal(size=(5, 9, 30)), rng.normal(size=(9, 30)), rng.normal(size=(9, 1))
     recorded = predicted + own + 0.5 * shared
-    correction = Correction.fit(predicted, recorded, [own, np.broadcast_to(shared, predicted.shape)])
+    off = [own, np.broadcast_to(shared, predicted.shape)]
+    correction = Correction.fit(predicted, recorded, off, np.linspace(0, 1, 9))
     np.testing.assert_allclose(correction.coefficients[:, 2:], np.repeat([[1], [0.5], [0]], 3, axis=1), atol=0.05)
     corrected = correction.apply(predicted, [own, shared], predicted.mean(axis=0), np.arange(9.0))
     np.testing.assert_allclose(corrected, recorded, atol=0.02)
@@ -87,12 +88,12 @@ def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
     np.testing.assert_allclose(mean, np.broadcast_to(recorded.mean(0), (6, 9, 4)))
     others = of_others(recorded - predicted)
     np.testing.assert_allclose(others[2], (recorded - predicted)[[0, 1, 3, 4, 5]].mean(axis=0))
-    correction = Correction.fit(predicted, recorded, [others])
+    correction = Correction.fit(predicted, recorded, [others], np.linspace(0, 1, 9))
     np.testing.assert_allclose(correction.apply(predicted, *of_runs), recorded, atol=0.02)
     # predictions of noise: what is left is the mean trajectory, not noise
     noise = rng.normal(size=(40, 9, 50))
     truth = np.broadcast_to(rng.normal(size=(9, 50)), noise.shape)
-    useless = Correction.fit(noise, truth, [of_others(truth - noise)])
+    useless = Correction.fit(noise, truth, [of_others(truth - noise)], np.linspace(0, 1, 9))
     np.testing.assert_allclose(useless.coefficients[1], -1, atol=0.1)
 
 

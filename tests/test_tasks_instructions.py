@@ -62,3 +62,9 @@ def test_wordings_without_the_slot_are_refused(wrong):
 @pytest.mark.parametrize(("task", "answers"), [("sst2", ("negative", "positive")), ("boolq", (" no", " yes"))])
 def test_a_wording_names_both_answers_or_none(task, answers):
     assert all(len({answer in wording for answer in answers}) == 1 for wording in instructions.WORDINGS[task])
+
+
+def test_every_wording_stands_before_the_prompt():
+    """What follows a prompt moves its end, after which the target comes, away from what the GPT has seen: it starts at 8 nats."""
+    for wordings in (*instructions.WORDINGS.values(), instructions.GENERAL):
+        assert all(wording.endswith("\n{prompt}") for wording in wordings)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.settings import Generation, ModelIdentity, Recording, RunSpec
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.gptfluence import GPTfluence
 from gptfluence.simulators.reference import MeanTrajectory, Persistence
@@ -48,6 +51,30 @@ def make_dynamics(runs: int = 4, split: str = "train", seed: int = 0, steps: int
     return GPTDynamics("toy", "toy", make_pool("pool", POOL), make_pool("tests", TESTS), tuple(recorded))
 
 
+def make_scores(every: int, runs: int = 4, split: str = "train", *, between: float = 0.0) -> GPTDynamics:
+    """The same as BLEU that is measured at every so many steps; between: the size of the noise that stands at other steps."""
+    dynamics, rng = make_dynamics(runs, split), np.random.default_rng(5)
+    measured = np.array([step % every == 0 or step == STEPS for step in range(STEPS + 1)])[:, None]
+    scored = []
+    for run in dynamics.runs:
+        noise = between * rng.normal(size=(STEPS + 1, TESTS))
+        values = np.where(measured, run.trajectories["loss"], run.trajectories["loss"] + noise)
+        scored.append(replace(run, trajectories={"bleu": values.astype(np.float32)}))
+    spec = RunSpec(
+        format=1,
+        setting="toy",
+        task="toy",
+        pool_fingerprint="",
+        tests_fingerprint="",
+        model=ModelIdentity(name="toy", identity={}),
+        recording=Recording(),
+        seed=0,
+        metrics=["bleu"],
+        generation=Generation(every=every),
+    )
+    return replace(dynamics, runs=tuple(scored), spec=spec)
+
+
 QUICK = {"max_epochs": 3, "batch_size": 50}
 
 
@@ -57,8 +84,10 @@ MAKERS = {
     "gptfluence, concat": lambda: GPTfluence(encoder=Hashed(), heads="concat", **QUICK),
     "gptfluence, order 2": lambda: GPTfluence(encoder=Hashed(), markov_order=2, **QUICK),
     "gptfluence, order 3, concat": lambda: GPTfluence(encoder=Hashed(), heads="concat", markov_order=3, **QUICK),
+    "gptfluence, deviation": lambda: GPTfluence(encoder=Hashed(), target="deviation", **QUICK),
     "simfluence": lambda: Simfluence(**QUICK),
     "simfluence, closed form": lambda: Simfluence(method="closed_form"),
+    "simfluence, deviation, closed form": lambda: Simfluence(target="deviation", method="closed_form"),
     "persistence": Persistence,
     "mean_trajectory": MeanTrajectory,
 }

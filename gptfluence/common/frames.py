@@ -10,6 +10,7 @@ COLUMNS = {
     "setting": "how GPTs are trained: fine_tuning or instruction_tuning",
     "model": "the GPT, by its name in the profile",
     "task": "the task of the test examples",
+    "regime": "how fast a GPT learns: learning (the profile's rates) or slow drift (a fraction of them)",
     "metric": "loss (nats per target token), accuracy (0-1), bleu (0-100) or rouge_l (0-1)",
     "kind": "the kind of curriculum: alike (drawn as the training runs are), few, sorted, ..., unseen_tests, unseen_pool",
     "unseen": "which examples no simulator was fitted on: test, training or both",
@@ -61,4 +62,9 @@ COLUMNS = {
     "shown": "whether a test example stands out",
     "observed": "whether a simulator was told the value, or it is predicted",
     "best": "whether this epoch's weights were kept",
+    # which options methods are to have
+    "relative_to_mean": "all-steps MSE on validation runs over that of the mean training trajectory; over tasks the geometric mean",
+    "relative_to_persistence": "the same over that of persistence",
+    "ended": "how a fit in epochs ended: by itself (patience) or cut off (max_epochs, divergence); over tasks how many by patience",
+    "chosen": "whether these options of a method were chosen",
 }

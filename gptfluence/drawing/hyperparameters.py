@@ -40,12 +40,13 @@ def compared(profile: Profile) -> dict[int, pd.DataFrame]:
         gpt = _Trained(profile, setting, given[f"{name}_gpt"])
         found[number] = [*gpt.rows(), *_generation(profile, setting, given["generation"])]
     for number, name, part, settings in (
-        (6, "gptfluence", "gptfluence_instruction_tuning", {"instruction_tuning"}),
-        (8, "gptfluence", "gptfluence_fine_tuning", {"fine_tuning"}),
-        (9, "simfluence", "simfluence", {"fine_tuning", "instruction_tuning"}),
+        (6, "gptfluence", "gptfluence_instruction_tuning", ["instruction_tuning"]),
+        (8, "gptfluence", "gptfluence_fine_tuning", ["fine_tuning"]),
+        (9, "simfluence", "simfluence", ["fine_tuning", "instruction_tuning"]),
     ):
-        used = name in profile.simulators and bool(settings & set(profile.settings))
-        found[number] = list(_simulator(profile, name if used else None, given[part]))
+        setting = next((one for one in settings if one in profile.settings and name in profile.simulators), None)
+        own = profile.options(name, setting).arguments() if setting else {}
+        found[number] = list(_simulator(profile, own, given[part]))
     return {number: _frame(number, found[number]) for number in sorted(found)}
 
 
@@ -200,9 +201,8 @@ def _generation(profile: Profile, setting: Setting | None, theirs: Mapping[str, 
     yield "generation: every so many steps", 1, getattr(own, "every", lacking)  # section 4.1: at every step
 
 
-def _simulator(profile: Profile, name: str | None, theirs: Mapping[str, Any]) -> Rows:
-    """The simulator that a profile calls `name`, with its defaults, if it has any (None)."""
-    own = _options(profile, name) if name is not None else {}
+def _simulator(profile: Profile, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> Rows:
+    """A simulator of a profile. own: its options, defaults included; empty if the profile has none."""
     trained = bool(own) and own.get("method") != "closed_form"
     torch_defaults = inspect.signature(torch.optim.AdamW).parameters
 
@@ -212,6 +212,7 @@ def _simulator(profile: Profile, name: str | None, theirs: Mapping[str, Any]) ->
     def if_trained(value: Any) -> Any:
         return value if trained else NOT_USED
 
+    yield "what is predicted: value, or deviation from the mean", "value", own.get("target", NOT_USED)
     yield "optimizer", theirs["optimizer"]["name"], ours("optimizer")
     for key in ("betas", "eps"):
         yield _words(key), theirs["optimizer"][key], if_trained(_value(torch_defaults[key].default))
@@ -239,11 +240,6 @@ def _simulator(profile: Profile, name: str | None, theirs: Mapping[str, Any]) ->
         yield "Markov order", theirs["markov_order"], ours("markov_order")
     yield "precision", theirs["precision"], _precision() if own else NOT_USED
     yield "seed", theirs["seed"], ours("seed")
-
-
-def _options(profile: Profile, name: str) -> dict[str, Any]:
-    """The options of a simulator of the profile, defaults included."""
-    return profile.simulators[name].arguments()
 
 
 def _schedule() -> str:

@@ -45,7 +45,8 @@ OPTIONS = {  # the options of simulators, as variants print them
     "checkpoints": "reference run",
 }
 PYTHIA_SIZES = ("14m", "70m", "160m", "410m", "1b", "2.8b")
-TRIVIAL = tuple(method.name for method in methods.METHODS.values() if method.trivial)  # know nothing of the curriculum
+TRIVIAL = tuple(method.name for method in methods.METHODS.values() if method.trivial)  # know nothing of what texts say
+BLIND = ("persistence", "mean_trajectory")  # know nothing of the curriculum at all
 METRICS = {"loss": "loss", "bleu": "BLEU", "rouge_l": "ROUGE-L", "accuracy": "accuracy"}
 UNITS = {"loss": "nats per target token", "bleu": "0–100", "rouge_l": "0–1", "accuracy": "0–1"}
 STATISTICS = {

@@ -1,14 +1,16 @@
 """What figures and tables show, in sentences computed from their numbers: the same words for the same thing everywhere.
 
-Trivial baselines (persistence and the mean trajectory, which know nothing of the curriculum) compete like every other
-method. Methods that are told the answer do not.
+Trivial baselines (persistence, the mean trajectory, and counts of labels and formats, which know nothing of what texts say)
+compete like every other method. Methods that are told the answer do not.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +19,18 @@ from gptfluence.drawing import names, tables
 from gptfluence.drawing.tables import block_name, told_the_answer, with_variants
 from gptfluence.drawing.typeset import Table
 from gptfluence.scoring import evaluation
+from gptfluence.simulators.base import FitReport
 
 FEW = 3  # blocks of a table that are still told one by one
 MEAN = "the mean trajectory of the training runs"
+COUNTS = ("counts", "")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def of_table(table: Table) -> str:
-    """What a table of `tables.methods_by_task` says: who wins, by how much, who beats the mean trajectory, whose order.
+    """What a table of `tables.methods_by_task` says: who wins, by how much, who beats the mean and counts, whose order.
 
     Where methods come in another order than in the paper, it says by how much curves differ from run to run at all,
     compared with how far they drift: only the first can be explained.
@@ -40,7 +44,8 @@ def of_table(table: Table) -> str:
     unit = "cases" if by else "tasks"
     sentences = [_winner(name, rows) for name, rows in blocks.items()] if len(blocks) <= FEW else []
     sentences += [_others(rows) for rows in blocks.values()] if len(blocks) == 1 else []
-    sentences += [_winners(cases, unit), _explains(cases, unit), _diverged(single), *_order(cases, unit)]
+    sentences += [_winners(cases, unit), _explains(cases, unit), _beats_counts(cases, unit)]
+    sentences += [_diverged(single), *_order(cases, unit)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -74,8 +79,9 @@ def of_hyperparameters(frame: pd.DataFrame, not_used: str) -> str:
     return f"{int(frame['differs'].sum())} of {len(known)} hyperparameters differ from the paper's."
 
 
-def _is_trivial(key: tuple[str, str]) -> bool:
-    return key[0] in names.TRIVIAL
+def _marked(key: tuple[str, str]) -> str:
+    """A method in print, and whether it is a trivial baseline."""
+    return f"{names.method(*key)}{' (a trivial baseline)' if key[0] in names.TRIVIAL else ''}"
 
 
 def _winner(name: str, rows: pd.DataFrame) -> str:
@@ -87,7 +93,7 @@ def _winner(name: str, rows: pd.DataFrame) -> str:
         return ""
     (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
     margin = f"{100 * (1 - value / next_value):.0f}% below" if next_value > 0 else "as low as"
-    kind = ", a trivial baseline," if _is_trivial(best) else ""
+    kind = ", a trivial baseline," if best[0] in names.TRIVIAL else ""
     several = f" averaged over {tasks} tasks" if tasks > 1 else ""
     return (
         f"{f'{name}: ' if name else ''}{names.method(*best)}{kind} has the lowest all-steps MSE{several}: {value:.3g}, "
@@ -104,10 +110,9 @@ def _others(rows: pd.DataFrame) -> str:
         if len(order) < 2:
             continue
         (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
-        kind = " (a trivial baseline)" if _is_trivial(best) else ""
         parts.append(
-            f"by {names.statistic(statistic)} the best is {names.method(*best)}{kind}, {value:.3g} against "
-            f"{next_value:.3g} of {names.method(*second)}"
+            f"by {names.statistic(statistic)} the best is {_marked(best)}, {value:.3g} against {next_value:.3g} of "
+            f"{names.method(*second)}"
         )
     return _sentence("; ".join(parts))
 
@@ -118,10 +123,7 @@ def _winners(cases: Sequence[pd.DataFrame], unit: str) -> str:
     won = pd.Series(best, dtype=object).value_counts()
     if len(cases) < 2 or won.empty:
         return ""
-    parts = [
-        f"{names.method(*key)}{' (a trivial baseline)' if _is_trivial(key) else ''} in {count}"
-        for key, count in won.items()
-    ]
+    parts = [f"{_marked(key)} in {count}" for key, count in won.items()]
     return f"The lowest all-steps MSE, of {len(cases)} {unit}: {', '.join(parts)}."
 
 
@@ -130,7 +132,7 @@ def _explains(cases: Sequence[pd.DataFrame], unit: str) -> str:
     values: dict[tuple[str, str], list[float]] = {}
     for rows in cases:
         for key, value in ranked(rows, "r2_dev").items():
-            if not _is_trivial(key):
+            if key[0] not in names.BLIND:
                 values.setdefault(key, []).append(value)
     if not values:
         return ""
@@ -141,8 +143,30 @@ def _explains(cases: Sequence[pd.DataFrame], unit: str) -> str:
         (above if won else never).append(f"{names.method(*key)} ({share})" if won else names.method(*key))
     if not above:
         return f"No better than {MEAN} (R²dev ≤ 0): {_listed(never)}."
-    text = f"Better than {MEAN} (R²dev > 0): {_listed(above)}"
-    nowhere = "not" if len(cases) == 1 else "never"
+    return _better(f"{MEAN} (R²dev > 0)", above, never, len(cases))
+
+
+def _beats_counts(cases: Sequence[pd.DataFrame], unit: str) -> str:
+    """Which methods have a lower MSE than counts of labels and formats, and in how many cases; "" without counts."""
+    counted = [mse for rows in cases if COUNTS in (mse := ranked(rows, "all_steps_mse"))]
+    found: dict[tuple[str, str], list[bool]] = {}
+    for mse in counted:
+        for key, value in mse.items():
+            if key[0] not in names.TRIVIAL:
+                found.setdefault(key, []).append(value < mse[COUNTS])
+    above, never = [], []
+    for key, won in found.items():
+        share = "" if len(counted) == 1 else f" (in {sum(won)} of {len(won)} {unit})"
+        (above if any(won) else never).append(f"{names.method(*key)}{share if any(won) else ''}")
+    what = names.method(*COUNTS).lower()
+    if not above:
+        return f"No better than {what}: {_listed(never)}." if never else ""
+    return _better(what, above, never, len(counted))
+
+
+def _better(than: str, above: Sequence[str], never: Sequence[str], cases: int) -> str:
+    text = f"Better than {than}: {_listed(above)}"
+    nowhere = "not" if cases == 1 else "never"
     return f"{text}; {nowhere}: {_listed(never)}." if never else f"{text}."
 
 
@@ -272,7 +296,7 @@ def best_points(frame: pd.DataFrame, *, higher: bool = True) -> str:
         wide = part.pivot_table(index="x", columns=["series", "variant"], values="value", sort=False)
         wide = wide.replace([np.inf, -np.inf], np.nan).dropna(how="all")
         best = wide.idxmax(axis=1) if higher else wide.idxmin(axis=1)
-        parts = [f"{x}: {names.method(*key)} {wide.loc[x, key]:.2f}" for x, key in best.items()]
+        parts = [f"{x}: {_marked(key)} {wide.loc[x, key]:.2f}" for x, key in best.items()]
         sentences.append(f"{panel}, best at {'; '.join(parts)}." if parts else f"{panel}: no value is defined.")
     return "\n".join(sentences)
 
@@ -335,6 +359,19 @@ def of_convergence(frame: pd.DataFrame) -> str:
     if shares:
         parts.append(f"Lowest validation error: {', '.join(shares)} of {best['task'].nunique()} tasks.")
     return " ".join(parts)
+
+
+def of_ends(reports: Mapping[Any, FitReport]) -> str:
+    """How many fits ended by themselves, and how many were cut off, for a caption; reports: of fits, by any keys."""
+    ends = Counter(report.ended for report in reports.values() if report.ended)
+    if not ends:
+        return "No fit was made in epochs."
+    text = f"{ends['patience']} of {ends.total()} fits ended by themselves, when validation errors no longer fell"
+    if ends["max_epochs"]:
+        text += f"; {ends['max_epochs']} ended at the largest number of epochs"
+    if ends["divergence"]:
+        text += f"; {ends['divergence']} diverged"
+    return f"{text}."
 
 
 def of_overview(frame: pd.DataFrame, *, runs: int) -> str:

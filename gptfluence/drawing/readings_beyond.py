@@ -3,10 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
 from gptfluence.drawing import names
+from gptfluence.drawing.task_panels import ACCURACY, LOSS_FALL, SHARE
+
+
+def of_tasks(frame: pd.DataFrame) -> str:
+    """Which tasks are learned and which are more than counts, naming those that are not; frame: of `task_statistics.of_tasks`.
+
+    A line for each model and regime. Goals are those of `task_panels`.
+    """
+    lines = []
+    several = frame["model"].nunique() > 1
+    for (model, regime), rows in frame.groupby(["model", "regime"], sort=False):
+        wide = rows.pivot(index="task", columns="statistic", values="value").loc[rows["task"].unique()]
+        sentences = []
+        if "accuracy_after" in wide:
+            after = wide["accuracy_after"].dropna()
+            sentences.append(_goal(f"Accuracy reaches {ACCURACY:g}", after, after >= ACCURACY))
+        free = wide[wide["accuracy_after"].isna()] if "accuracy_after" in wide else wide
+        fall = 1 - free["loss_after"] / free["loss_before"]
+        if len(fall):
+            sentences.append(_goal("The loss of free text falls by a third", fall, fall >= LOSS_FALL))
+        for statistic, what in (
+            ("first_component_share", "The first component holds"),
+            ("counts_share", "Labels or formats hold"),
+        ):
+            share = wide[statistic].dropna()
+            sentences.append(_goal(f"{what} under half of the deviations", share, share < SHARE))
+        r2, ratio = wide["counts_r2_dev"], wide["persistence_ratio"].median()
+        sentences.append(f"Counts alone have an R²dev of {r2.min():.2f} to {r2.max():.2f}.")
+        sentences.append(
+            f"The MSE of persistence is {ratio:.3g} times that of the mean trajectory (median over tasks)."
+        )
+        of = f"{model}, {regime}" if several else f"{regime[0].upper()}{regime[1:]}"
+        lines.append(f"{of}: {' '.join(sentences)}")
+    return "\n".join(lines)
+
+
+def _goal(what: str, values: pd.Series, reached: pd.Series) -> str:
+    """Whether a goal is reached on every task, or on which it is not, with their values."""
+    missed = [f"{names.task(str(task))} ({value:.2f})" for task, value in values[~reached].items()]
+    if not missed:
+        return f"{what} on every task."
+    return f"{what} on {int(reached.sum())} of {len(reached)} tasks, not on {_and(missed)}."
+
+
+def _and(parts: Iterable[str]) -> str:
+    *rest, last = parts
+    return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def of_horizon(results: pd.DataFrame) -> str:

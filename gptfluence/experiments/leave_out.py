@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,28 @@ def counterfactuals(
     return found
 
 
+class Retrained(NamedTuple):
+    """Counterfactuals of the first of the held-out runs `base`, and the runs that were trained on them.
+
+    order: of each of `chosen` the position in `recorded`, whose runs are measured before the first and after the last step
+    """
+
+    base: GPTDynamics
+    chosen: list[Counterfactual]
+    recorded: GPTDynamics
+    order: list[int]  # equal curricula are recorded once
+
+
+def retrained(campaign: Campaign, sizes: Sequence[int], draws: int) -> Retrained:
+    """Train the GPT of a campaign on `draws` counterfactuals of each size. Raises ConfigurationError as `counterfactuals`."""
+    base = campaign.held_out()
+    seed = [campaign.study.profile.seed, seed_of("leave-out", campaign.task)]
+    chosen = counterfactuals(base.runs[0].curriculum, sizes, draws, seed=seed)
+    recorded = campaign.losses_only.record([one.curriculum for one in chosen], ends_only=True)
+    by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
+    return Retrained(base, chosen, recorded, [by_run[one.curriculum] for one in chosen])
+
+
 def leave_out(
     campaign: Campaign, methods: Sequence[Method], scores: Sequence[str], *, sizes: Sequence[int], draws: int
 ) -> Measured:
@@ -82,14 +105,8 @@ def leave_out(
     for name in scores:
         if name not in SCORES:
             raise ConfigurationError(unknown("score", name, SCORES, where="leave-out: "))
-    base = campaign.held_out()
-    run = base.runs[0]
-    seed = [campaign.study.profile.seed, seed_of("leave-out", campaign.task)]
-    chosen = counterfactuals(run.curriculum, sizes, draws, seed=seed)
-    curricula = [one.curriculum for one in chosen]
-    recorded = campaign.losses_only.record(curricula, ends_only=True)
-    by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
-    order = [by_run[curriculum] for curriculum in curricula]  # equal curricula are recorded once
+    base, chosen, recorded, order = retrained(campaign, sizes, draws)
+    run, curricula = base.runs[0], [one.curriculum for one in chosen]
     truth = recorded.trajectories("loss")[order]
     [simulated] = campaign.predict_each(methods, [recorded])
     for variant, reason in simulated.refused.items():

@@ -259,23 +259,17 @@ def other_metrics(campaigns: Sequence[Campaign], metrics: Sequence[str], methods
             if metric in TEXT_METRICS and setting.generation.temperature > 0:
                 again = campaign.record(test.curricula).for_metric(metric)
                 sources.append(again)
-                best = _ceiling(again, test, mean, metric, first=setting.generation.every)
+                best = _ceiling(again, test, mean, metric)
                 rows.append((*common, CEILING, "", len(test), "r2_dev", *best))
     return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources)
 
 
-def _ceiling(
-    again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str, *, first: int
-) -> deviations.Interval:
-    """R2_dev of the expected score: two samples of it differ by twice its variance.
-
-    first: the first step whose score is new. Before it the observed one of step 0 stands, without noise.
-    """
+def _ceiling(again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str) -> deviations.Interval:
+    """R2_dev of the expected score: two samples of it differ by twice its variance, at every step that was measured."""
     truth = test.trajectories(metric).astype(np.float64)
     noise = np.square(again.trajectories(metric) - truth) / 2
-    noise[:, :first] = 0
-    reference = np.square(truth - mean)
-    return deviations.explained_deviation(*(values[:, 1:].mean(axis=(1, 2)) for values in (noise, reference)))
+    counted, reference = test.measured(metric)[1:], np.square(truth - mean)
+    return deviations.explained_deviation(*(values[:, counted].mean(axis=(1, 2)) for values in (noise, reference)))
 
 
 def runs_needed(campaigns: Sequence[Campaign], methods: Sequence[Method], counts: Sequence[int]) -> Measured:

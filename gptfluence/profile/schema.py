@@ -39,6 +39,7 @@ class Setting(Settings):
     metrics: list[Metric] = Field(["loss"], min_length=1)
     generation: Generation = Generation()
     methods: list[str] = []  # which of the profile's simulators are compared in this setting; default: all
+    simulators: dict[str, dict[str, Any]] = {}  # options that some of them have in this setting only
 
     @field_validator("metrics")
     @classmethod
@@ -172,6 +173,11 @@ class Profile(Settings):
             for method in setting.methods:
                 if method not in self.simulators:
                     raise ValueError(f"{where}.methods: {unknown('method', method, self.simulators)}")
+            for method in setting.simulators:
+                try:
+                    self.options(method, name)
+                except ConfigurationError as error:
+                    raise ValueError(f"settings.{name}.{error}") from None
             rates, epochs = setting.recording.optimizer.learning_rate, setting.curriculum.epochs
             kind, keys = ("model", setting.models) if is_mixture(name) else ("task", setting.tasks)
             for field, values, of, wanted in (
@@ -184,3 +190,14 @@ class Profile(Settings):
                             f"{where}.{field}: no value for {of} {key!r}; give one number or one for each {of}"
                         )
         return self
+
+    def options(self, method: str, setting: str | None = None) -> MethodOptions:
+        """The options of a method of this profile; in a setting that gives it some of its own, with these.
+
+        Raises ConfigurationError that names the field, also for a method that the profile does not have.
+        """
+        if method not in self.simulators:
+            raise ConfigurationError(unknown("method", method, self.simulators, where=f"simulators.{method}: "))
+        entry = self.simulators[method]
+        own = self.settings[setting].simulators.get(method) if setting in self.settings else None  # type: ignore[index]
+        return entry if not own else read_options(method, {"kind": entry.kind, **entry.arguments(), **own})

@@ -13,6 +13,7 @@ from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.models.gpt import ModelSource
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.settings import RunSpec
+from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.tasks.base import TaskPool
 
 
@@ -124,6 +125,18 @@ class GPTDynamics:
                 "equal length"
             )
         return np.stack([values[metric] for values in recorded])
+
+    def measured(self, metric: str = "loss") -> np.ndarray:
+        """int [rows]: the steps that a metric was measured at, first and last among them; runs must be of equal length.
+
+        Between them a score of texts stands as it was (`Generation.every`), so that what trajectories hold there is no
+        measurement: nothing is fitted or scored on it. Other metrics are measured at every step.
+        """
+        steps = np.arange(self.trajectories(metric).shape[1])
+        generation = self.spec.generation if self.spec else None
+        if metric not in TEXT_METRICS or generation is None:
+            return steps
+        return steps[(steps % generation.every == 0) | (steps == steps[-1])]
 
     def of_tests(self, positions: Sequence[int]) -> GPTDynamics:
         """The same runs with these test examples only, in this order (positions in `tests`)."""

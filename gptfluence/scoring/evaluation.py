@@ -1,7 +1,8 @@
 """How far predicted trajectories are from recorded ones (paper, section 4.1).
 
-Observed steps are not predicted, so they do not count. An error is a mean over the predicted steps of one test example
-in one run. "mean(std)" in the paper's tables is over all runs and tests, with the population standard deviation.
+Observed steps are not predicted, so they do not count, and neither do steps at which a score was not measured. An error
+is a mean over the steps of one test example in one run that count. "mean(std)" in the paper's tables is over all runs and
+tests, with the population standard deviation.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """A tidy frame with columns run, statistic and value: one row for each run of `recorded` and each statistic.
 
-    predicted: float [runs, steps + 1, tests], in the metric's unit; the first `observed` rows are left out
+    predicted: float [runs, steps + 1, tests], in the metric's unit; the first `observed` rows are left out, and those of
+        steps at which the metric was not measured (`GPTDynamics.measured`)
     reference: the trajectory that R2_dev compares with. Give the *training* runs as GPTDynamics, whose mean trajectory is
         taken, or a mean trajectory as float [steps + 1, tests], or one for each run, [runs, steps + 1, tests]
 
@@ -70,10 +72,12 @@ def evaluate(
             f"{metric}; take the tests that have it (`for_metric`), and record without `ends_only`"
         )
     mean, scale = _mean_trajectory(reference, metric, truth)
+    counted = recorded.measured(metric)
+    counted = counted[counted >= observed]
     with np.errstate(over="ignore", invalid="ignore"):
-        error = predicted[:, observed:] - truth[:, observed:]
+        error = predicted[:, counted] - truth[:, counted]
         mse, mae = np.square(error).mean(axis=1), np.abs(error).mean(axis=1)
-        mse_reference = np.square(mean[:, observed:] - truth[:, observed:]).mean(axis=1)
+        mse_reference = np.square(mean[:, counted] - truth[:, counted]).mean(axis=1)
         lost = diverged(predicted, scale)
         kept = (~lost).sum(axis=1)
         values = {

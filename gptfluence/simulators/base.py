@@ -42,13 +42,15 @@ def diverged(predicted: np.ndarray, scale: float) -> np.ndarray:
         return ~(np.abs(predicted) <= DIVERGENCE_FACTOR * scale).all(axis=1)
 
 
-def carried(errors: np.ndarray) -> np.ndarray:
+def carried(errors: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """The share of the error at each step that remains at later steps: float64 [steps], each 0 to 1.
 
-    errors: float [runs, steps + 1, tests], recorded less predicted, of training runs. By least squares at each step against
-    the mean of the later ones; 0 where there is no error to learn from.
+    errors: float [runs, steps + 1, tests], recorded less predicted, of training runs; measured: int [rows], the steps that
+    count; others share what holds for the last one before them. By least squares at each step against the mean of the later
+    ones; 0 where there is no error to learn from.
     """
-    errors = errors.astype(np.float64)
+    last = measured[np.searchsorted(measured, np.arange(errors.shape[1]), side="right") - 1]
+    errors = errors[:, last].astype(np.float64)
     later = errors[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] / np.arange(errors.shape[1] - 1, 0, -1)[:, None]
     now = errors[:, :-1]
     size = np.square(now).sum(axis=(0, 2))
@@ -72,6 +74,9 @@ class FitReport:
     diverged: bool = False  # validation rollouts of the weights that were kept diverged, or the training loss did
     diverged_trajectories: int = 0  # how many of these rollouts
     diverged_epochs: int = 0  # epochs in which at least one validation rollout diverged
+    # "patience": by itself, when validation rollouts no longer got better; "max_epochs": cut off, more might have helped;
+    # "divergence": the training loss was lost; "": nothing was fitted in epochs
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Predictor(ABC):
     refuses_unseen: ClassVar[str] = (
         ""  # why it does not predict examples that it was not fitted on; empty: it predicts unseen examples, too
     )
-    trivial: ClassVar[bool] = False  # a baseline that knows nothing of the curriculum: there is nothing to fit
+    trivial: ClassVar[bool] = False  # a baseline that knows nothing of what texts say: a fit takes no time to speak of
     moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
 
     @property

@@ -18,15 +18,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor, nn
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator, diverged
+from gptfluence.simulators.reference import mean_prediction
+from gptfluence.simulators.transitions import COARSENINGS, Transitions, make_transitions
 from gptfluence.tasks.base import TaskPool
 
+TARGETS = ("value", "deviation")
 OPTIMIZERS = ("adam", "adamw")
-COARSENINGS = ("hold", "interpolate")
 LOG_EVERY_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
@@ -38,56 +41,6 @@ class TableModel(nn.Module):
     def tables(self, pool: Tensor | None = None, tests: Tensor | None = None) -> Tensor:
         """float32 [order + 1, pool, tests] for these examples (int64 ids; None: all)."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """Every step of every run as a regression problem; S = runs x steps."""
-
-    batches: Tensor  # int64 [S, batch]
-    history: Tensor  # float32 [S, order, tests]; [:, j-1] is y_{t-j}, zero before step 0
-    target: Tensor  # float32 [S, tests]
-
-    def __len__(self) -> int:
-        return self.target.numel()
-
-    def to(self, device: str) -> Transitions:
-        return Transitions(self.batches.to(device), self.history.to(device), self.target.to(device))
-
-
-def make_transitions(
-    values: np.ndarray, batches: np.ndarray, *, order: int = 1, interval: int = 1, coarsening: str = "hold"
-) -> Transitions:
-    """The transitions of recorded runs.
-
-    values: float32 [runs, steps + 1, tests]; batches: int [runs, steps, batch]
-
-    With a checkpoint interval c > 1 only the values of every c-th step (and of the last) are used. "hold": the
-    transition into step t, with m = floor((t-1)/c) c, leads from y_m to y_min(m+c, T), so every step of an interval is
-    asked for the interval's whole jump (lag j is then y_{m-(j-1)c}). "interpolate": values between checkpoints are put
-    on a straight line.
-    """
-    runs, rows, tests = values.shape
-    steps = np.arange(1, rows)
-    start = (steps - 1) // interval * interval
-    if coarsening == "interpolate" and interval > 1:
-        end = np.minimum(start + interval, rows - 1)
-        weight = ((steps - start) / (end - start)).astype(np.float32)[:, None]
-        values = np.concatenate([values[:, :1], (1 - weight) * values[:, start] + weight * values[:, end]], axis=1)
-        start, target = steps - 1, values[:, 1:]
-        interval = 1
-    else:
-        target = values[:, np.minimum(start + interval, rows - 1)]
-    history = np.zeros((runs, rows - 1, order, tests), np.float32)
-    for lag in range(order):
-        source = start - lag * interval
-        known = source >= 0
-        history[:, known, lag] = values[:, source[known]]
-    return Transitions(
-        torch.from_numpy(batches.reshape(runs * (rows - 1), -1).astype(np.int64)),
-        torch.from_numpy(history.reshape(-1, order, tests)),
-        torch.from_numpy(np.ascontiguousarray(target, np.float32).reshape(-1, tests)),
-    )
 
 
 class _SumEntries(torch.autograd.Function):
@@ -121,14 +74,24 @@ def _used(ids: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
 def predict_step(model: TableModel, sizes: tuple[int, int], batches: Tensor, tests: Tensor, history: Tensor) -> Tensor:
     """The next values, float32 [transitions].
 
-    batches: int64 [transitions, batch]; tests: int64 [transitions]; history: float32 [transitions, order], newest first
-    sizes: of pool and tests
+    batches: int64 [transitions, batch], or [transitions, updates, batch] for the values after several updates, between which
+        the model's own predictions take the place of measured values; -1: no update
+    tests: int64 [transitions]; history: float32 [transitions, order], newest first; sizes: of pool and tests
     """
-    pool_ids, batches = _used(batches, sizes[0])
+    if batches.ndim == 2:
+        batches = batches[:, None]
+    made = batches[:, :, 0] >= 0
+    pool_ids, batches = _used(batches.clamp_min(0), sizes[0])
     test_ids, tests = _used(tests, sizes[1])
     tables = model.tables(pool_ids, test_ids)
-    terms = _SumEntries.apply(tables.flatten(1), batches * tables.shape[2] + tests[:, None])
-    return (terms[:-1] * history.T).sum(0) + terms[-1]
+    entries = batches * tables.shape[2] + tests[:, None, None]
+    terms = _SumEntries.apply(tables.flatten(1), entries.flatten(0, 1)).unflatten(1, made.shape)
+    value = (terms[:-1, :, 0] * history.T).sum(0) + terms[-1, :, 0]
+    for update in range(1, made.shape[1]):
+        history = torch.cat([value[:, None], history[:, :-1]], dim=1)
+        following = (terms[:-1, :, update] * history.T).sum(0) + terms[-1, :, update]
+        value = torch.where(made[:, update], following, value)
+    return value
 
 
 def training_step(
@@ -140,7 +103,7 @@ def training_step(
     history: Tensor,
     target: Tensor,
 ) -> Tensor:
-    """One update on the mean squared one-step error, given the true previous values (teacher forcing).
+    """One update on the mean squared error of transitions, given the true values before each (teacher forcing).
 
     Returns the error before the update; target: float32 [transitions], the rest as in `predict_step`.
     """
@@ -198,6 +161,9 @@ def flushed_denormals() -> Iterator[None]:
 class TableSimulator(Simulator):
     """Hyperparameters and the fit loop of simulators whose tables are learned by gradient descent.
 
+    target: what the recursion predicts, "value" (the paper) or "deviation": y_t less the mean trajectory of the training
+        runs, which is added again. Unseen tests then get the mean change of the fitted ones, added to their first value, and
+        curricula cannot be longer than the fitted ones. A fit starts near persistence, or near the mean trajectory
     learning_rate: peak of the schedule
     weight_decay: L2 strength
     optimizer: "adamw" as in the paper, or "adam" with the decay added to the gradient as in the published code
@@ -205,13 +171,14 @@ class TableSimulator(Simulator):
     max_epochs: an epoch visits every transition once
     warmup_steps: updates of linear warm-up; at most a tenth of all updates, so that a short fit is not all warm-up
     patience: stop after so many epochs without a better validation all-steps MSE; None for never
-    standardize: divide the metric by its standard deviation over the training runs while fitting (alpha is unchanged
+    standardize: divide the target by its standard deviation over the training runs while fitting (alpha is unchanged
         and beta is scaled back, so the family of functions is the same)
     seed: of the initial weights and of the order of transitions
     checkpoint_interval, coarsening: fit on values of every c-th step only; see `make_transitions`
     device: where torch computes. On a CPU with one thread a fit is reproducible to the last bit
     """
 
+    target: str = "value"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     optimizer: str = "adamw"
@@ -226,7 +193,7 @@ class TableSimulator(Simulator):
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for key, known in (("optimizer", OPTIMIZERS), ("coarsening", COARSENINGS)):
+        for key, known in (("target", TARGETS), ("optimizer", OPTIMIZERS), ("coarsening", COARSENINGS)):
             if getattr(self, key) not in known:
                 raise ConfigurationError(unknown(key, getattr(self, key), known, where=f"{self.name}: "))
         for key, least in (("batch_size", 1), ("max_epochs", 1), ("warmup_steps", 0), ("patience", 1)):
@@ -240,13 +207,19 @@ class TableSimulator(Simulator):
         if not (self.learning_rate > 0 and self.weight_decay >= 0):
             raise ConfigurationError(f"{self.name}: learning_rate must be positive and weight_decay not negative")
 
+    format = 3
     order = 1  # number of previous values; GPTfluence sets it
+    _mean = None  # float32 [steps + 1, tests], if deviations from it are predicted
 
     # --- for subclasses -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _build(self, train: GPTDynamics) -> TableModel:
         """The model with its initial weights; torch's generator is seeded."""
+
+    @abstractmethod
+    def _empty(self, state: dict[str, Tensor]) -> TableModel:
+        """A model that the weights `state` fit into. Raises ValueError if they are not of the fitted pool and tests."""
 
     @abstractmethod
     def _raw_tables(self, pool: TaskPool | None, tests: TaskPool | None) -> Tensor:
@@ -259,7 +232,8 @@ class TableSimulator(Simulator):
 
         Row j-1 holds A_ij, the example's share of the factor on y_{t-j} (a batch adds them up: below 1/batch lowers the
         metric); the last row holds B_i, its additive share in the metric's unit (negative lowers the metric). Equations
-        5-9 of the paper. With `tests` the fitted pool, the diagonal of row 0 is an example's factor on itself.
+        5-9 of the paper; with target "deviation" y is the deviation from the mean trajectory. With `tests` the fitted pool, the
+        diagonal of row 0 is an example's factor on itself.
         """
         return self._scaled_tables(*self._recognised(pool, tests)).cpu().numpy()
 
@@ -271,26 +245,51 @@ class TableSimulator(Simulator):
         tables[-1] *= self._unit
         return tables
 
-    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> Tensor:
-        return self._scaled_tables(pool, tests).transpose(0, 1).flatten(1).contiguous()
+    def _prepare(self, pool: TaskPool | None, tests: TaskPool | None) -> tuple[Tensor, bool]:
+        return self._scaled_tables(pool, tests).transpose(0, 1).flatten(1).contiguous(), tests is not None
 
     @torch.no_grad()
-    def _rollout(self, prepared: Tensor, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        ids = torch.tensor(np.ascontiguousarray(batches, np.int32), device=prepared.device)
-        start = torch.tensor(np.ascontiguousarray(observed), device=prepared.device)
+    def _rollout(self, prepared: tuple[Tensor, bool], batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        tables, unseen = prepared
+        ids = torch.tensor(np.ascontiguousarray(batches, np.int32), device=tables.device)
+        start, mean = observed, None
+        if self._mean is not None:
+            mean = mean_prediction(self._mean, observed, batches.shape[1], unseen=unseen, name=self.name)
+            start = observed - mean[:, : observed.shape[1]]
         with flushed_denormals():
-            return rollout(prepared, ids, start).cpu().numpy()
+            started = torch.tensor(np.ascontiguousarray(start), device=tables.device)
+            predicted = rollout(tables, ids, started).cpu().numpy()
+        if mean is not None:
+            predicted += mean
+            predicted[:, : observed.shape[1]] = observed
+        return predicted
 
-    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
-        values = train.trajectories(metric)
-        self._unit = (float(values.std()) or 1.0) if self.standardize else 1.0
-        transitions = make_transitions(
+    def _transitions(self, train: GPTDynamics, metric: str) -> Transitions:
+        """Those of the training runs, standardized; sets what is needed to undo that."""
+        values, measured = train.trajectories(metric), train.measured(metric)
+        steps, interval = values.shape[1] - 1, self.checkpoint_interval
+        if interval > 1 and len(measured) <= steps:
+            raise ConfigurationError(
+                f"{self.name}: checkpoint_interval {interval}: {metric} was not measured at every step; leave it at 1"
+            )
+        known = measured[(measured % interval == 0) | (measured == steps)]  # of the others no value is looked at
+        self._mean = None
+        if self.target == "deviation":
+            mean = values[:, known].mean(axis=0, dtype=np.float64)
+            self._mean = make_interp_spline(known, mean, k=1)(np.arange(steps + 1)).astype(np.float32)
+            values = values - self._mean
+        self._unit = (float(values[:, known].std()) or 1.0) if self.standardize else 1.0
+        return make_transitions(
             values / np.float32(self._unit),
             train.batches,
             order=self.order,
-            interval=self.checkpoint_interval,
+            interval=interval,
             coarsening=self.coarsening,
+            measured=measured,
         )
+
+    def _fit(self, train: GPTDynamics, validation: GPTDynamics | None, metric: str) -> FitReport:
+        transitions = self._transitions(train, metric)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._model = self._build(train).to(self.device)
@@ -302,11 +301,13 @@ class TableSimulator(Simulator):
         """Rollouts over the validation runs: all-steps MSE (infinite if undefined), number of diverged trajectories."""
         recorded, batches = validation.trajectories(metric), validation.batches
         known = min(self.order, recorded.shape[1] - 1)
+        counted = validation.measured(metric)
+        counted = counted[counted >= known]
 
         def validate() -> tuple[float, int]:
             predicted = self._rollout(self._prepare(None, None), batches, recorded[:, :known])
             with np.errstate(over="ignore", invalid="ignore"):
-                mse = float(np.square(predicted[:, known:].astype(np.float64) - recorded[:, known:]).mean())
+                mse = float(np.square(predicted[:, counted].astype(np.float64) - recorded[:, counted]).mean())
             assert self.fitted is not None
             lost = int(diverged(predicted, self.fitted.scale).sum())
             return (mse if np.isfinite(mse) else float("inf")), lost
@@ -326,7 +327,7 @@ class TableSimulator(Simulator):
         shuffle = torch.Generator().manual_seed(self.seed)
         losses: list[float] = []
         errors: list[float] = []
-        report = FitReport(selected_by="last epoch: no validation runs were given")
+        report = FitReport(selected_by="last epoch: no validation runs were given", ended="max_epochs")
         best, best_mse, update = deepcopy(model.state_dict()), float("inf"), 0
         if validate is not None:  # the start competes, too: near the identity it predicts that nothing changes
             best_mse, report.diverged_trajectories = validate()
@@ -356,9 +357,11 @@ class TableSimulator(Simulator):
                     best, best_mse = deepcopy(model.state_dict()), mse
                     report.best_epoch, report.diverged_trajectories = epoch, lost
                 if self.patience and epoch - report.best_epoch >= self.patience and np.isfinite(best_mse):
+                    report.ended = "patience"
                     break
             if not np.isfinite(losses[-1]):
-                break  # the weights are lost: no later epoch can be finite
+                report.ended = "divergence"  # the weights are lost: no later epoch can be finite
+                break
             if time.perf_counter() - last_logged > LOG_EVERY_SECONDS:
                 last_logged = time.perf_counter()
                 shown = f", validation all-steps MSE {errors[-1]:.4g}" if errors else ""
@@ -377,3 +380,20 @@ class TableSimulator(Simulator):
         report.training_loss, report.validation_mse = np.array(losses), np.array(errors)
         report.diverged = report.diverged_trajectories > 0 or not np.isfinite(losses[-1])
         return report
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {key: value.detach().cpu().numpy() for key, value in self._model.state_dict().items()}
+        return arrays | {"unit": np.array([self._unit])} | ({} if self._mean is None else {"mean": self._mean})
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        assert self.fitted is not None
+        self._unit = float(arrays["unit"][0])
+        self._mean = arrays["mean"] if self.target == "deviation" else None
+        if self._mean is not None and self._mean.shape != (self.fitted.steps + 1, self.fitted.tests_size):
+            raise ValueError(f"mean has shape {list(self._mean.shape)}")
+        state = {key: torch.tensor(value) for key, value in arrays.items() if key not in ("unit", "mean")}
+        self._model = self._empty(state)
+        self._model.load_state_dict(state)
+        self._model.to(self.device)

@@ -111,16 +111,8 @@ class GPTfluence(EncodesTexts, TableSimulator):
     def hyperparameters(self) -> dict[str, Any]:
         return super().hyperparameters() | {"device": "cpu"}
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {key: value.detach().cpu().numpy() for key, value in self._model.state_dict().items()}
-        return arrays | {"unit": np.array([self._unit])}
-
-    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+    def _empty(self, state: dict[str, Tensor]) -> FeatureModel:
         assert self.fitted is not None
-        state = {key: torch.tensor(value) for key, value in arrays.items()}
-        self._unit = float(state.pop("unit")[0])
         if (len(state["pool"]), len(state["tests"])) != (self.fitted.pool_size, self.fitted.tests_size):
             raise ValueError("features are not those of the pool and tests that config.json describes")
-        self._model = FeatureModel(self.heads, self.markov_order, state["pool"], state["tests"])
-        self._model.load_state_dict(state)
-        self._model.to(self.device)
+        return FeatureModel(self.heads, self.markov_order, state["pool"], state["tests"])

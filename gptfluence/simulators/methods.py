@@ -31,7 +31,7 @@ class Method:
     """One kind of method.
 
     name: what profiles call it (`kind`); where: "module:Class" below `gptfluence`; printed: its name in figures and tables
-    trivial: a baseline that knows nothing of the curriculum, as its class says, too
+    trivial: a baseline that knows nothing of what texts say, as its class says, too
     """
 
     name: str
@@ -58,6 +58,13 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "low_rank", "simulators.low_rank:LowRank", "Low-rank deviations", Line("#5E3C99", (0, (5, 1, 1, 1)), "<")
+        ),
+        Method(
+            "counts",
+            "simulators.counts:Counts",
+            "Label and format counts",
+            Line("#882255", (0, (2, 1, 2, 1, 1, 1)), "*"),
+            trivial=True,
         ),
         Method(
             "persistence",

@@ -12,6 +12,24 @@ from gptfluence.simulators.base import FitReport, Simulator
 from gptfluence.tasks.base import TaskPool
 
 
+def mean_prediction(mean: np.ndarray, observed: np.ndarray, steps: int, *, unseen: bool, name: str) -> np.ndarray:
+    """The mean trajectory as a prediction for curricula of so many steps: float32 [curricula or 1, steps + 1, tests].
+
+    mean: float32 [fitted steps + 1, fitted tests]; observed: float32 [curricula, k, tests]
+    unseen: the tests are others than the fitted ones; they get the mean change of these, added to their first value
+
+    Raises OutOfReachError, in which `name` is the simulator's, for more steps than the fitted runs have.
+    """
+    if steps >= len(mean):
+        raise OutOfReachError(
+            f"{name}: a curriculum has {steps} steps, but the fitted runs have {len(mean) - 1}; there is no mean beyond them"
+        )
+    if not unseen:
+        return mean[None, : steps + 1]
+    change = (mean - mean[0]).mean(axis=1)
+    return observed[:, :1] + change[None, : steps + 1, None]
+
+
 def _with_observed(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """Put the observed rows [curricula, k, tests] in front of `predicted` [curricula, steps + 1, tests], in place."""
     predicted[:, : observed.shape[1]] = observed
@@ -64,17 +82,8 @@ class MeanTrajectory(Simulator):
 
     def _rollout(self, unseen: bool, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
         curricula, steps = batches.shape[:2]
-        if steps >= len(self._mean):
-            raise OutOfReachError(
-                f"mean_trajectory: a curriculum has {steps} steps, but the fitted runs have {len(self._mean) - 1}; "
-                "there is no mean beyond them"
-            )
         predicted = np.empty((curricula, steps + 1, observed.shape[2]), np.float32)
-        if unseen:
-            change = (self._mean - self._mean[0]).mean(axis=1)
-            predicted[:] = observed[:, :1] + change[None, : steps + 1, None]
-        else:
-            predicted[:] = self._mean[: steps + 1]
+        predicted[:] = mean_prediction(self._mean, observed, steps, unseen=unseen, name=self.name)
         return _with_observed(predicted, observed)
 
     def _arrays(self) -> dict[str, np.ndarray]:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport
-from gptfluence.simulators.fitting import TableModel, TableSimulator, Transitions, make_transitions
+from gptfluence.simulators.fitting import TableModel, TableSimulator, predict_step
+from gptfluence.simulators.transitions import Transitions
 from gptfluence.tasks.base import TaskPool
 
 METHODS = ("gradient_descent", "closed_form")
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
 
 class FreeTables(TableModel):
@@ -44,11 +45,12 @@ class Simfluence(TableSimulator):
     method: "gradient_descent" (as published: AdamW, learning rate 1e-3, the loop of GPTfluence) or "closed_form", for
         each test example the minimum over a, b [pool] of
         sum_t (<a, n_t> y_{t-1} + <b, n_t> - y_t)^2 + ridge (|a - 1/batch|^2 + |b|^2),
-        n_t counting the examples of batch t: a ridge regression with 2 x pool unknowns, shrunk towards the identity
+        n_t counting the examples of batch t: a ridge regression with 2 x pool unknowns, shrunk towards the identity. Where
+        several updates lie between two measured steps, n_t counts their batches together, which is right to first order
     ridge: strength in the closed form; None: the one of `RIDGES` whose rollouts have the lowest validation MSE
 
-    The other hyperparameters are those of `TableSimulator`; the closed form uses standardize, checkpoint_interval and
-    coarsening only (ridge is in units of the standardized metric).
+    The other hyperparameters are those of `TableSimulator`; the closed form uses target, standardize, checkpoint_interval
+    and coarsening only (ridge is in units of the standardized target).
     """
 
     name = "simfluence"
@@ -77,14 +79,7 @@ class Simfluence(TableSimulator):
         if self.ridge is None and validation is None:
             raise ConfigurationError("simfluence: closed_form chooses ridge on validation runs; give some, or ridge=")
         started = time.perf_counter()
-        values = train.trajectories(metric)
-        self._unit = (float(values.std()) or 1.0) if self.standardize else 1.0
-        transitions = make_transitions(
-            values / np.float32(self._unit),
-            train.batches,
-            interval=self.checkpoint_interval,
-            coarsening=self.coarsening,
-        )
+        transitions = self._transitions(train, metric)
         self._model = self._build(train)
         solutions = solve_closed_form(transitions, len(train.pool), self.ridge_grid)
         report = FitReport(epochs=1, best_epoch=1, selected_by=f"ridge {self.ridge_grid[0]:g} as given")
@@ -114,26 +109,17 @@ class Simfluence(TableSimulator):
 
     @torch.no_grad()
     def _one_step_mse(self, transitions: Transitions) -> float:
-        counts = _counts(transitions.batches, self._model.table.shape[1])
-        alpha, beta = counts @ self._model.table.cpu()
-        error = alpha * transitions.history[:, 0] + beta - transitions.target
-        return float(error.double().square().mean()) * self._unit**2
+        transitions, sizes = transitions.to(self.device), tuple(self._model.table.shape[1:])
+        squares = torch.zeros((), dtype=torch.float64)
+        for test, target in enumerate(transitions.target.T):
+            tests = torch.full((len(target),), test, device=self.device)
+            predicted = predict_step(self._model, sizes, transitions.batches, tests, transitions.history[:, :, test])
+            squares += (predicted - target).double().square().sum().cpu()
+        return float(squares) / len(transitions) * self._unit**2
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {"table": self._model.table.detach().cpu().numpy(), "unit": np.array([self._unit])}
-
-    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+    def _empty(self, state: dict[str, Tensor]) -> FreeTables:
         assert self.fitted is not None
-        self._unit = float(arrays["unit"][0])
-        self._model = FreeTables(self.fitted.pool_size, self.fitted.tests_size, self.fitted.batch_size)
-        self._model.load_state_dict({"table": torch.tensor(arrays["table"])})
-        self._model.to(self.device)
-
-
-def _counts(batches: Tensor, pool: int) -> Tensor:
-    """float32 [steps, pool]: how often each example occurs in the batch of each step."""
-    counts = torch.zeros(len(batches), pool)
-    return counts.scatter_add_(1, batches, torch.ones(batches.shape))
+        return FreeTables(self.fitted.pool_size, self.fitted.tests_size, self.fitted.batch_size)
 
 
 def solve_closed_form(transitions: Transitions, pool: int, ridges: tuple[float, ...]) -> list[Tensor]:
@@ -142,16 +128,19 @@ def solve_closed_form(transitions: Transitions, pool: int, ridges: tuple[float, 
     Normal equations are set up in float64 from the few pairs of examples that share a batch, one test example at a
     time: memory stays at (2 x pool)^2 numbers.
     """
-    steps, batch = transitions.batches.shape
-    pairs = (transitions.batches[:, :, None] * pool + transitions.batches[:, None, :]).flatten(1).flatten()
-    counts = _counts(transitions.batches, pool).double()
+    batch, seen = transitions.batches.shape[-1], transitions.batches.flatten(1)  # [S, examples]
+    made = (seen >= 0).double()
+    seen = seen.clamp_min(0)
+    pairs = (seen[:, :, None] * pool + seen[:, None, :]).flatten()
+    both = made[:, :, None] * made[:, None, :]
+    counts = torch.zeros(len(seen), pool, dtype=torch.float64).scatter_add_(1, seen, made)
     previous, target = transitions.history[:, 0].double(), transitions.target.double()
 
     def gram(weights: Tensor) -> Tensor:
-        spread = weights[:, None].expand(steps, batch * batch).flatten()
+        spread = (weights[:, None, None] * both).flatten()
         return torch.bincount(pairs, weights=spread, minlength=pool * pool).view(pool, pool)
 
-    plain = gram(torch.ones(steps, dtype=torch.float64))
+    plain = gram(torch.ones(len(seen), dtype=torch.float64))
     solutions = [torch.empty(2, pool, target.shape[1]) for _ in ridges]
     identity = torch.eye(2 * pool, dtype=torch.float64)
     for test in range(target.shape[1]):

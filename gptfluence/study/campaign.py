@@ -191,7 +191,7 @@ class Campaign:
         return [self.variant(method) for method in methods or self.study.methods((), self.setting_name)]
 
     def variant(self, method: Method) -> Variant:
-        return method if isinstance(method, Variant) else self.study.variant(method)
+        return method if isinstance(method, Variant) else self.study.variant(method, self.setting_name)
 
     def simulator(self, method: Method, *, metric: Metric = "loss", tests: Sequence[int] | None = None) -> Simulator:
         """The simulator of a method, fitted on the training runs (once, then loaded).
@@ -290,9 +290,8 @@ class Campaign:
         predictor = variant.create()
         if not predictor.replays:
             return self.simulator(variant, metric=metric, tests=tests)
-        replaying = [
-            one for one in (options.create() for options in self.study.profile.simulators.values()) if one.replays
-        ]
+        every = [self.variant(method).create() for method in self.study.profile.simulators]
+        replaying = [one for one in every if one.replays]
         return predictor.bind(self.dynamics(metric), together=replaying)  # one replay of a run serves all of them
 
     def predictions(

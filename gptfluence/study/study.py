@@ -187,11 +187,10 @@ class Study:
             self.variant(name)
         return list(names) or self.setting(setting).methods or list(self.profile.simulators)
 
-    def variant(self, method: str, **changes: Any) -> Variant:
-        """A method of the profile, with some of its options changed."""
+    def variant(self, method: str, setting: str | None = None, **changes: Any) -> Variant:
+        """A method of the profile, with the options that it has in a setting, and with some of its options changed."""
         if method not in self.profile.simulators:
             raise ConfigurationError(
                 unknown("method", method, self.profile.simulators, where=f"{self._where}methods: ")
             )
-        variant = Variant(method, "", self.profile.simulators[method])
-        return variant.with_(**changes) if changes else variant
+        return Variant(method, "", self.profile.options(method, setting)).with_(**changes)

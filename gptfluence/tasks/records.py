@@ -39,7 +39,7 @@ class TaskRecord:
     printed: str = ""  # in figures and tables; "": the name
     hub: HubSource | None = None
     generator: str | None = None  # module below `gptfluence.tasks` with `row(dice, label, world)`, e.g. "mini.sst2"
-    wordings: tuple[str, ...] = ()  # instructions around "{prompt}"; (): those for any task (`instructions.GENERAL`)
+    wordings: tuple[str, ...] = ()  # instructions that end in "{prompt}"; (): those for any task (instructions.GENERAL)
 
     @property
     def row(self) -> Callable[..., dict[str, Any]]:

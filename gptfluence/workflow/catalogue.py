@@ -42,7 +42,7 @@ ORDERS = (1, 2, 3, 5, 10)
 MAIN = of_size("410m", "1b", "2.8b", otherwise=everything)  # models of tables 1 and 3
 TWO = those("rte", "webnlg")  # tasks of tables 10 to 12
 PAIR = those("sst2", "webnlg", otherwise=first)  # tasks beyond the paper: labels, and free text
-BEYOND = ("mean_trajectory", "simfluence", "gptfluence", "low_rank", "tangent")
+BEYOND = ("mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank", "tangent")
 
 
 def orders(study: Study) -> list[int]:
@@ -237,6 +237,14 @@ ROWS: tuple[Row, ...] = (
     Row("fig09_convergence", "Convergence of fitting", able=fitted),
     *_galleries(),
     *_unseen_galleries(),
+    _beyond("ext00_tasks", "What tasks teach, and whether content matters", tasks=everything, methods=None),
+    _beyond(
+        "ext00_statistics",
+        "What tasks teach, and whether content matters: all statistics",
+        saved_with="ext00_tasks",
+        tasks=everything,
+        methods=None,
+    ),
     _beyond(
         "ext01_explained_deviation",
         "How much of a curriculum's effect is predicted",

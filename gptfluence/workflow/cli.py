@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -89,10 +90,10 @@ def fit(
     else:
         named = [(metric or "loss", name) for metric, _, name in (given.rpartition(":") for given in methods or ())]
         named = named or [("loss", name) for name in study.methods(setting=setting)]
-        wanted = [(metric, study.variant(name)) for metric, name in named]
+        wanted = [(metric, campaign.variant(name)) for metric, name in named]
     for metric, variant in wanted:
         kind = method_of(variant.kind).load()
-        if kind.trivial or kind.replays:  # nothing to fit, but perhaps runs to replay
+        if kind.trivial or kind.replays:  # no fit that takes time, but perhaps runs to replay
             found = campaign.predict([variant], metric=metric)
             said = f"predicted {len(found.recorded)} held-out runs"
         else:
@@ -100,6 +101,41 @@ def fit(
         print(f"{metric}: {variant}: {said}", flush=True)
     fitted = [[metric, str(variant)] for metric, variant in wanted]
     _write_index(index, {"setting": setting, "task": task, "model": model, "fitted": fitted})
+
+
+@app.command()
+def tune(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHOD...", help="methods of the profile (default: all that have options to choose)"),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="a task of the setting (default: all); may be repeated")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="loss (the default), bleu, ...; may be repeated")] = None,
+    profile: ProfileOption = "mini",
+    setting: SettingOption = "fine_tuning",
+    model: ModelOption = None,
+    count: Annotated[int, typer.Option(help="how many settings are drawn of a large grid")] = 24,
+    seconds: Annotated[float, typer.Option(help="after so many seconds no fit is begun")] = 3600.0,
+    overrides: SetOption = None,
+    jobs: JobsOption = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="where tuning_SETTING.csv and .yaml go (default: build/<study>/tuning)")
+    ] = None,
+) -> None:
+    """Choose the options of methods on validation runs of a setting's tasks. Stopped at any time, it goes on when called again."""
+    from gptfluence.experiments import tuning
+    from gptfluence.study.study import Study
+
+    study = Study.load(profile, overrides or (), jobs=jobs)
+    parameters = {"methods": methods or [], "tasks": task or [], "model": model or "", "metrics": metric or ["loss"]}
+    parameters |= {"count": count, "seconds": seconds}
+    tuned = tuning.tune(study, setting, **parameters)
+    folder = output_dir or ROOT / "build" / study.label / "tuning"
+    command = shlex.join(["gptfluence", *sys.argv[1:]])
+    for path in tuning.save(tuned, study, setting, folder, command=command, parameters=parameters):
+        print(f"saved {path}")
 
 
 @app.command()

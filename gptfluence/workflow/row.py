@@ -268,9 +268,9 @@ def varied(row: Row, study: Study, methods: Sequence[str], values: Sequence[Any]
     variants = []
     for name in methods:
         if row.varies and not kind_of(study, name).trivial:
-            variants += [study.variant(name, **{row.varies: value}, **options) for value in values]
+            variants += [study.variant(name, row.setting, **{row.varies: value}, **options) for value in values]
         else:
-            variants.append(study.variant(name))
+            variants.append(study.variant(name, row.setting))
     return variants
 
 

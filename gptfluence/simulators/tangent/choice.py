@@ -19,11 +19,13 @@ class Compared:
     """Runs as the linearisation simulates them, and as they were recorded: both float [runs, steps + 1, tests].
 
     times: float [steps + 1], the step of a fitted run that each step is like
+    measured: int [rows], the steps that were measured
     """
 
     simulated: np.ndarray
     recorded: np.ndarray
     times: np.ndarray
+    measured: np.ndarray
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -94,24 +96,27 @@ class Choice:
         return found, rule
 
     def _fitted(self) -> dict[str, Correction]:
-        simulated, recorded = self.train.simulated, self.train.recorded
+        rows = self.train.measured
+        simulated, recorded = self.train.simulated[:, rows], self.train.recorded[:, rows]
         if not self.learns or len(recorded) < 2:
             return {}
-        others = of_others(recorded - simulated)
-        fitted = {"seen": Correction.fit(simulated, recorded, [others])}
+        others, at = of_others(recorded - simulated), rows / rows[-1]
+        fitted = {"seen": Correction.fit(simulated, recorded, [others], at)}
         if self.learns_unseen:
-            fitted["unseen"] = Correction.fit(simulated, recorded, [*self.own, others.mean(axis=2, keepdims=True)])
+            off = [*(own[rows] for own in self.own), others.mean(axis=2, keepdims=True)]
+            fitted["unseen"] = Correction.fit(simulated, recorded, off, at)
         return fitted
 
     def _carried(self, correction: Correction, off: Sequence[np.ndarray]) -> np.ndarray:
         train = self.train
         if self.stays:
             return np.ones(len(train.mean) - 1)
-        return carried(train.recorded - correction.apply(train.simulated, off, train.mean, train.times))
+        left = train.recorded - correction.apply(train.simulated, off, train.mean, train.times)
+        return carried(left, train.measured)
 
     def _error(self, correction: Correction, off: Sequence[np.ndarray], validation: Compared) -> float:
         """All-steps MSE on validation runs."""
         share = self._carried(correction, off)[0]
         corrected = correction.apply(validation.simulated, off, self.train.mean, validation.times)
         corrected = corrected + share * (validation.recorded[:, :1] - corrected[:, :1])
-        return float(np.square(corrected - validation.recorded)[:, 1:].mean())
+        return float(np.square(corrected - validation.recorded)[:, validation.measured[1:]].mean())

@@ -33,12 +33,17 @@ class Correction:
         return cls(np.repeat([[s]] * off + [[k]], len(KNOTS), axis=1))
 
     @classmethod
-    def fit(cls, predicted: np.ndarray, recorded: np.ndarray, off: Sequence[np.ndarray]) -> Correction:
-        """Both: float [runs, steps + 1, tests], runs >= 2. off: each c, for every run from the others, or in a shape to broadcast."""
-        runs, rows, _ = predicted.shape
+    def fit(
+        cls, predicted: np.ndarray, recorded: np.ndarray, off: Sequence[np.ndarray], fractions: np.ndarray
+    ) -> Correction:
+        """Both: float [runs, rows, tests], runs >= 2. off: each c, for every run from the others, or in a shape to broadcast.
+
+        fractions: float [rows], how much of a run is over at each row
+        """
+        runs = len(predicted)
         residual = recorded.astype(np.float64) - predicted
         deviation = (predicted - predicted.mean(axis=0, dtype=np.float64)) * (runs / (runs - 1))
-        terms, hats = np.broadcast_arrays(*off, deviation), cls.hats(np.arange(rows) / (rows - 1))
+        terms, hats = np.broadcast_arrays(*off, deviation), cls.hats(fractions)
         products = [[(left * right).sum(axis=(0, 2)) for right in (*terms, residual)] for left in terms]
         gram = np.block([[(hats * product) @ hats.T for product in row[:-1]] for row in products])
         moment = np.concatenate([hats @ row[-1] for row in products])

@@ -56,7 +56,8 @@ class Readout:
     def fit(cls, simulated: np.ndarray, recorded: np.ndarray) -> Readout:
         """Ridge regression of the deviations from the mean over runs; of one run, of the changes since step 0.
 
-        simulated: float [runs, features, steps + 1, tests]; recorded: float [runs, steps + 1, tests]
+        simulated: float [runs, features, rows, tests]; recorded: float [runs, rows, tests]; rows: the steps that were
+            measured, step 0 first
         """
         simulated, recorded = simulated.astype(np.float64), recorded.astype(np.float64)
         alone = len(recorded) == 1

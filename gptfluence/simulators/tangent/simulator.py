@@ -77,7 +77,7 @@ class TangentSimulator(Simulator):
     """
 
     name = "tangent"
-    format = 9
+    format = 10
     needs = frozenset({"tangents"})
     moved = {"tangents": "its options stand one level higher now, e.g. tangent: {coordinates: 6144, checkpoints: [40]}"}
 
@@ -250,7 +250,8 @@ class TangentSimulator(Simulator):
             predicted = of_loss = self._rolled(*self._sides, self._batches)
         else:
             simulated = rollouts(self._linearised, *self._sides, self._batches, features)
-            self._readout = Readout.fit(simulated, recorded)
+            measured = train.measured(metric)
+            self._readout = Readout.fit(simulated[:, :, measured], recorded[:, measured])
             predicted, of_loss = self._readout.apply(simulated), simulated[:, 0]
         before = train.runs[0].trajectories["loss"][0]  # the loss is always recorded
         start = float(np.abs(of_loss[0, 0] - before).max())
@@ -265,7 +266,7 @@ class TangentSimulator(Simulator):
         left_out = 1 < len(apart) < len(train)
         if left_out:
             predicted, recorded, self._batches = predicted[apart], recorded[apart], self._batches[apart]
-        compared = Compared(predicted, recorded, np.arange(recorded.shape[1], dtype=float))
+        compared = Compared(predicted, recorded, np.arange(recorded.shape[1], dtype=float), train.measured(metric))
         self._mean, self._residual = compared.mean, compared.residual
         # other tests, too, can be followed along the reference run; what is theirs alone is told from what all tests share
         follows = self.follow_reference and bool(followed) and metric == "loss"
@@ -285,7 +286,7 @@ class TangentSimulator(Simulator):
     def _compared(self, runs: GPTDynamics, metric: str) -> Compared:
         recorded = runs.trajectories(metric)
         times = self._linearised.times(recorded.shape[1] - 1)
-        return Compared(self._rolled(*self._sides, runs.batches), recorded, times)
+        return Compared(self._rolled(*self._sides, runs.batches), recorded, times, runs.measured(metric))
 
     @property
     def _shared(self) -> np.ndarray:
