@@ -1,6 +1,6 @@
 """The columns of tidy frames: one name for each thing, with one meaning in every frame and CSV of this project.
 
-A frame has those of these columns that it needs. Tables made to be read (5 to 9 and 13) have their printed headings instead.
+A frame has those of these columns that it needs. Tables made to be read (5 to 9) have their printed headings instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ COLUMNS = {
     "variant": "what differs from the method's entry in the profile, e.g. markov_order=2; empty if nothing does",
     "encoder": "the text encoder of a method, by name; of costs whether its work is included or excluded",
     "reuse": "what the steps or the tests share, so that it costs each of them a part only: nothing, tests or tables",
+    "batch": "of costs: how many training examples a step has",
     "interval": "the checkpoint interval: updates from one state that a simulator is fitted on to the next",
     "order": "the Markov order: how many of the last losses a step is predicted from",
     "choice": "how a curriculum was found: best (by a simulator's search), hardest, easiest or random",
@@ -49,6 +50,8 @@ COLUMNS = {
     "seconds": "time that the same takes",
     "paper": "the number that the paper reports in place of `value`",
     "paper_std": "the standard deviation that the paper reports beside it",
+    "paper_flops": "multiply-adds that the paper reports for the same work, half as many as operations",
+    "paper_seconds": "seconds that it reports for a sample; it does not say how many steps that is",
     # what is drawn
     "panel": "the panel of a figure, by its title",
     "case": "the same, in figure 4: task and metric",

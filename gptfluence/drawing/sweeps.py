@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from gptfluence.scoring.evaluation import explained_deviation, summarize
 from gptfluence.simulators.base import FitReport
 
 FAR = 1e4  # an error so many times the smallest is off the axis, unless it is the best of its method
+OVER_TASKS = (
+    "errors are geometric means of the error divided by persistence's, other statistics medians"  # for captions
+)
 SHOWN = (*RELATIVE.values(), *PRINTED)  # a panel each, as far as a frame has them
 CURVES = {"training_loss": "training loss", "validation_mse": "validation all-steps MSE"}
 CONVERGENCE = ["task", "method", "curve", "epoch", "value", "best"]
@@ -236,12 +240,13 @@ def _draw_statistic(axis: Axes, part: pd.DataFrame, x: str, places: dict[Any, fl
     varied = part.loc[part[x].notna(), "label"].unique()
     order = [label for label in looks if label in varied]
     flat = [label for label in looks if label not in varied]
-    cut, (first, *_, last) = False, [*sorted(places.values()), max(places.values())]
+    taken = sorted(places.values())
+    free = [(left + right) / 2 for left, right in pairwise(taken)] or taken  # where no points are
+    cut = False
     for label, look in looks.items():
         rows = part[part["label"] == label]
         if label in flat:
-            share = (flat.index(label) + 1) / (len(flat) + 1)  # their markers side by side
-            at = first + share * (last - first)
+            at = free[int((flat.index(label) + 0.5) * len(free) / len(flat))]
             cut |= _draw_flat(axis, rows["value"].to_numpy(float), look, limits, at)
         else:
             aside = order.index(label) - (len(order) - 1) / 2
@@ -251,8 +256,8 @@ def _draw_statistic(axis: Axes, part: pd.DataFrame, x: str, places: dict[Any, fl
     if not limits.log and not undefined:
         axis.set_ylim(limits.low, limits.high)
         axis.yaxis.set_major_locator(MaxNLocator(4))
-    if part["statistic"].isin(["r2_dev", *RELATIVE.values()]).all() and limits.low < 1 < limits.high:
-        axis.axhline(1, color="#767676", linewidth=0.6, zorder=1)  # as good as the mean trajectory, or as persistence
+    if (part["statistic"] == "r2_dev").all() and limits.low < 1 < limits.high:
+        axis.axhline(1, color="#767676", linewidth=0.6, zorder=1)  # as good as the mean trajectory
     return cut
 
 
@@ -277,11 +282,11 @@ def _draw_varied(
     at = at[order] + (0.0 if join else 0.12 * aside)
     inside = limits.hold(y)
     # A value over tasks can lie beyond those of all single runs. Where a run has none the bar ends at the value.
-    ends = [np.clip(np.nan_to_num(y - low, posinf=0), 0, None), np.clip(np.nan_to_num(high - y, posinf=0), 0, None)]
+    bars = [y[inside] - low[inside], high[inside] - y[inside]]
     axis.errorbar(
         at[inside],
         y[inside],
-        yerr=[end[inside] for end in ends],
+        yerr=[np.where(np.isfinite(bar) & (bar > 0), bar, 0) for bar in bars],
         color=look.color,
         linestyle=look.dash if join else "none",
         marker=look.marker,

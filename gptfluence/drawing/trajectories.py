@@ -27,6 +27,7 @@ POINTS = ("observed", "panel", "series", "step", "value")
 BANDS = ("panel", "series", "step", "value", "low", "high")
 BEFORE = "before"  # the series of what a change starts from
 RECORDED = names.method("recorded")
+LINEAR = 1.5  # so many ranges of the recorded line above and below it an axis is linear
 FAR = 1000.0  # times the half of the linear part of an axis: what goes farther is off the axis
 FOLD_DECADE = 0.25  # height of a factor of ten beyond the linear part, in halves of that part
 FOLD_LINE: dict[str, Any] = {"color": "#767676", "linewidth": 0.5, "linestyle": (0, (1, 1)), "zorder": 1}
@@ -111,9 +112,9 @@ def plot_trajectories(
 
     frame: one row per point: panel (its title), series ("recorded" or a method), step, value, and observed: whether the
     simulator was given the value; optionally variant, and metric, one per panel. A simulated line starts at the last
-    observed point, marked by a dot. Axes are linear up to one range of the recorded line above and below it, and logarithmic
-    beyond, where thin lines mark the change; so the recorded line can be read, and the others are inside. A line that goes
-    `FAR` times as far is cut, and a triangle at the edge says where.
+    observed point, marked by a dot. Axes are linear near the recorded line (`LINEAR`), and logarithmic beyond, where
+    thin lines mark the change. So the recorded line can be read, and the others are inside. A line that goes `FAR` times as
+    far is cut, and a triangle at the edge says where.
     Raises ConfigurationError for missing columns, an empty frame, or a panel without a recorded trajectory.
     """
     panels.check("plot_trajectories", frame, POINTS, "select at least one trajectory")
@@ -144,7 +145,7 @@ def plot_trajectories(
                 axis.set_xlabel(xlabel)
         observed = Line2D([], [], color="black", linestyle="", marker="o", markersize=3.6, label="last observed")
         handles = [*panels.series_handles(looks), observed]
-        handles += [Line2D([], [], label="logarithmic beyond", **FOLD_LINE)] if folded else []
+        handles += [Line2D([], [], label="log axis beyond", **FOLD_LINE)] if folded else []
         panels.place_legend(figure, [*handles, panels.edge_handle()] if cut else handles, width)
     return figure
 
@@ -161,7 +162,7 @@ def _draw_panel(axis: Axes, part: pd.DataFrame, looks: Looks) -> tuple[bool, boo
     recorded = part[part["series"] == "recorded"].sort_values("step")
     low, high = recorded["value"].min(), recorded["value"].max()
     span = (high - low) or max(abs(high), 1.0) * 0.1
-    middle, half = (low + high) / 2, (high - low) / 2 + span
+    middle, half = (low + high) / 2, (high - low) / 2 + LINEAR * span
     seen, beyond = [recorded["value"]], []
     for position, label in enumerate(looks):
         line = part[part["label"] == label].sort_values("step")
@@ -179,7 +180,8 @@ def _draw_panel(axis: Axes, part: pd.DataFrame, looks: Looks) -> tuple[bool, boo
     _mark_observed(axis, recorded)
     shown, above = pd.concat(seen), {up for _, up, _ in beyond}
     bottom, top = shown.min(), shown.max()
-    bottom, top = min(bottom, low - span if False in above else bottom), max(top, high + span if True in above else top)
+    bottom = min(bottom, low - span) if False in above else bottom
+    top = max(top, high + span) if True in above else top
     folded = _fold(axis, (bottom, top), middle, half)
     steps = part["step"]
     axis.set_xlim(steps.min(), steps.max() if steps.max() > steps.min() else steps.min() + 1)
