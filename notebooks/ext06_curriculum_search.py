@@ -55,32 +55,35 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Simulated and trained final loss of the chosen curricula. `random` is the mean of the held-out runs.
+# Simulated and trained final loss of the chosen curricula. `random` is the mean of the held-out runs. Each curriculum was
+# trained once, whoever simulates it.
 
 # %%
 means = results.groupby(["choice", "method"], sort=False)[["simulated", "recorded"]].mean().reset_index()
 means.round(4)
 
 # %%
+best = means["choice"] == "best"
+means["x"] = means["choice"].where(~best, "best by " + means["method"].map(gf.names.method))
+means = pd.concat([means[best], means[~best]])
+trained = means.drop_duplicates("x").assign(series="recorded", value=lambda rows: rows["recorded"])
+simulated = means.assign(series=means["method"], value=means["simulated"])
 runs = results[(results["choice"] == "random") & (results["method"] == nb.methods[0])]["recorded"]
-long = means.melt(["choice", "method"], ["simulated", "recorded"], "what").assign(
-    panel=lambda f: "simulated final loss"
+frame = pd.concat([trained, simulated], ignore_index=True).assign(
+    panel=gf.names.task(nb.task), low=float("nan"), high=float("nan")
 )
-long.loc[long["what"] == "recorded", "panel"] = "trained final loss"
-frame = long.rename(columns={"choice": "x", "method": "series"}).assign(low=float("nan"), high=float("nan"))
-of_random = (frame["x"] == "random") & (frame["panel"] == "trained final loss")
-frame.loc[of_random, ["low", "high"]] = [runs.min(), runs.max()]
+frame.loc[(frame["x"] == "random") & (frame["series"] == "recorded"), ["low", "high"]] = [runs.min(), runs.max()]
 picture = gf.points.plot_intervals(
-    frame, xlabel="choice", ylabel="loss (nats per target token)", line=None, columns=2, panel_height=1.9
+    frame, xlabel="curriculum", ylabel="final loss (nats per target token)", line=None, panel_height=1.9
 )
 picture
 
 # %%
 caption = (
-    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(nb.task)}, simulated (left) and really trained "
-    f"(right). Best: the best of {candidates} simulated curricula. Random: mean of {len(runs)} held-out runs, with a bar from the "
-    f"lowest to the highest. Hardest and easiest: curricula of the examples with the highest and lowest loss of the base model. "
-    f"{nb.study.profile.title} ({sources[0].model})."
+    f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(nb.task)}, really trained (recorded) "
+    f"and simulated. Best: the best of {candidates} curricula simulated by each method. Random: mean of {len(runs)} held-out runs, "
+    f"with a bar from the lowest to the highest. Hardest and easiest: curricula of the examples with the highest and lowest loss of "
+    f"the base model. {nb.study.profile.title} ({sources[0].model})."
 )
 reading = gf.readings_beyond.of_search(results, candidates)
 nb.save_figure(picture, results, "ext06_curriculum_search", caption=caption, sources=sources, reading=reading)

@@ -16,9 +16,9 @@
 #
 # The tangent simulator linearises a GPT about its weights before training, and about those of a reference run. It samples
 # coordinates, and recorded runs correct its simulations. Unseen tests are measured along the reference run. In this ablation
-# it is fitted again without one part or two. *The further the points fall, the more a part adds.* The table of differences has
-# their intervals. Without tangents of a training run (`checkpoints=[]`) all tangents are those of the base model, and unseen
-# tests have no reference run to follow.
+# it is fitted again without one part or two. *Drawn is 1 − R²dev, the share of the deviation that is not explained: the
+# higher the points, the more a part adds.* The table of differences has their intervals. Without tangents of a training run
+# (`checkpoints=[]`) all tangents are those of the base model, and unseen tests have no reference run to follow.
 #
 # ![R²dev with less, profile mini](../figures/mini/ext07_ablation.png)
 #
@@ -37,6 +37,7 @@ output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures i
 
 # %%
 import gptfluence as gf
+from gptfluence.drawing.panels import error_left
 from gptfluence.experiments import shifted
 
 nb = gf.Notebook("ext07_ablation", globals())
@@ -92,22 +93,25 @@ for campaign in nb.campaigns:
         )
 
 # %%
-frame = explained.assign(panel=explained["task"].map(gf.names.task))
+frame = error_left(explained).assign(panel=explained["task"].map(gf.names.task))
 frame = frame.rename(columns={"kind": "x", "method": "series"})
 frame["x"] = frame["x"].str.replace("_", " ")
-picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0, panel_height=1.9)
+picture = gf.points.plot_intervals(
+    frame, xlabel="curricula", ylabel="1 − R²dev", floor=1e-4, line=1.0, log=True, panel_height=1.9
+)
 picture
 
 # %%
 trained, validated, held = (len(part) for part in sources[0].split())
 apart = " (the reference run takes no part in corrections)" if options.checkpoints else ""
 caption = (
-    f"Ablation of the tangent simulator: explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind "
-    f"of curriculum. {nb.study.profile.title} ({sources[0].model}), fitted on {trained} training and {validated} validation "
+    f"Ablation of the tangent simulator: the share of the deviation that is not explained, 1 - R2_dev = MSE / MSE(mean training "
+    f"trajectory) of the loss, by kind of curriculum, on a logarithmic axis (1: no better than the mean). "
+    f"{nb.study.profile.title} ({sources[0].model}), fitted on {trained} training and {validated} validation "
     f"runs{apart}. {held} held-out runs are drawn alike (with unseen tests, too), {runs} are of every other kind. The full simulator has "
     f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text, and tangents of one "
     f"training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}. Bars: 90% bootstrap intervals over "
-    "runs (with two or three runs hardly more than their range), cut off below -1."
+    "runs (with two or three runs hardly more than their range)."
 )
 reading = gf.readings_beyond.of_differences(differences)
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading=reading)

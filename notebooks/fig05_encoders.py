@@ -52,15 +52,15 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "encoder")
 frame.head(8)
 
 # %%
-picture = gf.sweeps.plot_sweep(frame, "encoder", xlabel="encoder", unit="nats", join=False, panel_height=1.7)
+picture = gf.sweeps.plot_sweep(frame, "encoder", xlabel="encoder", join=False, panel_height=1.7)
 picture
 
 # %%
 caption = (
-    f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, averaged over {len(nb.tasks)} "
-    f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. A model's name stands "
-    "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines: "
-    "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+    f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, over {len(nb.tasks)} "
+    f"tasks: {gf.sweeps.OVER_TASKS}. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. "
+    "A model's name stands for its last token's hidden state, index for one-hot ids. Bars: lowest to highest run. Horizontal lines: "
+    "baselines, which read no text. 1 - R2_dev = MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_sweep(frame, "encoder", "encoder")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

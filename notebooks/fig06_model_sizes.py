@@ -15,7 +15,7 @@
 # # Figure 6: model sizes
 #
 # Are large GPTs harder to simulate than small ones? Loss simulation in instruction tuning for each GPT of the profile, from
-# the smallest to the largest, averaged over tasks.
+# the smallest to the largest, over all tasks. Errors are divided by persistence's on the same GPT and task.
 #
 # ![Figure 6, profile mini](../figures/mini/fig06_model_sizes.png)
 #
@@ -50,22 +50,22 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "model")
 frame.head(8)
 
 # %%
-picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", unit="nats", panel_height=1.6)
+picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", panel_height=1.6)
 picture
 
 # %% [markdown]
-# As a table, beside the paper's averages for the sizes that it reports (table 1).
+# As a table, beside the paper's plain means over tasks for the sizes that it reports (table 1).
 
 # %%
 table = gf.tables.methods_by_task(gf.summarize(results), gf.tables.reported(1), by=["model"])
-averages = table.numbers[table.numbers["task"] == "average"]
-averages.pivot(index=["model", "method"], columns="statistic", values=["value", "paper"]).round(4)
+whole = table.numbers[table.numbers["task"].isin([gf.tables.OVER_TASKS, gf.tables.PAPERS_MEAN])]
+whole.pivot_table(index=["model", "method"], columns="statistic", values=["value", "paper"], sort=False).round(4)
 
 # %%
 caption = (
-    f"Loss simulation in instruction tuning for GPTs of several sizes, averaged over {len(nb.tasks)} tasks. "
-    f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
-    "R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT."
+    f"Loss simulation in instruction tuning for GPTs of several sizes, over {len(nb.tasks)} tasks: {gf.sweeps.OVER_TASKS}. "
+    f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: lowest to highest run. "
+    "1 - R2_dev = MSE / MSE of the mean training trajectory of the same GPT."
 )
 reading = gf.readings.of_sweep(frame, "model", "GPT") + " " + gf.readings.of_table(table)
 nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

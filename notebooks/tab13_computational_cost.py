@@ -39,7 +39,7 @@ output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures i
 import pandas as pd
 
 import gptfluence as gf
-from gptfluence.drawing.typeset import Table
+from gptfluence.drawing import costs as printed
 from gptfluence.experiments.cost import cost
 from gptfluence.gradients.products import Replayer
 
@@ -67,25 +67,22 @@ costs.head()
 costs.pivot(index=["method", "variant", "encoder", "reuse"], columns="batch", values=["flops", "seconds"])
 
 # %% [markdown]
-# Beside the paper's numbers. Its FLOPs are multiply-adds (half as many), for a batch of 8 and without the encoder. It gives
-# seconds for a "sample" and does not say how many steps that is.
+# Beside the paper's numbers for a batch of 8. Its FLOPs are multiply-adds (half as many), without the encoder. It gives
+# seconds for a "sample" and does not say how many steps that is. They stand beside the row with the encoder, because the
+# multiply-adds alone do not take as long.
 
 # %%
-printed = [gf.names.method(method, variant) for method, variant in zip(costs["method"], costs["variant"], strict=True)]
-shown = costs.copy()
-theirs = gf.paper.table(13).pivot(index="method", columns="statistic", values="value")
-alike = (shown["reuse"] == "nothing") & (shown["encoder"] != "included") & (shown["batch"] == 8)
-for column, statistic in (("paper multiply-adds", "flops"), ("paper seconds", "latency_seconds_per_sample")):
-    shown[column] = shown["method"].map(theirs[statistic]).where(alike)
-shown = shown.assign(method=printed).drop(columns="variant")
-table = Table.from_frame(shown.reset_index(drop=True))
+costs = printed.beside_paper(costs, gf.paper.table(13))
+table = printed.table(costs)
 table
 
 # %%
 caption = (
     f"Cost of one step for one test example. Measured on {nb.study.profile.title} ({nb.model}), task "
     f"{gf.names.task(nb.task)}: FLOPs are counted by torch (matrix products and attention, two for a multiplication and "
-    "its addition), seconds are the median on one CPU thread. Paper: table 13, Pythia-410M. Its FLOPs are multiply-adds for a "
-    "batch of 8, without the encoder."
+    "its addition; k, M, G, T: thousands, millions, billions, trillions), times are the median on one CPU thread. Where work is "
+    "shared by several tests or steps, the share of one is given. Paper: table 13, Pythia-410M, batches of 8. Its FLOPs are "
+    "multiply-adds, without the encoder. It does not say how many steps a sample is, and its seconds stand beside the row "
+    "with the encoder."
 )
 nb.save_table(table, caption=caption, sources=[], reading=gf.readings_beyond.of_costs(costs))

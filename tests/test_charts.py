@@ -1,4 +1,4 @@
-"""Sweeps and convergence: averages equal to a loop's, nothing hidden that is off the axes, nothing cut at print size."""
+"""Sweeps and convergence: averages equal to a loop's, every method in every panel, nothing cut at print size."""
 
 from __future__ import annotations
 
@@ -40,54 +40,86 @@ def rendered(figure):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), tasks=st.sampled_from([("rte",), ("rte", "sst2"), ("rte", "sst2", "boolq")]))
-def test_a_sweep_is_the_mean_over_tasks_and_spreads_over_runs(seed, tasks):
+def test_a_sweep_is_relative_to_persistence_and_spreads_over_runs(seed, tasks):
     rows = results(seed, {"gptfluence": [1.0, 2.0], "persistence": [np.nan]}, tasks)
     frame = sweeps.sweep(rows, "c")
     assert len(frame) == 3 * 4
-    for method, c in (("gptfluence", 1.0), ("gptfluence", 2.0), ("persistence", None)):
-        chosen = rows[(rows["method"] == method) & (rows["c"].isna() if c is None else rows["c"] == c)]
+    still = rows[rows["method"] == "persistence"].pivot(index=["run", "task"], columns="statistic", values="value")
+    for c in (1.0, 2.0):
+        chosen = rows[(rows["method"] == "gptfluence") & (rows["c"] == c)]
         wide = chosen.pivot(index=["run", "task"], columns="statistic", values="value")
-        found = frame[(frame["method"] == method) & (frame["c"].isna() if c is None else frame["c"] == c)]
-        found = found.set_index("statistic")
-        by_run = wide["all_steps_mse"].groupby("run").mean()
-        assert found.loc["all_steps_mse", "value"] == pytest.approx(by_run.mean())
-        assert found.loc["all_steps_mse", "std_over_runs"] == pytest.approx(by_run.std(ddof=0))
+        found = frame[(frame["method"] == "gptfluence") & (frame["c"] == c)].set_index("statistic")
+        ratios = wide["all_steps_mse"].groupby("task").mean() / still["all_steps_mse"].groupby("task").mean()
+        assert found.loc["all_steps_mse_relative", "value"] == pytest.approx(np.exp(np.log(ratios).mean()))
+        by_run = np.exp(np.log(wide["all_steps_mse"] / still["all_steps_mse"]).groupby("run").mean())
+        assert found.loc["all_steps_mse_relative", "low"] == pytest.approx(by_run.min())
+        assert found.loc["all_steps_mse_relative", "high"] == pytest.approx(by_run.max())
         sums = wide.groupby("task")[["all_steps_mse", "mse_mean_trajectory"]].sum()
         explained = 1 - sums["all_steps_mse"] / sums["mse_mean_trajectory"]
-        assert found.loc["r2_dev", "value"] == pytest.approx(explained.mean())
+        assert found.loc["r2_dev", "value"] == pytest.approx(explained.median())
         assert (found["diverged"] == wide["diverged"].sum()).all()
 
 
 def test_a_statistic_that_one_task_lacks_is_not_averaged_over_the_others():
-    rows = results(0, {"gptfluence": [1.0]})
+    rows = results(0, {"gptfluence": [1.0], "persistence": [np.nan]})
     lacking = (rows["statistic"] == "final_step_spearman") & (rows["task"] == "rte")
     rows.loc[lacking, "value"] = np.nan
-    frame = sweeps.sweep(rows, "c").set_index("statistic")
-    assert np.isnan(frame.loc["final_step_spearman", "value"])
-    assert frame.loc["final_step_spearman", "undefined"] == 3
-    assert np.isfinite(frame.loc["all_steps_mse", "value"])
-    figure = sweeps.plot_sweep(frame.reset_index(), "c", xlabel="c")
+    frame = sweeps.sweep(rows, "c")
+    wide = frame[frame["method"] == "gptfluence"].set_index("statistic")
+    assert np.isnan(wide.loc["final_step_spearman", "value"])
+    assert wide.loc["final_step_spearman", "undefined"] == 3
+    assert np.isfinite(wide.loc["all_steps_mse_relative", "value"])
+    figure = sweeps.plot_sweep(frame, "c", xlabel="c")
     assert "undefined" in [text.get_text() for axis in figure.axes for text in axis.texts]
 
 
+def drawn_by(axis, method: str, marker: str = "") -> list[tuple[float, float]]:
+    """The points of a method's lines that lie inside an axis; marker: its own by default."""
+    look, (low, high) = names.LINES[method], axis.get_ylim()
+    lines = [
+        line for line in axis.lines if line.get_color() == look.color and line.get_marker() == (marker or look.marker)
+    ]
+    points = [point for line in lines for point in zip(*map(np.atleast_1d, line.get_data()), strict=True)]
+    return [(float(x), float(y)) for x, y in points if marker or low <= y <= high]
+
+
 def test_what_is_off_the_axes_is_marked_and_does_not_hide_the_rest():
-    rows = results(1, {"gptfluence": [1.0, 2.0, 4.0], "simfluence": [1.0, 2.0, 4.0], "mean_trajectory": [np.nan]})
+    values = [1.0, 2.0, 4.0]
+    rows = results(
+        1, {"gptfluence": values, "simfluence": values, "mean_trajectory": [np.nan], "persistence": [np.nan]}
+    )
     lost = (rows["method"] == "simfluence") & (rows["c"] == 4.0) & (rows["statistic"] == "all_steps_mse")
     rows.loc[lost, "value"] = np.inf
     frame = sweeps.sweep(rows, "c")
     figure = sweeps.plot_sweep(frame, "c", xlabel="c")
-    mse, r2 = figure.axes[0], figure.axes[3]
-
-    def marked(axis, marker: str) -> list[float]:
-        color = names.LINES["simfluence"].color
-        lines = [line for line in axis.lines if line.get_color() == color and line.get_marker() == marker]
-        return [float(place) for line in lines for place in np.atleast_1d(line.get_xdata())]
-
-    assert mse.get_ylim()[1] < 10
-    assert marked(mse, "^") == [4.0]
-    assert 4.0 in marked(r2, "v")  # minus infinity
+    for axis in (figure.axes[0], figure.axes[3]):  # MSE, and what R2_dev leaves
+        assert axis.get_ylim()[1] < 100
+        assert [x for x, _ in drawn_by(axis, "simfluence", "^")] == [4.0]
+        assert len(drawn_by(axis, "simfluence")) == 2
     assert "leaves the axes" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert "Simfluence" in readings.of_sweep(frame, "c", "interval")
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), worse=st.sampled_from([1.0, 1e3, 1e7]), words=st.booleans())
+def test_every_panel_has_a_point_of_every_method_and_holds_its_bars(seed, worse, words):
+    """However much worse one method is than the others, and whatever R2_dev does to its size."""
+    values = ["minilm-cls", "index"] if words else [1.0, 4.0]
+    methods = ("gptfluence", "simfluence", "low_rank", "persistence", "mean_trajectory")
+    rows = results(seed, {name: values if name in methods[:3] else [None] for name in methods})
+    size = rows["value"].where(~rows["statistic"].str.contains("mse|mae"), rows["value"] * worse)
+    rows["value"] = rows["value"].where(rows["method"] != "persistence", size)
+    rows["value"] = rows["value"].where(rows["method"] != "low_rank", size)
+    frame = sweeps.sweep(rows, "c")
+    figure = sweeps.plot_sweep(frame, "c", xlabel="c", join=not words)
+    assert len(figure.axes) == 4
+    for axis in figure.axes:
+        low, high = axis.get_ylim()
+        for method in methods:
+            assert drawn_by(axis, method), (axis.get_title(), method)
+        bars = [bar for drawn in axis.collections for bar in drawn.get_segments()]
+        assert len(bars) == 3 * 2
+        assert all(low <= end <= high for bar in bars for _, end in bar)
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -103,7 +135,7 @@ def test_nothing_overlaps_and_nothing_is_cut_at_print_size(words, width):
     }
     curves = sweeps.convergence(reports)
     for figure in (
-        sweeps.plot_sweep(frame, "c", xlabel="checkpoint interval (steps)", unit="nats", join=not words, width=width),
+        sweeps.plot_sweep(frame, "c", xlabel="checkpoint interval (steps)", join=not words, width=width),
         sweeps.plot_convergence(curves, width=width),
     ):
         renderer, page = rendered(figure), figure.bbox
@@ -120,7 +152,8 @@ def test_nothing_overlaps_and_nothing_is_cut_at_print_size(words, width):
 
 
 def test_methods_look_as_everywhere():
-    frame = sweeps.sweep(results(3, {"simfluence": [1.0, 2.0], "gptfluence": [1.0, 2.0]}), "c")
+    rows = results(3, {"simfluence": [1.0, 2.0], "gptfluence": [1.0, 2.0], "persistence": [np.nan]})
+    frame = sweeps.sweep(rows, "c")
     for axis in sweeps.plot_sweep(frame, "c", xlabel="c").axes:
         drawn = {(line.get_color(), line.get_marker()) for line in axis.lines}
         for method in ("simfluence", "gptfluence"):
@@ -155,7 +188,7 @@ def test_a_caption_says_how_many_fits_ended_by_themselves():
 def test_frames_that_cannot_be_drawn_are_refused():
     with pytest.raises(ConfigurationError, match="no column interval"):
         sweeps.sweep(results(0, {"gptfluence": [1.0]}), "interval")
-    frame = sweeps.sweep(results(0, {"gptfluence": [1.0]}), "c")
+    frame = sweeps.sweep(results(0, {"gptfluence": [1.0], "persistence": [np.nan]}), "c")
     with pytest.raises(ConfigurationError, match="no column interval"):
         sweeps.plot_sweep(frame, "interval", xlabel="interval")
     with pytest.raises(ConfigurationError, match="is empty"):

@@ -95,6 +95,54 @@ def test_blocks_come_in_order_of_appearance_and_a_column_that_one_of_them_has_is
     assert "diverged" in readings.of_table(table)
 
 
+def test_tasks_side_by_side_have_every_number_in_its_place():
+    rows = summary([{"model": "nano-410m"}], ["rte", "sst2", "boolq", "webnlg", "wmt16_de_en"])
+    theirs = tables.reported(1)
+    table = tables.methods_by_task(rows, theirs, by=["model"], tasks_across=True)
+    assert [first for first, _ in table.columns] == [
+        *("Model", "Statistic", "Method", "RTE", "SST-2", "BoolQ", "WebNLG", "WMT16 DE/EN"),
+        *("Over tasks‡", "Mean in the paper"),
+    ]
+    assert table.notes == (tables.OVER_TASKS_NOTE,)
+    cells = table.to_frame().set_index(["Statistic", "Method"])
+    assert not cells.index.duplicated().any()
+    numbers = table.numbers.set_index(["task", "method", "statistic"])
+    for method in METHODS:
+        for statistic in tables.PRINTED:
+            row = cells.loc[(tables.heading(statistic), names.method(method))]
+            for task in ("rte", "boolq"):
+                value = numbers.loc[(task, method, statistic), "value"]
+                assert float(row[names.task(task)].replace("−", "-")) == pytest.approx(value, rel=0.01, abs=0.001)
+            assert row["Mean in the paper"] == ""
+        relative = cells.loc[("MSE ↓", names.method(method)), "Over tasks‡"]
+        assert float(relative) == pytest.approx(
+            numbers.loc[("over_tasks", method, "all_steps_mse_relative"), "value"], 0.01
+        )
+    paper_rows = cells[cells.index.get_level_values("Method").str.endswith(": paper")]
+    assert len(paper_rows) == 2 * 3  # methods, statistics
+    found = cells.loc[("MAE ↓", "Simfluence: paper")]
+    mae = paper.table(1, model="pythia-410m", method="simfluence", statistic="all_steps_mae").set_index("task")["value"]
+    assert found["RTE"] == f"{mae['rte']:.3f}"
+    assert found["Mean in the paper"] == f"{mae['average']:.3f}"  # the plain mean, as it prints it
+    assert found["Over tasks‡"] == ""
+
+
+def test_a_table_has_four_digits_at_most_and_the_papers_mean_apart():
+    rows = summary(
+        [{}], ["rte", "sst2", "boolq", "webnlg", "wmt16_de_en"], mse=lambda row: 10.0 ** (row % 7 - 4) * 1.23456
+    )
+    table = tables.methods_by_task(rows, tables.reported(2))
+    frame = table.to_frame()
+    for cell in frame["MSE ↓, measured"]:
+        digits = re.sub(r" \(.*\)|[†−–]|e.*|^0\.0*|\.", "", cell)
+        assert len(digits) <= 4, cell
+    ours, theirs = (frame[frame["Task"] == task] for task in ("Over tasks‡", "Mean in the paper"))
+    assert list(ours["MSE ↓, paper"]) == [""] * 4
+    assert list(theirs["Method"]) == ["Simfluence", "GPTfluence"]
+    assert list(theirs["MSE ↓, measured"]) == ["", ""]
+    assert list(theirs["MSE ↓, paper"]) == ["0.026", "0.015"]
+
+
 def test_a_table_without_its_columns_is_refused():
     rows = summary([{"model": "nano-1b"}])
     with pytest.raises(ConfigurationError, match="no column metric"):

@@ -51,7 +51,6 @@ PRINTED = (
     "tab07_",
     "tab08_",
     "tab09_",
-    "tab13_",
 )  # tables whose columns are the headings that one reads
 EXAMPLES = ("gptfluence/simulators/damped.py", "notebooks/ext08_spread.py")  # files that CONTRIBUTING.md has one add
 

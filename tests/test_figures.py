@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,8 +22,9 @@ from gptfluence import paper
 from gptfluence.common import provenance
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names, readings, saving, style, tables
-from gptfluence.drawing.trajectories import plot_trajectories
+from gptfluence.drawing.trajectories import LINEAR, plot_trajectories
 from gptfluence.drawing.typeset import Table
+from gptfluence.simulators.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,7 +101,51 @@ def test_a_diverging_line_does_not_hide_the_others_and_is_marked():
     assert "leaves the axes" not in legend_of(plot_trajectories(trajectories()))
 
 
-@pytest.mark.parametrize(("width", "panels"), [(style.PAGE, 5), (style.PAGE, 8), (style.COLUMN, 2)])
+@settings(max_examples=20, deadline=None)
+@given(
+    factors=st.lists(st.floats(-200, 200), min_size=1, max_size=4),
+    start=st.floats(0, 100),
+    observed=st.integers(1, 4),
+)
+def test_all_curves_lie_inside_and_the_recorded_one_can_be_read(factors, start, observed):
+    """However far they go, and whatever is recorded."""
+    frame = trajectories(panels=len(factors), observed=observed)
+    for panel, factor in enumerate(factors):
+        moved = (frame["panel"] == f"panel {panel}") & (frame["series"] == "simfluence") & ~frame["observed"]
+        frame.loc[moved, "value"] += factor * frame.loc[moved, "step"] / 12
+    frame["value"] += start
+    figure = plot_trajectories(frame)
+    assert len(figure.axes) == len(factors)
+    for panel, axis in enumerate(figure.axes):
+        part = frame[frame["panel"] == f"panel {panel}"]
+        low, high = axis.get_ylim()
+        assert low < part["value"].min()
+        assert part["value"].max() < high
+        assert all(low <= y <= high for line in axis.lines if len(line.get_xdata()) > 2 for y in line.get_ydata())
+        recorded = part.loc[part["series"] == "recorded", "value"]
+        ends = axis.transData.transform([(0, recorded.min()), (0, recorded.max()), (0, low), (0, high)])[:, 1]
+        assert (ends[1] - ends[0]) / (ends[3] - ends[2]) > 0.12
+        ticks = axis.get_yticks()
+        assert len(ticks) >= 2
+        assert all(low <= tick <= high for tick in ticks)
+    ranges = frame.groupby("panel")["value"].agg(["min", "max"])
+    near = frame[frame["series"] == "recorded"].groupby("panel")["value"].agg(["min", "max"])
+    span = LINEAR * (near["max"] - near["min"])
+    beyond = (ranges["min"] < near["min"] - span) | (ranges["max"] > near["max"] + span)
+    assert ("log axis beyond" in legend_of(figure)) == beyond.any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(panels=st.integers(1, 20), width=st.sampled_from([style.PAGE, style.COLUMN]))
+def test_there_is_no_panel_without_a_line_and_few_places_are_empty(panels, width):
+    figure = plot_trajectories(trajectories(panels), width=width)
+    assert len(figure.axes) == panels
+    assert all(axis.get_visible() and axis.lines for axis in figure.axes)
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert grid.nrows * grid.ncols - panels in ((0,) if panels in (2, 4, 6, 8, 10, 12, 16, 20) else (0, 1, 2))
+
+
+@pytest.mark.parametrize(("width", "panels"), [(style.PAGE, 5), (style.PAGE, 8), (style.PAGE, 10), (style.COLUMN, 2)])
 def test_nothing_overlaps_and_nothing_is_cut_at_print_size(width, panels):
     frame = trajectories(panels, methods=("gptfluence", "simfluence", "tracin_cp", "grad_dot", "mean_trajectory"))
     frame["panel"] = frame["panel"] + ": WMT16 DE/EN, one example of many"
@@ -124,6 +170,30 @@ def test_axes_have_names_and_units_and_each_method_its_own_look():
     together = names.lines((name, "") for name in names.LINES)  # TracIn-CP of all checkpoints and of ten, too
     looks = [(line.dash, line.marker) for line in together.values()]
     assert len(set(looks)) == len(looks)
+
+
+def lab(color: str, seen: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of a colour under D65, as somebody sees it who sees linear RGB through the matrix `seen`."""
+    srgb = np.array(mpl.colors.to_rgb(color))
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(seen @ linear, 0, 1) / (TO_XYZ @ np.ones(3))
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+DEUTERANOPIA = np.array(  # Machado, Oliveira and Fernandes, 2009
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+
+
+@pytest.mark.parametrize(("seen", "least"), [(np.eye(3), 25), (DEUTERANOPIA, 10)])
+def test_methods_are_told_apart_by_colour_also_by_the_colour_blind(seen, least):
+    colors = {name: method.line.color for name, method in METHODS.items() if not name.startswith("tracin")}
+    colors |= {"tracin_cp": names.LINES["tracin_cp"].color, "recorded": names.LINES["recorded"].color}
+    for (one, first), (other, second) in combinations(colors.items(), 2):
+        distance = np.linalg.norm(lab(first, seen) - lab(second, seen))
+        assert distance > (40 if {one, other} == {"gptfluence", "tangent"} else least), (one, other)
 
 
 def test_variants_of_a_method_are_told_apart_and_one_alone_looks_like_the_method():
@@ -276,17 +346,18 @@ def test_a_table_prints_means_deviations_the_papers_values_and_the_best_in_bold(
     shown = table.to_frame().set_index(["Task", "Method"])
     assert shown.loc[("RTE", "GPTfluence"), "MSE ↓, measured"] == "0.0100 (0.0050)"
     assert shown.loc[("RTE", "GPTfluence"), "MSE ↓, paper"] == "0.036 (0.029)"
-    assert shown.loc[("Average", "GPTfluence"), "MSE ↓, measured"] == "0.0200"
-    assert shown.loc[("Average", "GPTfluence"), "MSE ↓, paper"] == ""  # the paper's is over five tasks, not these two
+    assert not any(task == "Mean in the paper" for task, _ in shown.index)  # it is over five tasks, not these two
+    # errors over tasks are relative to persistence's, which is not there
+    assert shown.loc[("Over tasks‡", "GPTfluence"), "MSE ↓, measured"] == ""
+    assert shown.loc[("Over tasks‡", "GPTfluence"), "R²dev ↑"] == "0.000"  # the median of 0.5 and -0.5
     bold = {tuple(table.rows[i][:2]) for i, j in zip(*np.nonzero(table.bold), strict=True) if j == 2}
-    ties = {("Average", "GPTfluence"), ("Average", "Mean trajectory")}  # as far as is printed
-    assert bold == {("RTE", "GPTfluence"), ("SST-2", "Mean trajectory")} | ties
+    assert bold == {("RTE", "GPTfluence"), ("SST-2", "Mean trajectory")}
     assert "**0.0100 (0.0050)**" in table.to_markdown()
     assert r"\textbf{0.0100 (0.0050)}" in table.to_tex()
     piped = Table([("a", ""), ("b", "")], [["x|y", "x|y"]], pd.DataFrame(), bold=np.array([[False, True]]))
     assert [cell.strip() for cell in piped.to_markdown().splitlines()[2].split(" | ")] == ["| x\\|y", "**x\\|y** |"]
     values = table.numbers.set_index(["task", "method", "statistic"])["value"]
-    assert values["average", "simfluence", "all_steps_mse"] == pytest.approx(0.045, abs=1e-12)  # unrounded
+    assert values["over_tasks", "simfluence", "r2_dev"] == pytest.approx(1 - 0.045 / 0.02, abs=1e-12)  # unrounded
 
 
 def test_what_is_undefined_diverged_or_fitted_on_the_test_run_is_shown_as_such():
@@ -335,6 +406,20 @@ def test_any_text_is_safe_in_latex_and_keeps_its_columns(rows):
         assert bare.replace(r"\$", "").count("$") % 2 == 0
 
 
+@pytest.mark.parametrize("repeated", [1, 20])
+def test_a_saved_table_has_a_caption_and_a_label_in_latex(tmp_path, repeated):
+    frame = pd.DataFrame({"order": [1, 2, 3] * repeated, "R²dev": [0.5, -2.0, 0.1] * repeated})
+    caption = "R2_dev = 1 - MSE / MSE(mean), 90% of_it & more."
+    saving.save_table(frame, tmp_path, "tab99_orders", caption=caption, provenance=facts())
+    tex = (tmp_path / "tab99_orders.tex").read_text()
+    printed = r"$R^2_{\mathrm{dev}}$ = 1 - MSE / MSE(mean), 90\% of\_it \& more."
+    assert tex.count(rf"\caption{{{printed}}}") == 1
+    assert tex.count(r"\label{tab:tab99_orders}") == 1
+    assert tex.count(r"\caption[]{(continued)}") == (repeated > 1)  # a long table names itself on every page
+    for environment in re.findall(r"\\begin\{(.*?)\}", tex):
+        assert tex.count(rf"\begin{{{environment}}}") == tex.count(rf"\end{{{environment}}}")
+
+
 def test_a_plain_frame_is_printed_as_it_is_and_saved_unrounded(tmp_path):
     frame = pd.DataFrame({"order": [1, 2], "MSE": [0.123456789, -2.0], "differs": [True, False]})
     saving.save_table(frame, tmp_path, "tab", caption="Orders.", provenance=facts())
@@ -367,10 +452,13 @@ def test_a_table_on_a_page_has_every_cell_and_obeys_none():
 
 
 def test_the_reading_says_who_wins_by_how_much_and_what_it_beats():
-    text = readings.of_table(tables.methods_by_task(summary(gptfluence=(0.01, 0.02)), paper.table(2)))
+    frame = summary(gptfluence=(0.01, 0.02), persistence=(0.04, 0.08))
+    text = readings.of_table(tables.methods_by_task(frame, paper.table(2)))
     assert (
-        "GPTfluence has the lowest all-steps MSE averaged over 2 tasks: 0.015, 25% below Mean trajectory (0.02)" in text
+        "GPTfluence has the lowest all-steps MSE relative to persistence's (geometric mean over 2 tasks): 0.25, 29% below "
+        "Mean trajectory (0.354)" in text
     )
+    assert "By all-steps MAE relative to persistence's the best is GPTfluence, 0.5 against" in text
     assert "The lowest all-steps MSE, of 2 tasks: GPTfluence in 2." in text
     assert "GPTfluence (in 1 of 2 tasks); never: Simfluence" in text
     # on RTE the paper has Simfluence before GPTfluence, on SST-2 after it
@@ -378,7 +466,7 @@ def test_the_reading_says_who_wins_by_how_much_and_what_it_beats():
 
 
 def test_the_reading_is_plain_when_a_trivial_baseline_wins():
-    text = readings.of_table(tables.methods_by_task(summary(gptfluence=(0.03, 0.04))))
+    text = readings.of_table(tables.methods_by_task(summary(gptfluence=(0.03, 0.04), persistence=(0.1, 0.1))))
     assert text.startswith("Mean trajectory, a trivial baseline, has the lowest all-steps MSE")
     assert "Mean trajectory (a trivial baseline)" in text
     assert "The lowest all-steps MSE, of 2 tasks: Mean trajectory (a trivial baseline) in 2." in text
@@ -390,7 +478,8 @@ def test_the_reading_is_plain_when_a_trivial_baseline_wins():
     st.dictionaries(st.sampled_from(["gptfluence", "simfluence", "grad_dot"]), st.tuples(*[st.floats(1e-9, 1e9)] * 2))
 )
 def test_the_reading_names_the_method_with_the_smallest_error(mse):
-    frame = summary(**mse)
-    means = frame[frame["statistic"] == "all_steps_mse"].groupby("method")["value"].mean().sort_values()
+    frame = summary(**mse, persistence=(2.0, 0.1))
+    errors = frame[frame["statistic"] == "all_steps_mse"].pivot(index="method", columns="task", values="value")
+    means = np.log(errors).mean(axis=1).sort_values()
     if means.iloc[0] < means.iloc[1]:
         assert readings.of_table(tables.methods_by_task(frame)).startswith(names.method(means.index[0]))

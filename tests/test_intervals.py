@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names
+from gptfluence.drawing.panels import error_left
 from gptfluence.drawing.points import plot_intervals
 from gptfluence.drawing.readings import best_points
 from gptfluence.drawing.trajectories import plot_bands
@@ -71,6 +72,34 @@ def test_intervals_are_drawn_where_there_are_any(points):
     assert (0.8, 0.95) in bars
     assert (-6.0, -4.0) in bars
     assert not any(np.isnan(bar).any() for bar in bars)
+
+
+def test_a_logarithmic_axis_holds_every_point_interval_and_the_level(points):
+    left = error_left(points.replace({"value": {-5.0: 0.99999}}))
+    figure = plot_intervals(left, xlabel="curricula", ylabel="1 − R²dev", floor=1e-4, line=1.0, log=True)
+    first, second = figure.axes
+    assert {axis.get_yscale() for axis in figure.axes} == {"log"}
+    assert first.get_ylim()[0] == 1e-4
+    (triangle,) = [line for line in first.lines if line.get_marker() == "v"]  # nearer to 1 than can be drawn
+    assert triangle.get_color() == names.LINES["persistence"].color
+    assert [y for _, y in dots(first, "tangent")] == pytest.approx([0.1])
+    assert [y for _, y in dots(first, "gptfluence")] == pytest.approx([0.9, 0.6])
+    for axis in figure.axes:
+        low, high = axis.get_ylim()
+        assert low < 1.0 < high
+        ends = [y for each in bars_of(axis) for path in each.get_segments() for y in path[:, 1]]
+        assert ends
+        assert all(low <= end <= high for end in ends)
+        ticks = [float(label.get_text()) for label in axis.get_yticklabels()]
+        assert 2 <= len(ticks) <= 6
+        assert all(low <= tick <= high for tick in ticks)
+    assert sorted(y for each in bars_of(second) for y in each.get_segments()[0][:, 1]) == pytest.approx([0.4, 0.6])
+
+
+def test_what_was_recorded_has_a_point_as_methods_have(points):
+    frame = points.replace({"series": {"gptfluence": "recorded"}})
+    axis = plot_intervals(frame, xlabel="", ylabel="").axes[0]
+    assert [y for _, y in dots(axis, "recorded")] == [0.1, 0.4]
 
 
 def test_the_best_is_named_for_each_panel_and_place(points):

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import hyperparameters, tables
+from gptfluence.drawing import hyperparameters
 from gptfluence.profile.load import load_profile
+from gptfluence.scoring.across_tasks import RELATIVE
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
 from gptfluence.workflow.notebook import NOTEBOOKS
@@ -70,7 +71,10 @@ def test_table_1_has_every_model_task_and_method(execute):
     models = Study.load("smoke").setting("instruction_tuning").models
     outputs = execute("tab01_instruction_tuning_loss", models=models)
     frame = read(outputs, "tab01_instruction_tuning_loss")
-    single = frame[frame["task"] != "average"]
+    single = frame[~frame["task"].isin(["over_tasks", "average"])]
+    whole = frame[(frame["task"] == "over_tasks") & (frame["method"] == "persistence")]
+    assert len(whole) == 2 * 4
+    assert (whole.loc[whole["statistic"] == "all_steps_mse_relative", "value"] == 1).all()
     cases = set(single[["model", "task", "method"]].itertuples(index=False, name=None))
     assert cases == {
         (model, task, name)
@@ -81,7 +85,9 @@ def test_table_1_has_every_model_task_and_method(execute):
     check_statistics(single, ["model", "task"])
     paper = single.dropna(subset="paper")
     assert set(paper["model"]) == {"nano-smoke-1b"}  # the other stands for no Pythia
-    assert r"\multicolumn" in (outputs / "tab01_instruction_tuning_loss.tex").read_text()
+    tex = (outputs / "tab01_instruction_tuning_loss.tex").read_text()
+    assert r"\caption{Loss simulation" in tex
+    assert r"\label{tab:tab01_instruction_tuning_loss}" in tex
 
 
 def test_tables_3_and_4_have_the_tasks_with_text_and_both_metrics(execute):
@@ -175,11 +181,14 @@ def test_figures_3_5_and_6_have_a_value_for_everything_that_is_varied(execute):
     assert set(six["method"]) == ALL
     for frame, x in ((three, "interval"), (five, "encoder"), (six, "model")):
         assert not frame.duplicated([x, "method", "statistic"]).any()
-        errors = frame[frame["statistic"].isin(tables.REPORTED[:2])]
-        assert np.isfinite(errors[["value", "std_over_runs"]]).all(axis=None)
+        errors = frame[frame["statistic"].isin(RELATIVE.values())]
+        assert np.isfinite(errors[["value", "low", "high"]]).all(axis=None)
+        assert (errors.loc[errors["method"] == "persistence", "value"] == 1).all()
     # of the same GPT and the same baseline the same number, wherever it is shown
     same = [
-        frame[(frame["method"] == "persistence") & (frame["statistic"] == "all_steps_mse")]["value"].iloc[0]
+        frame[(frame["method"] == "mean_trajectory") & (frame["statistic"] == RELATIVE["all_steps_mse"])]["value"].iloc[
+            0
+        ]
         for frame in (three, five, six)
     ]
     assert max(same) == pytest.approx(min(same))

@@ -1,6 +1,6 @@
 """The columns of tidy frames: one name for each thing, with one meaning in every frame and CSV of this project.
 
-A frame has those of these columns that it needs. Tables made to be read (5 to 9 and 13) have their printed headings instead.
+A frame has those of these columns that it needs. Tables made to be read (5 to 9) have their printed headings instead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ COLUMNS = {
     # what a row is of
     "setting": "how GPTs are trained: fine_tuning or instruction_tuning",
     "model": "the GPT, by its name in the profile",
-    "task": "the task of the test examples",
+    "task": "the task of the test examples; over_tasks: all of them (`scoring.across_tasks`); average: the paper's plain mean",
     "regime": "how fast a GPT learns: learning (the profile's rates) or slow drift (a fraction of them)",
     "metric": "loss (nats per target token), accuracy (0-1), bleu (0-100) or rouge_l (0-1)",
     "kind": "the kind of curriculum: alike (drawn as the training runs are), few, sorted, ..., unseen_tests, unseen_pool",
@@ -18,6 +18,7 @@ COLUMNS = {
     "variant": "what differs from the method's entry in the profile, e.g. markov_order=2; empty if nothing does",
     "encoder": "the text encoder of a method, by name; of costs whether its work is included or excluded",
     "reuse": "what the steps or the tests share, so that it costs each of them a part only: nothing, tests or tables",
+    "batch": "of costs: how many training examples a step has",
     "interval": "the checkpoint interval: updates from one state that a simulator is fitted on to the next",
     "order": "the Markov order: how many of the last losses a step is predicted from",
     "choice": "how a curriculum was found: best (by a simulator's search), hardest, easiest or random",
@@ -38,8 +39,8 @@ COLUMNS = {
     "value": "the number, in the unit of its statistic",
     "std": "population standard deviation over runs x test examples",
     "std_over_runs": "population standard deviation over runs",
-    "low": "lower end of the interval around `value`",
-    "high": "upper end of it",
+    "low": "lower end of the interval around `value`; in sweeps (figures 3 to 6) the lowest run",
+    "high": "upper end of it; in sweeps the highest run",
     "undefined": "how many runs have no value",
     "diverged": "how many predicted trajectories diverged (see `simulators.base.diverged`)",
     "mse": "mean squared error over test examples at one step, the metric's unit squared",
@@ -50,6 +51,8 @@ COLUMNS = {
     "seconds": "time that the same takes",
     "paper": "the number that the paper reports in place of `value`",
     "paper_std": "the standard deviation that the paper reports beside it",
+    "paper_flops": "multiply-adds that the paper reports for the same work, half as many as operations",
+    "paper_seconds": "seconds that it reports for a sample; it does not say how many steps that is",
     # what is drawn
     "panel": "the panel of a figure, by its title",
     "case": "the same, in figure 4: task and metric",

@@ -31,7 +31,7 @@ LINES = {
 OTHER_LINES = (  # of variants that stand beside their method, and of methods that have no line of their own
     Line("#B8860B", (0, (3, 1)), "p"),
     Line("#762A83", (0, (7, 1, 1, 1)), "*"),
-    Line("#7F3C2D", (0, (7, 2)), "h"),
+    Line("#66CCEE", (0, (7, 2)), "h"),
     Line("#35978F", (0, (1, 2)), "8"),
     Line("#BF812D", (0, (9, 1)), ">"),
     Line("#01665E", (0, (1, 1, 3, 1)), "X"),
@@ -52,17 +52,30 @@ UNITS = {"loss": "nats per target token", "bleu": "0–100", "rouge_l": "0–1",
 STATISTICS = {
     "all_steps_mse": "all-steps MSE",
     "all_steps_mae": "all-steps MAE",
+    "all_steps_mse_relative": "all-steps MSE / persistence's",
+    "all_steps_mae_relative": "all-steps MAE / persistence's",
     "final_step_spearman": "final-step Spearman ρ",
     "r2_dev": "R²dev",
     "diverged": "diverged",
 }
-SMALLER_IS_BETTER = {"all_steps_mse": True, "all_steps_mae": True, "final_step_spearman": False, "r2_dev": False}
+SMALLER_IS_BETTER = {
+    "all_steps_mse": True,
+    "all_steps_mae": True,
+    "all_steps_mse_relative": True,
+    "all_steps_mae_relative": True,
+    "final_step_spearman": False,
+    "r2_dev": False,
+}
 UNSEEN = {  # what simulators may not have been fitted on
     "training": "unseen training examples",
     "test": "unseen test examples",
     "both": "unseen training and test examples",
 }
-TASKS = {**{record.name: record.printed for record in RECORDS.values() if record.printed}, "average": "Average"}
+TASKS = {
+    **{record.name: record.printed for record in RECORDS.values() if record.printed},
+    "over_tasks": "Over tasks",
+    "average": "Mean in the paper",
+}
 
 
 def method(name: str, variant: str = "") -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from gptfluence.common.errors import ConfigurationError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import seaborn.objects as so
 
 OFF_AXIS = "leaves the axes"  # what a triangle at an edge means, as legends say it
+LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))  # multiples of powers of ten, until ticks are enough
 Looks = Mapping[str, names.Line]  # series in print -> how it is drawn
 
 
@@ -63,6 +65,16 @@ def plot(frame: pd.DataFrame, looks: Looks, **axes: str) -> so.Plot:
     return drawn.theme({key: mpl.rcParams[key] for key in so.Plot.config.theme})
 
 
+def error_left(frame: pd.DataFrame, r2: pd.Series | None = None) -> pd.DataFrame:
+    """The frame with 1 - R2_dev in place of R2_dev and its interval, so that a logarithmic axis can show how near to 1 it is.
+
+    r2: bool, the rows that are R2_dev (default: all); columns value, low and high are changed there
+    """
+    others = pd.Series(False, frame.index) if r2 is None else ~r2
+    ends = {"value": "value", "low": "high", "high": "low"}
+    return frame.assign(**{name: frame[name].where(others, 1 - frame[end]) for name, end in ends.items()})
+
+
 def grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
     """A figure of `rows` x `columns` panels, `height` inches each, and its axes [rows, columns]; room for a legend."""
     gap = options.pop("gap", 0.05)
@@ -85,6 +97,24 @@ def off_axis(axis: Axes, x: float, color: str, *, above: bool, aside: float = 0.
     moved = transform + ScaledTranslation(aside * 4 / 72, 0, axis.figure.dpi_scale_trans)
     look = {"marker": "^" if above else "v", "color": color, "markersize": 4.5, "clip_on": False, "zorder": 5}
     axis.plot([x], [1.0 if above else 0.0], transform=moved, **look)
+
+
+def log_axis(axis: Axes, low: float, high: float) -> None:
+    """Make the vertical axis logarithmic from low to high (both above 0), with a few ticks in plain numbers."""
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in LOG_STEPS:
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    else:
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    axis.yaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 6) or 1]))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def stagger_markers(axis: Axes, about: int) -> None:

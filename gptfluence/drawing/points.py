@@ -28,6 +28,7 @@ def plot_intervals(
     ylabel: str,
     floor: float | None = None,
     line: float | None = 0.0,
+    log: bool = False,
     width: float = PAGE,
     panel_height: float = 1.5,
     columns: int = 1,
@@ -36,12 +37,15 @@ def plot_intervals(
 
     frame: one row per point: panel, series (a method), x, value, low, high, optionally variant; a value that is nan is not
     drawn, nor is an interval that is. floor: values below it are triangles at the lower edge. line: a level that is marked.
+    log: vertical axes are logarithmic; then floor must be above 0.
     Raises ConfigurationError for missing columns or an empty frame.
     """
     import seaborn.objects as so
 
     panels.check("plot_intervals", frame, POINTS, "give one point at least")
     frame, looks = panels.with_series(frame)
+    # what is recorded has no marker on lines
+    looks = {label: look._replace(marker=look.marker or "D") for label, look in looks.items()}
     titles, positions = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["x"]))
     room = (width / columns - 0.6) / len(positions)
     ticks = [wrapped(str(x), room, "xtick.labelsize") for x in positions]
@@ -58,13 +62,12 @@ def plot_intervals(
         plot = plot.scale(x=so.Nominal(order=ticks)).add(so.Dot(pointsize=3.6, edgewidth=0.9), dodge, legend=False)
         plot.share(x=False, y=False).on(figure).plot()
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
-            part = frame[frame["panel"] == title]
+            part = drawn[drawn["panel"] == title]
             _finish(axis, len(positions), line)
-            if floor is not None and (below["panel"] == title).any():
-                _mark_below(axis, below[below["panel"] == title], looks)
-                ends = part[["value", "high"]].to_numpy(dtype=float)
-                top = max(np.nanmax(ends, initial=floor), line if line is not None else floor)
-                axis.set_ylim(floor, top + 0.06 * ((top - floor) or 1.0))
+            cut = bool((below["panel"] == title).any())
+            if log or cut:
+                _set_limits(axis, part, floor if cut else None, line, log)
+            _mark_below(axis, below[below["panel"] == title], looks)
             axis.set_title(str(title))
             axis.set_xlabel(xlabel if place + columns >= len(titles) else "")
             axis.set_ylabel(wrapped(ylabel, panel_height - 0.4, "axes.labelsize") if place % columns == 0 else "")
@@ -129,6 +132,19 @@ def _finish(axis: Axes, positions: int, line: float | None) -> None:
     axis.tick_params(axis="x", length=0)
     axis.grid(axis="x", visible=False)
     axis.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _set_limits(axis: Axes, part: pd.DataFrame, floor: float | None, line: float | None, log: bool) -> None:
+    """A range that begins at the floor, if there is one, and holds all other points, their intervals and the marked level."""
+    ends = part[["value", "low", "high"]].to_numpy(dtype=float)
+    held = [*ends[np.isfinite(ends) & ((ends > 0) | (not log))], *([] if line is None else [line])]
+    low, high = (min(held), max(held)) if held else (1.0, 1.0)
+    low = low if floor is None else floor
+    if log:
+        margin = max(high / low, 1.5) ** 0.06
+        panels.log_axis(axis, low if floor is not None else low / margin, high * margin)
+    else:
+        axis.set_ylim(low, high + 0.06 * ((high - low) or 1.0))
 
 
 def _mark_below(axis: Axes, rows: pd.DataFrame, looks: Looks) -> None:

@@ -19,6 +19,7 @@ from gptfluence.drawing import names, tables
 from gptfluence.drawing.tables import block_name, told_the_answer, with_variants
 from gptfluence.drawing.typeset import Table
 from gptfluence.scoring import evaluation
+from gptfluence.scoring.across_tasks import RELATIVE
 from gptfluence.simulators.base import FitReport
 
 FEW = 3  # blocks of a table that are still told one by one
@@ -37,7 +38,7 @@ def of_table(table: Table) -> str:
     """
     by = list(table.numbers.columns[: list(table.numbers.columns).index("task")])
     numbers = with_variants(table.numbers)[lambda rows: ~told_the_answer(rows)]
-    single = numbers[numbers["task"] != "average"]
+    single = numbers[~numbers["task"].isin([tables.OVER_TASKS, tables.PAPERS_MEAN])]
     cases = [rows for _, rows in single.groupby([*by, "task"], sort=False)]
     groups = list(numbers.groupby(by, sort=False)) if by else [((), numbers)]
     blocks = {block_name(dict(zip(by, key, strict=True))): rows for key, rows in groups}
@@ -86,15 +87,13 @@ def _marked(key: tuple[str, str]) -> str:
 
 def _winner(name: str, rows: pd.DataFrame) -> str:
     """Who has the lowest MSE of a block, and by how much; plainly if that is a trivial baseline."""
-    overall = rows[rows["task"] == "average"]
-    tasks = rows.loc[rows["task"] != "average", "task"].nunique()
-    order = ranked(rows if tasks == 1 else overall, "all_steps_mse")
+    order, tasks = _ranked_over_tasks(rows, "all_steps_mse")
     if len(order) < 2:
         return ""
     (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
     margin = f"{100 * (1 - value / next_value):.0f}% below" if next_value > 0 else "as low as"
     kind = ", a trivial baseline," if best[0] in names.TRIVIAL else ""
-    several = f" averaged over {tasks} tasks" if tasks > 1 else ""
+    several = f" relative to persistence's (geometric mean over {tasks} tasks)" if tasks > 1 else ""
     return (
         f"{f'{name}: ' if name else ''}{names.method(*best)}{kind} has the lowest all-steps MSE{several}: {value:.3g}, "
         f"{margin} {names.method(*second)} ({next_value:.3g})."
@@ -103,18 +102,26 @@ def _winner(name: str, rows: pd.DataFrame) -> str:
 
 def _others(rows: pd.DataFrame) -> str:
     """Who is the best by the paper's two other statistics."""
-    single = rows.loc[rows["task"] != "average", "task"].nunique() == 1
     parts = []
     for statistic in ("all_steps_mae", "final_step_spearman"):
-        order = ranked(rows if single else rows[rows["task"] == "average"], statistic)
+        order, tasks = _ranked_over_tasks(rows, statistic)
         if len(order) < 2:
             continue
         (best, second), (value, next_value) = order.index[:2], order.iloc[:2]
+        several = " relative to persistence's" if tasks > 1 and statistic in RELATIVE else ""
         parts.append(
-            f"by {names.statistic(statistic)} the best is {_marked(best)}, {value:.3g} against {next_value:.3g} of "
+            f"by {names.statistic(statistic)}{several} the best is {_marked(best)}, {value:.3g} against {next_value:.3g} of "
             f"{names.method(*second)}"
         )
     return _sentence("; ".join(parts))
+
+
+def _ranked_over_tasks(rows: pd.DataFrame, statistic: str) -> tuple[pd.Series, int]:
+    """`ranked` of a block's only task, or of all its tasks together where there are several; and their number."""
+    tasks = rows.loc[~rows["task"].isin([tables.OVER_TASKS, tables.PAPERS_MEAN]), "task"].nunique()
+    if tasks == 1:
+        return ranked(rows, statistic), tasks
+    return ranked(rows[rows["task"] == tables.OVER_TASKS], RELATIVE.get(statistic, statistic)), tasks
 
 
 def _winners(cases: Sequence[pd.DataFrame], unit: str) -> str:
@@ -211,7 +218,7 @@ def _order(cases: Sequence[pd.DataFrame], unit: str) -> list[str]:
 
 
 def of_trajectories(frame: pd.DataFrame) -> str:
-    """In how many panels of `trajectories.plot_trajectories` each method comes closest, and how far off it is on average."""
+    """In how many panels of `trajectories.plot_trajectories` each method comes closest, and how far off it is in the median."""
     drawn = with_variants(frame)[~frame["observed"]]
     wide = drawn.pivot(index=["panel", "step"], columns=["series", "variant"], values="value")
     recorded = ("recorded", "")
@@ -220,8 +227,8 @@ def of_trajectories(frame: pd.DataFrame) -> str:
     mse = mse.fillna(np.inf)
     won = mse.idxmin(axis=1).value_counts()
     parts = [
-        f"{names.method(*key)} in {int(won.get(key, 0))} (mean squared error {mse[key].mean():.3g})"
-        for key in sorted(mse.columns, key=lambda key: (-won.get(key, 0), mse[key].mean()))
+        f"{names.method(*key)} in {int(won.get(key, 0))} (median MSE {mse[key].median():.3g})"
+        for key in sorted(mse.columns, key=lambda key: (-won.get(key, 0), mse[key].median()))
     ]
     return f"Closest to what was recorded, of {len(mse)} panels: {', '.join(parts)}."
 
@@ -318,12 +325,13 @@ def of_sweep(frame: pd.DataFrame, x: str, what: str) -> str:
     frame: of `sweeps.sweep`; what: the word for what is varied, in the singular
     """
     sentences = []
-    numbers = ("statistic", "value", "std_over_runs", "undefined", "diverged")
+    numbers = ("statistic", "value", "low", "high", "undefined", "diverged")
     panels = [column for column in frame if column not in (x, "method", "variant", *numbers)]
     varied = with_variants(frame[frame[x].notna()])
     for (*panel, method, variant), rows in varied.groupby([*panels, "method", "variant"], sort=False):
         name = " ".join([*map(str, panel), names.method(method, variant)])
-        mse = rows[rows["statistic"] == "all_steps_mse"].set_index(x)["value"]
+        error = next(one for one in (RELATIVE["all_steps_mse"], "all_steps_mse") if (rows["statistic"] == one).any())
+        mse = rows[rows["statistic"] == error].set_index(x)["value"]
         finite = mse[np.isfinite(mse)]
         if method in names.TRIVIAL or finite.empty:
             continue
@@ -331,7 +339,7 @@ def of_sweep(frame: pd.DataFrame, x: str, what: str) -> str:
         r2 = rows[rows["statistic"] == "r2_dev"].set_index(x)["value"]
         lost = rows.drop_duplicates([x])["diverged"].sum()
         sentences.append(
-            f"{name}: all-steps MSE is lowest at {what} {_plain(finite.idxmin())} ({finite.min():.3g}) and highest at "
+            f"{name}: {names.statistic(error)} is lowest at {what} {_plain(finite.idxmin())} ({finite.min():.3g}) and highest at "
             f"{_plain(finite.idxmax())} ({ratio:.3g} times that). R²dev is above 0 at {int((r2 > 0).sum())} of {len(r2)} values."
             + (f" {lost} trajectories diverged." if lost else "")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,45 +12,66 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names, panels
 from gptfluence.drawing.panels import Looks
 from gptfluence.drawing.style import PAGE, empty_figure, style, wrapped
 from gptfluence.drawing.tables import PRINTED
+from gptfluence.scoring.across_tasks import REFERENCE, RELATIVE, over_tasks
 from gptfluence.scoring.evaluation import explained_deviation, summarize
 from gptfluence.simulators.base import FitReport
 
-LOG_FROM = 30  # an axis of errors is logarithmic if its largest value is so many times the smallest
-WORST_R2 = -1.0  # of a better method what is below is not told apart from other failures
+FAR = 1e4  # an error so many times the smallest is off the axis, unless it is the best of its method
+# for captions:
+OVER_TASKS = "errors are geometric means of the error divided by persistence's, other statistics medians"
+SHOWN = (*RELATIVE.values(), *PRINTED)  # a panel each, as far as a frame has them
 CURVES = {"training_loss": "training loss", "validation_mse": "validation all-steps MSE"}
 CONVERGENCE = ["task", "method", "curve", "epoch", "value", "best"]
-SWEEP = ["method", "statistic", "value", "std_over_runs", "undefined", "diverged"]
+SWEEP = ["statistic", "value", "low", "high", "undefined", "diverged"]
 
 
-def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = ()) -> pd.DataFrame:
-    """Statistics against what was varied, averaged over tasks (within a panel).
+def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = (), relative: bool = True) -> pd.DataFrame:
+    """Statistics against what was varied, over all tasks together (of a panel).
 
     results: rows of `Campaign.evaluate` with a column `x`; missing (nan) for methods that it does not concern
     panel: further columns that tell panels apart
+    relative: errors relative to persistence's (`across_tasks.over_tasks`); otherwise as they are, of one task in each panel
 
-    Returns columns (panel,) x, method, (variant,) statistic (the paper's and R2_dev), value (the mean over tasks; nan if a task has
-    none), std_over_runs (population standard deviation over runs of a run's mean over tasks), undefined (runs without a
-    rank correlation), diverged (predicted trajectories).
+    Returns columns (panel,) x, method, (variant,) statistic (the paper's and R2_dev), value (nan if a task has none), low and
+    high (of the runs each by itself), undefined (runs without a rank correlation), diverged (predicted trajectories).
+    Raises ConfigurationError if relative errors lack persistence, or others a single task.
     """
     panels.check("sweep", results, [x, *panel], "add it to rows of Campaign.evaluate")
     keys = [*panel, x, "method", *(["variant"] if "variant" in results else [])]
     by_task = summarize(results[[*dict.fromkeys([*keys, "task"]), "run", "statistic", "value"]])
-    parts = by_task[by_task["statistic"].isin(PRINTED)].groupby([*keys, "statistic"], sort=False, dropna=False)
-    found = parts.agg(value=("value", lambda values: values.mean(skipna=False)), undefined=("undefined", "sum"))
-    each = results.pivot(index=[*dict.fromkeys([*keys, "task"]), "run"], columns="statistic", values="value")
-    each["r2_dev"] = [explained_deviation(*pair) for pair in each[["all_steps_mse", "mse_mean_trajectory"]].to_numpy()]
-    with np.errstate(invalid="ignore", over="ignore"):
-        runs = each.groupby([*keys, "run"], sort=False, dropna=False).mean()[PRINTED]
-        spread = runs.groupby(keys, sort=False, dropna=False).std(ddof=0)
-    found = found.join(spread.stack().rename_axis([*keys, "statistic"]).rename("std_over_runs"))
-    diverged = by_task[by_task["statistic"] == "diverged"].groupby(keys, sort=False, dropna=False)["value"].sum()
-    found = found.reset_index().merge(diverged.rename("diverged").reset_index(), on=keys, how="left")
-    found = found.astype({"diverged": int, "undefined": int})[[*keys, *SWEEP[1:]]]
+    found = by_task[by_task["statistic"].isin(PRINTED)]
+    each = _of_each_run(results, [*dict.fromkeys([*keys, "task"]), "run"])
+    if relative:
+        reference = results[results["method"] == REFERENCE]
+        if reference.empty:
+            raise ConfigurationError(f"sweep: errors are divided by those of {REFERENCE!r}; add it to the methods")
+        within = [*panel, *([x] if reference[x].notna().all() else [])]
+        found = over_tasks(found[[*keys, "task", "statistic", "value"]], within)
+        each = over_tasks(each, [*within, "run"])
+    elif results.groupby(list(panel) or [lambda _: 0])["task"].nunique().max() > 1:
+        raise ConfigurationError("sweep: errors of several tasks have no common size; choose relative=True")
+    groups = each.groupby([*keys, "statistic"], sort=False, dropna=False)["value"]
+    ends = groups.agg(low="min", high="max").reset_index()
+    found = found[[*keys, "statistic", "value"]].merge(ends, on=[*keys, "statistic"], how="left")
+    for name, column in (("undefined", "undefined"), ("diverged", "value")):
+        of = "final_step_spearman" if name == "undefined" else "diverged"
+        counts = by_task[by_task["statistic"] == of].groupby(keys, sort=False, dropna=False)[column].sum()
+        found = found.merge(counts.rename(name).reset_index(), on=keys, how="left")
+    found.loc[found["statistic"] != "final_step_spearman", "undefined"] = 0
+    found = found.astype({"diverged": int, "undefined": int})[[*keys, *SWEEP]]
     return found if "variant" in found and found["variant"].any() else found.drop(columns="variant", errors="ignore")
+
+
+def _of_each_run(results: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The statistics of `PRINTED` of each run: columns of keys, statistic, value."""
+    each = results.pivot(index=keys, columns="statistic", values="value")
+    each["r2_dev"] = [explained_deviation(*pair) for pair in each[["all_steps_mse", "mse_mean_trajectory"]].to_numpy()]
+    return each[PRINTED].reset_index().melt(keys, var_name="statistic", value_name="value")
 
 
 def plot_sweep(
@@ -59,25 +81,26 @@ def plot_sweep(
     xlabel: str,
     unit: str = "",
     panel: str | None = None,
-    statistics: Sequence[str] = PRINTED,
     join: bool = True,
     width: float = PAGE,
     panel_height: float = 1.35,
 ) -> Figure:
-    """One panel for each statistic, one line for each method; bars are the standard deviation over runs.
+    """One panel for each statistic, one line for each method; bars reach from the lowest to the highest run.
 
     frame: rows of `sweep`; x holds numbers or words (shown in order of appearance). A method with a missing x is a
     horizontal line: it knows nothing of what is varied.
     panel: a column whose values get a column of panels each, statistics then are rows; unit: of the metric, for labels
     join: whether points of a method are joined by a line
 
-    Values off the axis (not finite, or R2_dev far below the others) are triangles at its edge.
-    Raises ConfigurationError for missing columns or an empty frame.
+    Errors are drawn on logarithmic axes, and R2_dev as the error that is left, 1 - R2_dev. Every method has a point in every
+    panel where it has a finite value. Values off the axis (not finite, or errors far above all others) are triangles at its
+    edge. Raises ConfigurationError for missing columns or an empty frame.
     """
-    needed = [x, "method", "statistic", "value", "std_over_runs", *([panel] if panel else [])]
+    needed = [x, "method", "statistic", "value", "low", "high", *([panel] if panel else [])]
     panels.check("plot_sweep", frame, needed, "pass rows of sweep()")
-    frame, looks = panels.with_series(frame, "method", listed=True)
+    frame, looks = panels.with_series(panels.error_left(frame, frame["statistic"] == "r2_dev"), "method", listed=True)
     places = _places(frame[x])
+    statistics = [statistic for statistic in SHOWN if (frame["statistic"] == statistic).any()]
     cases = list(frame[panel].unique()) if panel else [None]
     shape = (len(statistics), len(cases)) if panel else panels.shape_of(len(statistics), width)
     cut = False
@@ -87,7 +110,7 @@ def plot_sweep(
             row, column = divmod(position, shape[1])
             index = row if panel else position
             if index >= len(statistics):
-                axis.set_visible(False)
+                axis.remove()
                 continue
             part = frame[frame["statistic"] == statistics[index]]
             part = part[part[panel] == cases[column]] if panel else part
@@ -184,6 +207,8 @@ def _places(values: pd.Series) -> dict[Any, float]:
 
 
 def _label(statistic: str, unit: str) -> str:
+    if statistic == "r2_dev":
+        return "1\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}R²dev"
     power = {"all_steps_mse": "²", "all_steps_mae": ""}.get(statistic)
     suffix = f" ({unit}{power})" if unit and power is not None else ""
     return f"{names.statistic(statistic)}{suffix}"
@@ -202,42 +227,48 @@ class _Limits(NamedTuple):
 
 def _draw_statistic(axis: Axes, part: pd.DataFrame, x: str, places: dict[Any, float], looks: Looks, join: bool) -> bool:
     """Draw one panel; True if a value lies off the axis."""
-    values = part["value"].to_numpy(float)
-    undefined = bool(np.isnan(values).all())
+    undefined = bool(part["value"].isna().all())
+    # Horizontal lines have no bars.
+    part = part.assign(low=part["low"].where(part[x].notna()), high=part["high"].where(part[x].notna()))
+    limits = _limits(part)
+    if limits.log:
+        panels.log_axis(axis, limits.low, limits.high)
     if undefined:
         axis.set_yticks([])
         axis.text(0.5, 0.5, "undefined", ha="center", va="center", transform=axis.transAxes)
-    statistic = part["statistic"].iloc[0] if len(part) else ""
-    limits = _limits(values, part["std_over_runs"].to_numpy(float), statistic)
-    if limits.log:
-        axis.set_yscale("log")
     varied = part.loc[part[x].notna(), "label"].unique()
     order = [label for label in looks if label in varied]
-    cut, middle = False, (min(places.values()) + max(places.values())) / 2
-    for position, (label, look) in enumerate(looks.items()):
+    flat = [label for label in looks if label not in varied]
+    taken = sorted(places.values())
+    free = [(left + right) / 2 for left, right in pairwise(taken)] or taken  # where no points are
+    cut = False
+    for label, look in looks.items():
         rows = part[part["label"] == label]
-        aside = order.index(label) - (len(order) - 1) / 2 if label in order else position
-        cut |= _draw_flat(axis, rows.loc[rows[x].isna(), "value"].to_numpy(float), look, limits, middle, aside)
-        rows = rows[rows[x].notna()]
-        cut |= _draw_varied(axis, rows, rows[x].map(places).to_numpy(float), look, limits, aside, join)
-    axis.set_ylim(limits.low, limits.high)
+        if label in flat:
+            at = free[int((flat.index(label) + 0.5) * len(free) / len(flat))]
+            cut |= _draw_flat(axis, rows["value"].to_numpy(float), look, limits, at)
+        else:
+            aside = order.index(label) - (len(order) - 1) / 2
+            rows = rows[rows[x].notna()]
+            cut |= _draw_varied(axis, rows, rows[x].map(places).to_numpy(float), look, limits, aside, join)
     _ticks(axis, places)
     if not limits.log and not undefined:
+        axis.set_ylim(limits.low, limits.high)
         axis.yaxis.set_major_locator(MaxNLocator(4))
-    if statistic == "r2_dev" and limits.low < 0 < limits.high:
-        axis.axhline(0, color="#767676", linewidth=0.6, zorder=1)
+    if (part["statistic"] == "r2_dev").all() and limits.low < 1 < limits.high:
+        axis.axhline(1, color="#767676", linewidth=0.6, zorder=1)  # as good as the mean trajectory
     return cut
 
 
-def _draw_flat(axis: Axes, values: np.ndarray, look: names.Line, limits: _Limits, middle: float, aside: float) -> bool:
-    """A horizontal line for a method that knows nothing of what is varied; True if it lies off the axis."""
+def _draw_flat(axis: Axes, values: np.ndarray, look: names.Line, limits: _Limits, at: float) -> bool:
+    """A horizontal line, with its marker at `at`, for a method that knows nothing of what is varied; True if off the axis."""
     inside = limits.hold(values)
     for value in values[inside]:
         axis.axhline(value, color=look.color, linestyle=look.dash, zorder=1.5)
-        axis.plot(middle, value, marker=look.marker, color=look.color, markeredgewidth=0.8, zorder=1.6)
+        axis.plot(at, value, marker=look.marker, color=look.color, markeredgewidth=0.8, zorder=3)
     beyond = values[~inside & ~np.isnan(values)]
     for value in beyond:
-        panels.off_axis(axis, 0.5, look.color, above=value > limits.high, aside=aside, across=True)
+        panels.off_axis(axis, at, look.color, above=value > limits.high)
     return bool(len(beyond))
 
 
@@ -246,13 +277,15 @@ def _draw_varied(
 ) -> bool:
     """The points of a method, with bars, at their places on the x axis; True if one lies off the axis."""
     order = np.argsort(at, kind="stable")
-    y, spread = (rows[column].to_numpy(float)[order] for column in ("value", "std_over_runs"))
+    y, low, high = (rows[column].to_numpy(float)[order] for column in ("value", "low", "high"))
     at = at[order] + (0.0 if join else 0.12 * aside)
     inside = limits.hold(y)
+    # A value over tasks can lie beyond those of all single runs. Where a run has none the bar ends at the value.
+    bars = [y[inside] - low[inside], high[inside] - y[inside]]
     axis.errorbar(
         at[inside],
         y[inside],
-        yerr=np.where(np.isfinite(spread), spread, 0.0)[inside],
+        yerr=[np.where(np.isfinite(bar) & (bar > 0), bar, 0) for bar in bars],
         color=look.color,
         linestyle=look.dash if join else "none",
         marker=look.marker,
@@ -266,25 +299,23 @@ def _draw_varied(
     return bool(beyond.any())
 
 
-def _limits(values: np.ndarray, spread: np.ndarray, statistic: str) -> _Limits:
-    spread = np.where(np.isfinite(spread), spread, 0.0)
-    finite = np.isfinite(values)
-    if not finite.any():
-        return _Limits(0.0, 1.0, False)
-    values, spread = values[finite], spread[finite]
-    if statistic in ("r2_dev", "final_step_spearman"):
-        low = min(WORST_R2, float(values.max()) - 0.5) if statistic == "r2_dev" else -1.0
-        low, high = max(low, float((values - spread).min())), min(1.0, float((values + spread).max()))
-        margin = 0.08 * (high - low or 0.1)
-        return _Limits(low - margin, high + margin, False)
-    positive = values[values > 0]
-    if len(positive) and len(positive) == len(values) and positive.max() / positive.min() > LOG_FROM:
-        top = min(float(positive.max()), float(positive.min()) * 1e6)
-        return _Limits(float(positive.min()) / 1.6, top * 1.6, True)
-    low, high = float((values - spread).min()), float((values + spread).max())
-    low = max(low, 0.0)
-    margin = 0.08 * (high - low or abs(high) or 1.0)
-    return _Limits(max(low - margin, 0.0) if low > 0 else low - margin / 2, high + margin, False)
+def _limits(part: pd.DataFrame) -> _Limits:
+    """The range that holds the points of a panel with their bars, but not errors that are far above all others."""
+    log = bool(len(part)) and part["statistic"].iloc[0] != "final_step_spearman"
+    usable = part[np.isfinite(part["value"]) & ((part["value"] > 0) | (not log))]
+    if usable.empty:
+        return _Limits(0.1, 1.0, log)
+    if log:
+        of_each = usable.groupby("label")["value"].min()  # the best of every method is shown
+        usable = usable[usable["value"] <= max(of_each.max(), FAR * of_each.min())]
+    ends = usable[["value", "low", "high"]].to_numpy(float)
+    ends = ends[np.isfinite(ends) & ((ends > 0) | (not log))]
+    low, high = float(ends.min()), float(ends.max())
+    if log:
+        margin = max(high / low, 1.5) ** 0.08
+        return _Limits(low / margin, high * margin, True)
+    margin = 0.08 * (high - low or 0.1)
+    return _Limits(low - margin, high + margin, False)
 
 
 def _ticks(axis: Axes, places: dict[Any, float]) -> None:

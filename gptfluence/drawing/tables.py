@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from gptfluence import paper
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names
 from gptfluence.drawing.typeset import Table
+from gptfluence.scoring.across_tasks import RELATIVE, over_tasks
 
 KEY = ["task", "method", "variant", "statistic"]
 SUMMARY = ["task", "method", "statistic", "value", "std", "std_over_runs", "undefined"]
@@ -21,27 +24,52 @@ HEADINGS = {"final_step_spearman": "Spearman ρ ↑", "all_steps_mse": "MSE ↓"
 BLOCKS = {"model": "Model", "metric": "Metric", "unseen": "Unseen", "setting": "Setting"}
 UNSEEN = {"unseen_train": "training", "unseen_test": "test", "unseen_train_and_test": "both"}  # the paper's words
 UNDEFINED = "† undefined in some runs (a constant trajectory end has no rank correlation); those are left out."
+OVER_TASKS, PAPERS_MEAN = "over_tasks", "average"  # tasks: all together (`across_tasks`), and the paper's plain mean
+OVER_TASKS_NOTE = (
+    "‡ Errors: the geometric mean over tasks of the error divided by persistence's (1: as good as persistence, 0: perfect). "
+    "Other statistics: the median over tasks. The paper prints plain means over tasks."
+)
 
 
-class _Block(NamedTuple):
+@dataclass(frozen=True)
+class _Block:
     """The rows of one model, metric, ...: its name in print, its numbers, and how each statistic is printed."""
 
     name: str
     numbers: pd.DataFrame
     formats: Mapping[str, Callable[[float, float], str]]
 
+    @cached_property
+    def rows(self) -> dict[tuple, Any]:
+        """(task, method, variant, statistic) -> its row of `numbers`."""
+        keys = self.numbers[KEY].itertuples(index=False, name=None)
+        return dict(zip(keys, self.numbers.itertuples(index=False), strict=True))
+
+    @cached_property
+    def best(self) -> dict[tuple, set[tuple[str, str]]]:
+        """(task, statistic) -> the (method, variant) to print bold."""
+        groups = self.numbers.groupby(["task", "statistic"], sort=False)
+        return {key: _best(rows, self.formats[key[1]]) for key, rows in groups if key[1] in self.formats}
+
 
 def methods_by_task(
-    summary: pd.DataFrame, reported: pd.DataFrame | None = None, *, by: Sequence[str] = (), average: bool = True
+    summary: pd.DataFrame,
+    reported: pd.DataFrame | None = None,
+    *,
+    by: Sequence[str] = (),
+    average: bool = True,
+    tasks_across: bool = False,
 ) -> Table:
-    """Rows task x method (and their average over tasks), columns "mean (std)" of each statistic beside the paper's.
+    """Rows task x method (and one for all tasks), columns "mean (std)" of each statistic beside the paper's.
 
     summary: rows of `evaluation.summarize` with columns task, method, statistic, value, std, std_over_runs, undefined,
         those of `by`, and variant where there are variants
     reported: rows of `reported` (a block "model" is compared with the Pythia that it is or stands for), or None
     by: columns that tell blocks apart, such as model and metric; blocks stand one below the other in order of appearance
-    average: whether to add rows with the average over the tasks of a block: of the tasks' means, and only for methods
-        with a value in every task
+    average: whether to add, for the methods with a value in every task of a block, rows "over_tasks" (of
+        `across_tasks.over_tasks`) and rows "average", the means that the paper prints for the same tasks
+    tasks_across: tasks side by side instead, with rows for each statistic and method, the paper's below the measured ones, and
+        without standard deviations
 
     The best measured value of a task is bold; methods that are told the answer do not compete. `numbers` holds the
     unrounded values, the columns of `by` in front.
@@ -58,11 +86,14 @@ def methods_by_task(
     for key, rows in groups:
         block = dict(zip(by, key, strict=True))
         found = _numbers(rows, _of_block(reported, block) if reported is not None else None, average)
-        formats = {s: _format(found[found["statistic"] == s]) for s in PRINTED if (found["statistic"] == s).any()}
+        statistics = [s for s in (*PRINTED, *RELATIVE.values()) if (found["statistic"] == s).any()]
+        formats = {s: _format(found[found["statistic"] == s]) for s in statistics}
         blocks.append(_Block(block_name(block), found, formats))
         numbers.append(found.assign(**block)[[*by, *found.columns]])
     whole = pd.concat(numbers, ignore_index=True)
-    return _table(blocks, whole if whole["variant"].any() else whole.drop(columns="variant"), by)
+    whole = whole if whole["variant"].any() else whole.drop(columns="variant")
+    shown = [statistic for statistic in PRINTED if (whole["statistic"] == statistic).any()]
+    return (_tasks_across if tasks_across else _tasks_down)(blocks, whole, by, shown)
 
 
 def block_name(block: Mapping[str, str]) -> str:
@@ -133,7 +164,7 @@ def _of_block(rows: pd.DataFrame, block: Mapping[str, str]) -> pd.DataFrame | No
 
 
 def _numbers(summary: pd.DataFrame, reported: pd.DataFrame | None, average: bool) -> pd.DataFrame:
-    """The rows of a block, their average over tasks, and the paper's numbers in columns paper and paper_std."""
+    """The rows of a block, those over its tasks, and the paper's numbers in columns paper and paper_std."""
     rows = with_variants(summary)
     twice = rows.duplicated(KEY)
     if twice.any():
@@ -143,83 +174,132 @@ def _numbers(summary: pd.DataFrame, reported: pd.DataFrame | None, average: bool
             "select one model and one metric"
         )
     rows = rows[[*KEY, *SUMMARY[3:]]].reset_index(drop=True)
-    tasks = [task for task in rows["task"].unique() if task != "average"]
-    if average and len(tasks) > 1 and "average" not in set(rows["task"]):
-        rows = pd.concat([rows, _averages(rows, len(tasks))], ignore_index=True)
-    return _beside(rows, reported, tasks)
+    tasks = list(rows["task"].unique())
+    average = average and len(tasks) > 1
+    if average:
+        found = over_tasks(rows[[*KEY, "value"]]).dropna(subset="value")
+        found = found.assign(task=OVER_TASKS, std=np.nan, std_over_runs=np.nan, undefined=0)
+        rows = pd.concat([rows, found[rows.columns]], ignore_index=True)
+    return _beside(rows, reported, tasks, average)
 
 
-def _averages(rows: pd.DataFrame, tasks: int) -> pd.DataFrame:
-    each = rows[rows["statistic"].isin(PRINTED)].groupby(["method", "variant", "statistic"], sort=False)["value"]
-    mean = each.agg(["mean", "count", "size"]).reset_index()
-    whole = mean[(mean["count"] == tasks) & (mean["size"] == tasks)]
-    found = whole.assign(task="average", value=whole["mean"], std=np.nan, std_over_runs=np.nan, undefined=0)
-    return found[[*KEY, *SUMMARY[3:]]]
-
-
-def _beside(rows: pd.DataFrame, reported: pd.DataFrame | None, tasks: Sequence[str]) -> pd.DataFrame:
+def _beside(rows: pd.DataFrame, reported: pd.DataFrame | None, tasks: Sequence[str], average: bool) -> pd.DataFrame:
     if reported is None:
         return rows.assign(paper=np.nan, paper_std=np.nan)
     theirs = with_variants(reported)
     if theirs.duplicated(KEY).any():
         raise ConfigurationError("methods_by_task: the paper's rows hold several models or metrics; select one of each")
     theirs = theirs[[*KEY, "value", "std"]].rename(columns={"value": "paper", "std": "paper_std"})
-    if set(tasks) != set(theirs["task"]) - {"average"}:  # the paper's average is over other tasks: not comparable
-        theirs = theirs[theirs["task"] != "average"]
-    return rows.merge(theirs, on=KEY, how="left")
+    means = theirs["task"] == PAPERS_MEAN
+    found = rows.merge(theirs[~means], on=KEY, how="left")
+    means = theirs[means & theirs["method"].isin(rows["method"])]
+    # the paper's mean over other tasks is not comparable
+    if not average or means.empty or set(tasks) != set(theirs["task"]) - {PAPERS_MEAN}:
+        return found
+    means = means.assign(value=np.nan, std=np.nan, std_over_runs=np.nan, undefined=0)
+    return pd.concat([found, means[found.columns]], ignore_index=True)
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _table(blocks: Sequence[_Block], numbers: pd.DataFrame, by: Sequence[str]) -> Table:
-    shown = [s for s in PRINTED if (numbers["statistic"] == s).any()]
+def _tasks_down(blocks: Sequence[_Block], numbers: pd.DataFrame, by: Sequence[str], shown: Sequence[str]) -> Table:
     compared = [s for s in shown if numbers.loc[numbers["statistic"] == s, "paper"].notna().any()]
     lost = ((numbers["statistic"] == "diverged") & (numbers["value"] > 0)).any()
-    columns = [(", ".join(BLOCKS.get(column, column) for column in by), "")] if by else []
-    columns += [("Task", ""), ("Method", "")]
+    columns = [*_named_by(by), ("Task", ""), ("Method", "")]
     for statistic in shown:
         title = heading(statistic)
         columns += [(title, "measured"), (title, "paper")] if statistic in compared else [(title, "")]
     columns += [("diverged", "")] if lost else []
     rows, bold = [], []
     for block in blocks:
-        for cells, marks in _rows(block, shown, compared, bool(lost)):
-            rows.append([*([block.name] if by else []), *cells])
-            bold.append([*([False] if by else []), *marks])
-    notes = (UNDEFINED,) if any("†" in cell for row in rows for cell in row) else ()
-    return Table(columns, rows, numbers, np.array(bold), stubs=3 if by else 2, notes=notes)
+        for task in block.numbers["task"].unique():
+            for method in _methods(block.numbers[block.numbers["task"] == task], shown):
+                row, marks = [_task(task), names.method(*method)], [False, False]
+                for statistic in shown:
+                    text, best = _cell(block, task, method, statistic, spread=True)
+                    row += [text, _paper(block, task, method, statistic)] if statistic in compared else [text]
+                    marks += [best, False] if statistic in compared else [best]
+                row += [_diverged(block, task, method)] if lost else []
+                marks += [False] if lost else []
+                rows.append([*([block.name] if by else []), *row])
+                bold.append([*([False] if by else []), *marks])
+    return Table(columns, rows, numbers, np.array(bold), stubs=3 if by else 2, notes=_notes(rows))
 
 
-def _rows(
-    block: _Block, shown: Sequence[str], compared: Sequence[str], lost: bool
-) -> list[tuple[list[str], list[bool]]]:
-    """(cells, whether each is bold) of each task and method of a block."""
-    numbers = block.numbers
-    keys = numbers[KEY].itertuples(index=False, name=None)
-    cells = dict(zip(keys, numbers.itertuples(index=False), strict=True))
-    diverged = numbers[(numbers["statistic"] == "diverged") & (numbers["value"] > 0)]
-    found = []
-    for task in numbers["task"].unique():
-        of_task = numbers[numbers["task"] == task]
-        best = {s: _best(of_task[of_task["statistic"] == s], block.formats[s]) for s in block.formats}
-        for method in sorted(dict.fromkeys(zip(of_task["method"], of_task["variant"], strict=True)), key=_place):
-            if not any((task, *method, s) in cells for s in shown):
-                continue
-            row, marks = [names.task(task), names.method(*method)], [False, False]
-            for statistic in shown:
-                cell = cells.get((task, *method, statistic))
-                row.append(_measured(cell, block.formats.get(statistic)))
-                marks.append(method in best.get(statistic, ()))
-                if statistic in compared:
-                    row.append(_paper(cell))
-                    marks.append(False)
-            if lost:
-                cell = cells.get((task, *method, "diverged")) if len(diverged) else None
-                row.append("" if cell is None else f"{cell.value:.0f}")
-                marks.append(False)
-            found.append((row, marks))
-    return found
+def _tasks_across(blocks: Sequence[_Block], numbers: pd.DataFrame, by: Sequence[str], shown: Sequence[str]) -> Table:
+    tasks = [task for task in numbers["task"].unique() if task != PAPERS_MEAN]
+    tasks += [PAPERS_MEAN] * bool((numbers["task"] == PAPERS_MEAN).any())
+    columns = [*_named_by(by), ("Statistic", ""), ("Method", ""), *((_task(task), "") for task in tasks)]
+    lost = ((numbers["statistic"] == "diverged") & (numbers["value"] > 0)).any()
+    rows, bold = [], []
+    for block in blocks:
+        named = [block.name] if by else []
+        for statistic in shown:
+            for method in _methods(block.numbers, [statistic]):
+                cells = [_cell(block, task, method, statistic, spread=False) for task in tasks]
+                start = [*named, heading(statistic), names.method(*method)]
+                rows.append([*start, *(text for text, _ in cells)])
+                bold.append([*(False for _ in start), *(best for _, best in cells)])
+                theirs = [_paper(block, task, method, statistic, spread=False) for task in tasks]
+                if any(theirs):
+                    rows.append([*named, heading(statistic), f"{names.method(*method)}: paper", *theirs])
+                    bold.append([False] * len(columns))
+        for method in _methods(block.numbers, shown) if lost else ():
+            counts = [_diverged(block, task, method) for task in tasks]
+            if any(count not in ("", "0") for count in counts):
+                rows.append([*named, "diverged", names.method(*method), *counts])
+                bold.append([False] * len(columns))
+    return Table(columns, rows, numbers, np.array(bold), stubs=3 if by else 2, notes=_notes(rows, columns))
+
+
+def _named_by(by: Sequence[str]) -> list[tuple[str, str]]:
+    return [(", ".join(BLOCKS.get(column, column) for column in by), "")] if by else []
+
+
+def _task(task: str) -> str:
+    return f"{names.task(task)}{'‡' if task == OVER_TASKS else ''}"
+
+
+def _notes(rows: Sequence[Sequence[str]], columns: Sequence[tuple[str, str]] = ()) -> tuple[str, ...]:
+    texts = [*(cell for row in rows for cell in row), *(heading for heading, _ in columns)]
+    marks = {"†": UNDEFINED, "‡": OVER_TASKS_NOTE}
+    return tuple(note for mark, note in marks.items() if any(mark in text for text in texts))
+
+
+def _methods(numbers: pd.DataFrame, shown: Sequence[str]) -> list[tuple[str, str]]:
+    """The (method, variant) that have one of these statistics, in the order of rows."""
+    wanted = [*shown, *(RELATIVE[statistic] for statistic in shown if statistic in RELATIVE)]
+    rows = numbers[numbers["statistic"].isin(wanted)]
+    return sorted(dict.fromkeys(zip(rows["method"], rows["variant"], strict=True)), key=_place)
+
+
+def _cell(block: _Block, task: str, method: tuple[str, str], statistic: str, *, spread: bool) -> tuple[str, bool]:
+    """What was measured, in print, and whether it is the best of its task; spread: with the standard deviation."""
+    measured = RELATIVE.get(statistic, statistic) if task == OVER_TASKS else statistic
+    printed = block.formats.get(measured)
+    if printed is None or task == PAPERS_MEAN:
+        return "", False
+    found = block.rows.get((task, *method, measured))
+    if found is None:
+        return "–", False
+    text = printed(found.value, found.std if spread else np.nan) + ("†" if found.undefined > 0 else "")
+    return text, method in block.best[task, measured]
+
+
+def _paper(block: _Block, task: str, method: tuple[str, str], statistic: str, *, spread: bool = True) -> str:
+    found = block.rows.get((task, *method, statistic))
+    if found is None or not np.isfinite(found.paper):
+        return ""
+    std = f" ({found.paper_std:.3f})" if spread and np.isfinite(found.paper_std) else ""
+    return f"{found.paper:.3f}{std}".replace("-", "−")
+
+
+def _diverged(block: _Block, task: str, method: tuple[str, str]) -> str:
+    """How many trajectories diverged, where some of the block did."""
+    counts = block.numbers.loc[block.numbers["statistic"] == "diverged", "value"]
+    found = block.rows.get((task, *method, "diverged")) if (counts > 0).any() else None
+    return "" if found is None else f"{found.value:.0f}"
 
 
 def _place(method: tuple[str, str]) -> tuple[bool, int, str, str]:
@@ -229,7 +309,7 @@ def _place(method: tuple[str, str]) -> tuple[bool, int, str, str]:
 
 
 def _format(rows: pd.DataFrame) -> Callable[[float, float], str]:
-    """A printer of "mean (std)" for one statistic: three decimals as in the paper, more where values are that small."""
+    """A printer of "mean (std)" for one statistic: at most four digits, and three decimals unless values are that small."""
     finite = rows["value"][np.isfinite(rows["value"]) & (rows["value"] != 0)].abs()
     # the median, so that one tiny or one diverged value does not decide over the rest
     decimals = 3 if finite.empty else int(np.clip(2 - np.floor(np.log10(finite.median())), 3, 6))
@@ -242,23 +322,11 @@ def _format(rows: pd.DataFrame) -> Callable[[float, float], str]:
         if abs(value) >= 1000:
             mantissa, exponent = f"{value:.1e}".split("e")
             return f"{mantissa}e{int(exponent)}".replace("-", "−")
-        text = f"{value:.{decimals}f}"
+        digits = 3 - int(np.floor(np.log10(abs(value)))) if value else decimals
+        text = f"{value:.{min(decimals, digits)}f}"
         return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
     return lambda value, std: number(value) if np.isnan(std) or np.isnan(value) else f"{number(value)} ({number(std)})"
-
-
-def _measured(cell: Any, printed: Callable[[float, float], str] | None) -> str:
-    if cell is None or printed is None:
-        return "–" if printed is not None else ""
-    return printed(cell.value, cell.std) + ("†" if cell.undefined > 0 else "")
-
-
-def _paper(cell: Any) -> str:
-    if cell is None or not np.isfinite(cell.paper):
-        return ""
-    text = f"{cell.paper:.3f}" if np.isnan(cell.paper_std) else f"{cell.paper:.3f} ({cell.paper_std:.3f})"
-    return text.replace("-", "−")
 
 
 def _best(rows: pd.DataFrame, printed: Callable[[float, float], str]) -> set[tuple[str, str]]:

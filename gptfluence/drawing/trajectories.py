@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names, panels
@@ -26,6 +27,10 @@ POINTS = ("observed", "panel", "series", "step", "value")
 BANDS = ("panel", "series", "step", "value", "low", "high")
 BEFORE = "before"  # the series of what a change starts from
 RECORDED = names.method("recorded")
+LINEAR = 1.5  # so many ranges of the recorded line above and below it an axis is linear
+FAR = 1000.0  # times the half of the linear part of an axis: what goes farther is off the axis
+FOLD_DECADE = 0.25  # height of a factor of ten beyond the linear part, in halves of that part
+FOLD_LINE: dict[str, Any] = {"color": "#767676", "linewidth": 0.5, "linestyle": (0, (1, 1)), "zorder": 1}
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------
@@ -107,8 +112,9 @@ def plot_trajectories(
 
     frame: one row per point: panel (its title), series ("recorded" or a method), step, value, and observed: whether the
     simulator was given the value; optionally variant, and metric, one per panel. A simulated line starts at the last
-    observed point, marked by a dot. A line that leaves the range of the recorded one by more than that range is cut, and a
-    triangle at the edge says where.
+    observed point, marked by a dot. Axes are linear near the recorded line (`LINEAR`), and logarithmic beyond, where
+    thin lines mark the change. So the recorded line can be read, and the others are inside. A line that goes `FAR` times as
+    far is cut, and a triangle at the edge says where.
     Raises ConfigurationError for missing columns, an empty frame, or a panel without a recorded trajectory.
     """
     panels.check("plot_trajectories", frame, POINTS, "select at least one trajectory")
@@ -120,15 +126,17 @@ def plot_trajectories(
     columns = columns or _columns(len(titles), width)
     several = "metric" in frame and frame["metric"].nunique() > 1
     # panels of several metrics have an axis label each, which leaves less room for their titles
-    beside, cut = 0.55 if several else 0.3, False
+    beside, cut, folded = 0.55 if several else 0.3, False, False
     with style():
-        figure, axes = panels.grid(math.ceil(len(titles) / columns), columns, width, panel_height, gap=0.06)
+        gap = 0.06 if columns < 5 else 0.02
+        figure, axes = panels.grid(math.ceil(len(titles) / columns), columns, width, panel_height, gap=gap)
         for position, axis in enumerate(axes.flat):
             if position >= len(titles):
-                axis.set_visible(False)
+                axis.remove()
                 continue
             part = frame[frame["panel"] == titles[position]]
-            cut |= _draw_panel(axis, part, looks)
+            lost, far = _draw_panel(axis, part, looks)
+            cut, folded = cut | lost, folded | far
             axis.set_title(wrapped(str(titles[position]), width / columns - beside, "axes.titlesize"))
             if position % columns == 0 or several:
                 drawn = part["metric"].iloc[0] if "metric" in part else metric
@@ -137,49 +145,82 @@ def plot_trajectories(
                 axis.set_xlabel(xlabel)
         observed = Line2D([], [], color="black", linestyle="", marker="o", markersize=3.6, label="last observed")
         handles = [*panels.series_handles(looks), observed]
+        handles += [Line2D([], [], label="log axis beyond", **FOLD_LINE)] if folded else []
         panels.place_legend(figure, [*handles, panels.edge_handle()] if cut else handles, width)
     return figure
 
 
 def _columns(count: int, width: float) -> int:
-    """Panels in a row: four (two in a column of text), or three where that leaves fewer places empty."""
-    most = 4 if width > 4 else 2
-    if count <= most or most < 4:
-        return min(count, most)
-    return min((4, 3), key=lambda columns: -count % columns)
+    """Panels in a row: up to five (two in a column of text), as many as leave the fewest places empty; four if in doubt."""
+    if width <= 4:
+        return min(count, 2)
+    return count if count < 4 else min((4, 5, 3), key=lambda columns: -count % columns)
 
 
-def _draw_panel(axis: Axes, part: pd.DataFrame, looks: Looks) -> bool:
-    """Draw one panel; True if a line leaves it."""
+def _draw_panel(axis: Axes, part: pd.DataFrame, looks: Looks) -> tuple[bool, bool]:
+    """Draw one panel; returns whether a line leaves it, and whether one leaves the linear part of its axis."""
     recorded = part[part["series"] == "recorded"].sort_values("step")
     low, high = recorded["value"].min(), recorded["value"].max()
     span = (high - low) or max(abs(high), 1.0) * 0.1
+    middle, half = (low + high) / 2, (high - low) / 2 + LINEAR * span
     seen, beyond = [recorded["value"]], []
     for position, label in enumerate(looks):
         line = part[part["label"] == label].sort_values("step")
         if label == RECORDED or line.empty:
             continue
         line = _from_last_observed(line, recorded)
-        inside = _draw_line(axis, line, looks[label], (low - span, high + span), position / max(len(looks), 1))
+        limits = middle - FAR * half, middle + FAR * half
+        inside = _draw_line(axis, line, looks[label], limits, position / max(len(looks), 1))
         seen.append(line["value"][inside])
         if not inside.all():
             first = int(np.argmin(inside))
-            below = line["value"].iloc[first] < low - span
+            below = line["value"].iloc[first] < middle
             beyond.append((line["step"].iloc[first], not below, looks[label].color))
     axis.plot(recorded["step"], recorded["value"], color=looks[RECORDED].color, zorder=2.5, linewidth=1.4)
     _mark_observed(axis, recorded)
     shown, above = pd.concat(seen), {up for _, up, _ in beyond}
-    top = high + span if True in above else shown.max()
-    bottom = low - span if False in above else shown.min()
-    margin = 0.06 * ((top - bottom) or span)
-    axis.set_ylim(bottom - margin, top + margin)
+    bottom, top = shown.min(), shown.max()
+    bottom = min(bottom, low - span) if False in above else bottom
+    top = max(top, high + span) if True in above else top
+    folded = _fold(axis, (bottom, top), middle, half)
     steps = part["step"]
     axis.set_xlim(steps.min(), steps.max() if steps.max() > steps.min() else steps.min() + 1)
     for step, up, color in beyond:
         panels.off_axis(axis, step, color, above=up)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(4))
-    return bool(beyond)
+    return bool(beyond), folded
+
+
+def _fold(axis: Axes, ends: tuple[float, float], middle: float, half: float) -> bool:
+    """A vertical axis that holds both ends: linear within `half` of `middle`, logarithmic beyond. True if it reaches beyond."""
+
+    def forward(values: np.ndarray) -> np.ndarray:
+        away = (np.asarray(values, dtype=float) - middle) / half
+        beyond = np.log10(np.maximum(np.abs(away), 1))
+        return np.where(beyond > 0, np.sign(away) * (1 + FOLD_DECADE * beyond), away)
+
+    def inverse(places: np.ndarray) -> np.ndarray:
+        away = np.asarray(places, dtype=float)
+        beyond = np.maximum(np.abs(away) - 1, 0) / FOLD_DECADE
+        return middle + half * np.where(beyond > 0, np.sign(away) * 10**beyond, away)
+
+    bottom, top = forward(np.array(ends))
+    height = (top - bottom) or 1.0
+    axis.set_yscale("function", functions=(forward, inverse))
+    axis.set_ylim(*inverse(np.array([bottom - 0.06 * height, top + 0.06 * height])))
+    edges = [edge for edge in (-1.0, 1.0) if bottom < edge < top]
+    for edge in edges:
+        axis.axhline(float(inverse(np.array(edge))), **FOLD_LINE)
+    low, high = inverse(np.clip([bottom, top], -1, 1))
+    every = MaxNLocator(4).tick_values(low, high)
+    ticks = [tick for tick in every if low <= tick <= high]
+    step = every[1] - every[0]
+    for end, far in ((math.ceil(ends[0] / step) * step, bottom < -1), (math.floor(ends[1] / step) * step, top > 1)):
+        if far:  # one number on the logarithmic part: about the farthest that a line goes
+            near = np.abs(forward(np.array(ticks)) - forward(np.array(end))) < 0.15 * height
+            ticks = [*np.array(ticks)[~near], end]
+    axis.yaxis.set_major_locator(FixedLocator(ticks))
+    return bool(edges)
 
 
 def _draw_line(
@@ -191,7 +232,7 @@ def _draw_line(
     every = max(1, len(line) // 6)
     axis.plot(
         line["step"],
-        np.clip(values, low - 3 * (high - low), high + 3 * (high - low)),  # infinity cannot be drawn, a steep line can
+        np.clip(values, low, high),  # infinity cannot be drawn, a steep line can
         color=look.color,
         linestyle=look.dash,
         marker=look.marker,

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "R²dev": r"$R^2_{\mathrm{dev}}$", "²": "$^2$",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "†": r"$^\dagger$", "±": r"$\pm$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "²": "$^2$",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "±": r"$\pm$",
     "×": r"$\times$", "≠": r"$\neq$", "≤": r"$\leq$", "·": r"$\cdot$", "∞": r"$\infty$", "<": "$<$", ">": "$>$",
-    "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ρ": r"$\rho$",
+    "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ρ": r"$\rho$", "µ": r"$\mu$",
 }  # fmt: skip
+TEX_WORDS = dict.fromkeys(("R²dev", "R2_dev"), r"$R^2_{\mathrm{dev}}$")
 PAGE_ROWS = 50  # of a table that still fits on a page
 
 
@@ -86,9 +87,11 @@ class Table:
     def to_tex(self, caption: str = "", label: str = "") -> str:
         """A table with its caption and label, to \\input into a document that uses booktabs.
 
-        A table longer than a page is a longtable, which wants the package of that name and a page of one column.
+        A table longer than a page is a longtable, which wants the package of that name and a page of one column. Its caption
+        stands on the first page, and "continued" on the others.
         """
         long = len(self.rows) > PAGE_ROWS
+        title = _tex(" ".join(caption.split()))
         text = self._styler(_tex, "textbf:--rwrap").to_latex(
             column_format="@{}" + "".join("l" if self._left(j) else "r" for j in range(len(self.columns))) + "@{}",
             hrules=True,
@@ -96,9 +99,10 @@ class Table:
             multicol_align="c",
             environment="longtable" if long else "table*",
             position_float=None if long else "centering",
-            caption=_tex(" ".join(caption.split())) or None,
+            caption=title or None,
             label=label or None,
         )
+        text = text.replace(f"\\caption[]{{{title}}}", "\\caption[]{(continued)}")
         needs = "booktabs and longtable, and one column" if long else "booktabs"
         notes = "".join(f"\\par\\noindent{{\\footnotesize {_tex(note)}}}\n" for note in self.notes)
         head, rows, foot = self._parts_of(text)
@@ -179,7 +183,7 @@ class Table:
 def _tex(text: str) -> str:
     result, rest = "", text
     while rest:
-        key = "R²dev" if rest.startswith("R²dev") else rest[0]
-        result += TEX.get(key, key)
+        key = next((word for word in TEX_WORDS if rest.startswith(word)), rest[0])
+        result += TEX_WORDS.get(key) or TEX.get(key, key)
         rest = rest[len(key) :]
     return result

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """How a method is drawn: a colour of Okabe and Ito's colour-blind-safe palette, and never by colour alone."""
+    """How a method is drawn: a colour that the colour-blind can tell from the others, and never by colour alone.
+
+    Most are of Okabe and Ito's palette. Its two blues are hard to tell apart on thin lines, so that one of them is not used.
+    """
 
     color: str
     dash: str | tuple
@@ -54,10 +57,10 @@ METHODS: dict[str, Method] = {
         Method("gptfluence", "simulators.gptfluence:GPTfluence", "GPTfluence", Line("#0072B2", "-", "o")),
         Method("simfluence", "simulators.simfluence:Simfluence", "Simfluence", Line("#D55E00", (0, (4, 1.5)), "s")),
         Method(
-            "tangent", "simulators.tangent:TangentSimulator", "Tangent simulator", Line("#56B4E9", (0, (8, 1.5)), "P")
+            "tangent", "simulators.tangent:TangentSimulator", "Tangent simulator", Line("#8B0000", (0, (9, 3)), "P")
         ),
         Method(
-            "low_rank", "simulators.low_rank:LowRank", "Low-rank deviations", Line("#5E3C99", (0, (5, 1, 1, 1)), "<")
+            "low_rank", "simulators.low_rank:LowRank", "Low-rank deviations", Line("#440154", (0, (5, 1, 1, 1)), "<")
         ),
         Method(
             "counts",
