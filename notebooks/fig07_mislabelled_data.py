@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Figure 7: finding mislabelled training data
 #
-# Some labels of the training pool are flipped: 40% as in the paper, and 20%. Each method scores every training example, and
+# Some labels of the training pool are flipped, 40% as in the paper. Each method scores every training example, and
 # the examples are inspected from the most suspect down. *Left: the higher a curve, the sooner the flips are found; random
 # inspection finds, in expectation, the share that it inspects. Middle: flipped labels among the inspected are corrected, and
 # the GPT is trained again. A good order restores the accuracy after few inspections. Right: the area under the ROC curve of
@@ -33,20 +33,22 @@
 # ![Figure 7, profile mini](../figures/mini/fig07_mislabelled_data.png)
 #
 # Inputs: runs on the flipped pool and simulators fitted on them (made if missing). Outputs:
-# `figures/<profile>/fig07_mislabelled_data.*`. TIMES
+# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about a minute of one core for each seed.
 #
-# Twenty seeds take longer and are made by the command below. It can be stopped at any time, and the next call goes on. Several
-# calls may run at once, for example with other seeds each: what one has made, the others find.
+# Twenty seeds, with 20% of the labels flipped as well, take about 40 minutes of one core, by this command:
 #
-# `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -y 'seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]' -p output_dir figures/mini-20-seeds`
+# `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile mini -y 'seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]' -y 'flipped_fractions: [0.4, 0.2]' -p output_dir figures/mini-20-seeds`
+#
+# It can be stopped at any time, and the next call goes on. Several calls may run at once, each with some of the seeds (and
+# without `output_dir`): what they have made, a last call with all seeds finds.
 
 # %% tags=["parameters"]
 profile: str = "mini"
 task: str = ""  # SST-2, or the first whose targets are labels
 seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
-flipped_fractions: list[float] = [0.4, 0.2]  # the paper's is 0.4
-inspected: list[float] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]  # where accuracies are measured
-runs: int = 8  # recorded on the flipped pool, to fit simulators on
+flipped_fractions: list[float] = [0.4]  # the paper's; a row of panels for each
+inspected: list[float] = [0.0, 0.2, 0.4, 1.0]  # shares of the pool after whose correction the GPT is trained again
+runs: int = 6  # recorded on the flipped pool, to fit simulators on
 tests: int = 200  # that accuracies are measured on
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
@@ -86,7 +88,7 @@ picture
 
 # %%
 shares = " and ".join(f"{fraction:.0%}" for fraction in flipped_fractions)
-few = " (twenty by the command in the notebook)" if len(seeds) < 20 else ""
+few = " (twenty by the command in the notebook, which takes longer)" if len(seeds) < 20 else ""
 accuracies = "; ".join(
     f"{row['before']:.2f} before training, {row['flipped']:.2f} after training with {fraction:.0%} of the labels flipped, "
     f"{row['right']:.2f} with all of them right"

@@ -160,7 +160,7 @@ def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
     for end in (0.0, 1.0):  # nothing inspected, or all: the same training for every method
         assert accuracy.loc[accuracy["x"].astype(float) == end, "value"].round(6).nunique() == 1
     facts = json.loads((outputs / "fig07_mislabelled_data.json").read_text())
-    assert "2 seeds (twenty by the command in the notebook)" in facts["caption"]
+    assert "2 seeds (twenty by the command in the notebook" in facts["caption"]
     assert "Accuracy on 12 tests: 0." in facts["caption"]
     assert "its untrained weights" in facts["reading"]
     done, _ = papermill("fig07_mislabelled_data", "task: webnlg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from string import ascii_lowercase
 
 import numpy as np
@@ -100,17 +101,19 @@ def of_inspection(frame: pd.DataFrame, inspected: float = 0.2) -> str:
 
 def _told_areas(part: pd.DataFrame) -> str:
     areas = part[part["panel"] == AUC]
-    means = areas[areas["repeat"].isna()].set_index(["series", "variant"])[["value", "low", "high"]]
-    chance = means.loc["random", ""]
-    ranked = means.drop(("random", "")).sort_values("value", ascending=False)
-    listed = ", ".join(f"{names.method(*key)} {_interval(row)}" for key, row in ranked.iterrows())
+    means = areas[areas["repeat"].isna()].sort_values("value", ascending=False, kind="stable")
+    [chance] = means[means["series"] == "random"].to_dict("records")
+    listed = ", ".join(
+        f"{names.method(row['series'], row['variant'])} {_interval(row)}"
+        for row in means[means["series"] != "random"].to_dict("records")
+    )
     text = f"AUC {listed}; by chance 0.50, and most single random orders within {chance['low']:.2f} to {chance['high']:.2f}."
     seeds = areas[areas["repeat"].notna() & (areas["series"] == "gptfluence")]
     wide = seeds.pivot(index="repeat", columns="variant", values="value")
-    gain = pd.Series(mean_with_interval(wide[""] - wide["untrained"]), ["value", "low", "high"])
+    gain = dict(zip(("value", "low", "high"), mean_with_interval(wide[""] - wide["untrained"]), strict=True))
     if not np.isfinite(gain["low"]):
         return text
-    told = "no better than" if gain["low"] <= 0 else "better than"
+    told = "better than" if gain["low"] > 0 else "no better than"
     return f"{text} GPTfluence is {told} its untrained weights (AUC higher by {_interval(gain)})."
 
 
@@ -121,12 +124,12 @@ def _told_accuracies(part: pd.DataFrame, inspected: float) -> str:
     if not len(between):
         return ""
     shown = float(between[np.abs(between - inspected).argmin()])
-    ranked = wide.loc[shown].sort_values(ascending=False)
+    ranked = wide.loc[shown].sort_values(ascending=False, kind="stable")
     listed = ", ".join(f"{names.method(*key)} {value:.2f}" for key, value in ranked.items())
     start, end = (f"{wide.loc[x].mean():.2f}" if x in wide.index else "–" for x in (0.0, 1.0))
     return f"Accuracy {start} with nothing corrected, {end} with everything; with {shown:.0%} inspected: {listed}."
 
 
-def _interval(row: pd.Series) -> str:
+def _interval(row: Mapping[str, float]) -> str:
     bounds = f" ({row['low']:.2f} to {row['high']:.2f})" if np.isfinite(row["low"]) else ""
     return f"{row['value']:.2f}{bounds}"

@@ -56,7 +56,7 @@ from gptfluence.tasks.base import Task, TaskPool, fingerprint
 
 FORMAT = 2
 FILE = "table.parquet"
-INSPECTED = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+INSPECTED = (0.0, 0.2, 0.4, 1.0)
 
 Contender = tuple[str, str]  # method, variant
 
@@ -175,7 +175,7 @@ class Experiment:
         *,
         seed: int = 0,
         flipped_fraction: float = 0.4,
-        runs: int = 8,
+        runs: int = 6,
         tests: int = 200,
         checkpoints: int = 10,
         parameters: str = "last_layer",

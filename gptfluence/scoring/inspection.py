@@ -35,8 +35,9 @@ def area_under_roc(scores: np.ndarray, flipped: np.ndarray) -> float:
 
     Of equal scores half a pair counts. 0.5 is chance and 1 perfect, whatever share was flipped.
     """
-    wrong, right = np.asarray(scores)[flipped], np.asarray(scores)[~flipped]
-    return float(stats.mannwhitneyu(wrong, right).statistic / (len(wrong) * len(right)))
+    wrong, right = int(flipped.sum()), int((~flipped).sum())
+    above = stats.rankdata(scores)[flipped].sum() - wrong * (wrong + 1) / 2  # the Mann-Whitney statistic
+    return float(above / (wrong * right))
 
 
 def random_found(pool: int, flipped: int) -> pd.DataFrame:
