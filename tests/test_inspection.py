@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -21,6 +21,7 @@ from gptfluence.scoring.inspection import (
 )
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99), size=st.integers(2, 20))
 def test_found_is_the_share_of_flips_among_the_first_inspected(seed, size):
     rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptfluence as gf
@@ -41,6 +41,7 @@ def labelled(labels, choices=(" no", " maybe", " yes")):
 # --- flipping and correcting ----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 2), min_size=4, max_size=30).filter(lambda labels: len(set(labels)) > 1),
     fraction=st.floats(0.2, 0.7),
@@ -78,6 +79,7 @@ def test_free_text_has_no_labels_to_flip(webnlg):
         flip_labels(webnlg.pool, 0.4, np.random.default_rng(0))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99), inspected=st.sets(st.integers(0, 11)))
 def test_corrected_curricula_show_the_right_label_of_what_was_inspected_and_nothing_else_new(seed, inspected):
     pool = labelled([0, 1, 2] * 4)
