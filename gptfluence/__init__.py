@@ -38,6 +38,7 @@ _MODULES = {
     "sweeps": "drawing.sweeps",
     "points": "drawing.points",
     "overview": "drawing.overview",
+    "inspection": "drawing.inspection",
     "gallery": "drawing.gallery",
     "task_panels": "drawing.task_panels",
     "tables": "drawing.tables",

@@ -14,88 +14,95 @@
 # %% [markdown]
 # # Figure 7: finding mislabelled training data
 #
-# Some labels of the training pool are flipped. Each method scores every training example, and the examples are inspected
-# from the most suspect down. *Left: the higher a curve, the sooner the flips are found. Random inspection finds,
-# averaged over many orders, the same share of flips as it inspects. Right: flipped labels among the inspected are corrected,
-# and the GPT is trained again. A good order restores the accuracy after few inspections.*
+# Some labels of the training pool are flipped, 40% as in the paper. Each method scores every training example, and
+# the examples are inspected from the most suspect down. *Left: the higher a curve, the sooner the flips are found; random
+# inspection finds, in expectation, the share that it inspects. Middle: flipped labels among the inspected are corrected, and
+# the GPT is trained again. A good order restores the accuracy after few inspections. Right: the area under the ROC curve of
+# each seed's scores; 0.5 is chance.*
 #
-# TracIn-CP scores an example by its self-influence (the squared norm of its own gradient, summed over checkpoints),
-# GPTfluence by its simulated multiplicative factor on its own loss.
+# | method | score of an example |
+# |---|---|
+# | TracIn-CP | its self-influence: the squared norm of its own gradient, summed over checkpoints |
+# | GPTfluence | the simulated factor on its own loss |
+# | GPTfluence (untrained) | the same with the weights that the fit began with: what text features give without any learning |
+# | Tangent simulator | how much lower its own final loss is in a simulated run with it than without it |
+# | Own training loss | its loss, averaged over the steps of the run |
+#
+# None of them is told a right label of the pool.
 #
 # ![Figure 7, profile mini](../figures/mini/fig07_mislabelled_data.png)
 #
-# Inputs: runs on the flipped pool and a simulator fitted on them (made if missing). Outputs:
-# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about three minutes on two cores.
+# Inputs: runs on the flipped pool and simulators fitted on them (made if missing). Outputs:
+# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about a minute of one core for each seed.
 #
-# The paper flips 40% of the labels. From 128 examples with so much noise a nano model learns nothing. Its accuracy stays at
-# chance, and no score can find a flip. So the default here is 20%.
+# Twenty seeds, with 20% of the labels flipped as well, take about 40 minutes of one core, by this command:
 #
-# `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile smoke -p flipped_fraction 0.4`
+# `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile mini -y 'seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]' -y 'flipped_fractions: [0.4, 0.2]' -p output_dir figures/mini-20-seeds`
+#
+# It can be stopped at any time, and the next call goes on. Several calls may run at once, each with some of the seeds (and
+# without `output_dir`): what they have made, a last call with all seeds finds.
 
 # %% tags=["parameters"]
 profile: str = "mini"
 task: str = ""  # SST-2, or the first whose targets are labels
 seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
-flipped_fraction: float = 0.2  # the paper's is 0.4
-runs: int = 8  # recorded on the flipped pool, to fit GPTfluence on
-learning_rate_factor: float = 6.0  # times the profile's rate, with which labels are hardly learned in so few steps
+flipped_fractions: list[float] = [0.4]  # the paper's; a row of panels for each
+inspected: list[float] = [0.0, 0.2, 0.4, 1.0]  # shares of the pool after whose correction the GPT is trained again
+runs: int = 6  # recorded on the flipped pool, to fit simulators on
+tests: int = 200  # that accuracies are measured on
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
-import pandas as pd
-
 import gptfluence as gf
-from gptfluence.experiments.mislabelled import Experiment
+from gptfluence.experiments import mislabelled
 
 nb = gf.Notebook("fig07_mislabelled_data", globals())
 experiments = [
-    Experiment(
-        nb.study,
-        nb.task,
-        seed=seed,
-        flipped_fraction=flipped_fraction,
-        runs=runs,
-        learning_rate_factor=learning_rate_factor,
-    )
+    mislabelled.Experiment(nb.study, nb.task, seed=seed, flipped_fraction=fraction, runs=runs, tests=tests)
+    for fraction in flipped_fractions
     for seed in seeds
 ]
 first = experiments[0]
 print(f"{first.flipped.sum()} of {len(first.flipped)} labels flipped, {first.curriculum.steps} steps of training")
 
 # %% [markdown]
-# How many of the flips are found among the first examples inspected?
+# Score, inspect, correct, train again from the same weights on the same batches. Rows without a repeat are means over seeds.
 
 # %%
-found = pd.concat([experiment.found() for experiment in experiments]).assign(panel="flipped labels found")
-found.groupby(["method", "seed"])["value"].mean().unstack("method").round(3)  # area under each curve
+frame = mislabelled.results(experiments, inspected)
+means = frame[frame["repeat"].isna()]
+means[means["panel"] == gf.inspection.AUC].drop(columns=["panel", "repeat", "x"]).round(3)
 
 # %% [markdown]
-# Correct the flips among those inspected, train again from the same weights on the same batches, and measure the share of
-# test examples whose right label is the most likely one.
+# Does the GPT learn the labels at all? Its accuracy on the tests before training, after training with the flipped labels, and
+# with all labels right.
 
 # %%
-accuracy = pd.concat([experiment.accuracy() for experiment in experiments]).assign(panel="test accuracy")
-accuracy.pivot_table(index="inspected", columns="method", values="value", aggfunc="mean").round(3)
+learned = mislabelled.accuracies(experiments)
+learned.round(3)
 
 # %%
-columns = {"method": "series", "seed": "repeat", "inspected": "x"}
-frame = pd.concat([found, accuracy])[["panel", *columns, "value"]].rename(columns=columns)
-ylabels = {"flipped labels found": "fraction of flipped labels", "test accuracy": "accuracy after retraining (0–1)"}
-picture = gf.points.plot_curves(frame, xlabel="fraction of training examples inspected", ylabels=ylabels)
+picture = gf.inspection.plot_inspection(frame)
 picture
 
 # %%
+shares = " and ".join(f"{fraction:.0%}" for fraction in flipped_fractions)
+few = " (twenty by the command in the notebook, which takes longer)" if len(seeds) < 20 else ""
+accuracies = "; ".join(
+    f"{row['before']:.2f} before training, {row['flipped']:.2f} after training with {fraction:.0%} of the labels flipped, "
+    f"{row['right']:.2f} with all of them right"
+    for fraction, row in learned.iterrows()
+)
+star = " Star: what the paper's text gives; its curves come without numbers." if "paper" in set(frame["series"]) else ""
 caption = (
-    f"Finding mislabelled training data: {gf.names.task(nb.task)}, {flipped_fraction:.0%} of the labels of {len(first.flipped)} "
-    f"training examples flipped (in the paper 40%), learning rate {learning_rate_factor:g} times the profile's. "
-    f"{nb.study.profile.title} ({first.dynamics.model}). Lines: mean over {len(seeds)} seeds, with "
-    "bands from the lowest to the highest. GPTfluence: the example's multiplicative factor on its own loss, fitted on "
-    f"{runs} runs. TracIn-CP: self-influence over 10 checkpoints, parameters of the last transformer block."
+    f"Finding mislabelled training data: {gf.names.task(nb.task)}, {shares} of the labels of {len(first.flipped)} training "
+    f"examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Means over {len(seeds)} "
+    f"seeds{few}, with 90% t intervals; dots: single seeds. Random: its exact expectation, with the range of 90% of single "
+    f"orders (its accuracies are of one order a seed). Accuracy on {tests} tests: {accuracies}. Simulators are fitted on "
+    f"{runs} runs. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"
 )
-reading = " ".join(
-    f"{panel}: {gf.readings.mean_and_range(part, flipped_fraction)}" for panel, part in frame.groupby("panel")
-)
+reading = gf.inspection.of_inspection(frame)
 nb.save_figure(
     picture,
     frame,

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names, readings, style, sweeps
+from gptfluence.drawing.points import plot_curves
 from gptfluence.simulators.base import FitReport
 
 STATISTICS = ("all_steps_mse", "all_steps_mae", "final_step_spearman", "mse_mean_trajectory")
@@ -195,3 +196,33 @@ def test_frames_that_cannot_be_drawn_are_refused():
         sweeps.plot_sweep(frame.iloc[:0], "c", xlabel="c")
     with pytest.raises(ConfigurationError, match="empty"):
         sweeps.plot_convergence(sweeps.convergence({}))
+
+
+def curves():
+    rows = [("a", s, r, x, x + r) for s in ("gptfluence", "simfluence") for r in (0, 1) for x in (0.0, 0.5, 1.0)]
+    return pd.DataFrame(rows, columns=["panel", "series", "repeat", "x", "value"])
+
+
+def test_lines_are_means_and_bands_reach_from_least_to_most():
+    figure = plot_curves(curves(), xlabel="step", ylabels={"a": "error"})
+    axis = figure.axes[0]
+    for line in axis.lines:
+        np.testing.assert_allclose(line.get_ydata(), [0.5, 1.0, 1.5])
+    assert len(axis.lines) == len(axis.patches) == 2
+    for band in axis.patches:
+        heights = band.get_xy()[:, 1]
+        assert (heights.min(), heights.max()) == (0, 2)
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "error")
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (curves().drop(columns="repeat"), "no column repeat"),
+        (curves().iloc[:0], "the frame is empty"),
+        (curves().assign(panel="b"), "panel 'b' has no label"),
+    ],
+)
+def test_curves_that_cannot_be_drawn_are_refused(frame, said):
+    with pytest.raises(ConfigurationError, match=said):
+        plot_curves(frame, xlabel="x", ylabels={"a": "y"})

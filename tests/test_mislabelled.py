@@ -6,24 +6,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptfluence as gf
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing.points import plot_curves
-from gptfluence.drawing.readings import mean_and_range
+from gptfluence.experiments import mislabelled
 from gptfluence.experiments.mislabelled import (
     Experiment,
+    both_versions,
     corrected,
     flip_labels,
-    fraction_found,
-    inspection_order,
+    self_effects,
     self_factors,
     self_influence,
 )
 from gptfluence.gradients.products import Replayer, chosen_parameters
 from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.kinds import replaced
 from gptfluence.recording.recorder import Recorder
 from gptfluence.recording.settings import AdamW, Recording
 from gptfluence.recording.tokens import tokenize
@@ -41,6 +41,7 @@ def labelled(labels, choices=(" no", " maybe", " yes")):
 # --- flipping and correcting ----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 2), min_size=4, max_size=30).filter(lambda labels: len(set(labels)) > 1),
     fraction=st.floats(0.2, 0.7),
@@ -54,8 +55,6 @@ def test_the_asked_fraction_is_flipped_and_nothing_else_changes(labels, fraction
         assert (after.id, after.prompt, after.choices) == (before.id, before.prompt, before.choices)
         assert after.target == after.choices[after.label]
         assert (after.label != before.label) == changed
-    assert corrected(wrong, pool, np.flatnonzero(flipped).tolist()) == pool
-    assert corrected(wrong, pool, []) == wrong
     again, _ = flip_labels(pool, fraction, np.random.default_rng(seed))
     assert again == wrong
 
@@ -80,22 +79,20 @@ def test_free_text_has_no_labels_to_flip(webnlg):
         flip_labels(webnlg.pool, 0.4, np.random.default_rng(0))
 
 
-@given(seed=st.integers(0, 99), size=st.integers(2, 20))
-def test_found_is_the_share_of_flips_among_the_first_inspected(seed, size):
-    rng = np.random.default_rng(seed)
-    scores, flipped = rng.integers(0, 4, size), rng.random(size) < 0.5
-    flipped[0] = True
-    order = inspection_order(scores)
-    assert (np.diff(scores[order]) <= 0).all()
-    found = fraction_found(order, flipped, range(size + 1))
-    for count in range(size + 1):
-        assert found[count] == pytest.approx(len(set(order[:count]) & set(np.flatnonzero(flipped))) / flipped.sum())
-    assert fraction_found(inspection_order(flipped), flipped, [flipped.sum()]) == 1  # a perfect score
-
-
-def test_without_flips_there_is_nothing_to_find():
-    with pytest.raises(ConfigurationError, match="no example is flipped"):
-        fraction_found(np.arange(3), np.zeros(3, bool), [1])
+@settings(deadline=None)
+@given(seed=st.integers(0, 99), inspected=st.sets(st.integers(0, 11)))
+def test_corrected_curricula_show_the_right_label_of_what_was_inspected_and_nothing_else_new(seed, inspected):
+    pool = labelled([0, 1, 2] * 4)
+    wrong, flipped = flip_labels(pool, 0.5, np.random.default_rng(seed))
+    shown = corrected(CURRICULUM, flipped, sorted(inspected))
+    versions = both_versions(wrong, pool)
+    for row, new in zip(CURRICULUM.batches.ravel(), shown.batches.ravel(), strict=True):
+        example = versions[new]
+        expected = pool[row] if row in inspected else wrong[row]
+        assert (example.text, example.label) == (expected.text, expected.label)
+    # what makes no difference is the same curriculum, so that it is trained once
+    assert corrected(CURRICULUM, flipped, [*inspected, *np.flatnonzero(~flipped)]) == shown
+    assert corrected(CURRICULUM, flipped, []) == CURRICULUM
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------------
@@ -112,7 +109,8 @@ def test_self_influence_is_the_sum_over_checkpoints_of_squared_gradients(nano, s
     with Recorder(gpt, sst2.pool, sst2.tests, FAST) as recorder:
         recorder.record("train-000", CURRICULUM, on_step=keep)
     with Replayer(gpt, sst2.pool, sst2.tests, FAST) as recorder:
-        found = self_influence(recorder, CURRICULUM, parameters=which, checkpoints=2, seed=0)
+        found, run = self_influence(recorder, CURRICULUM, parameters=which, checkpoints=2, seed=0)
+    assert run.curriculum == CURRICULUM
     rates, names = FAST.optimizer.learning_rates(4), list(chosen_parameters(gpt.model, which))
     expected = np.zeros(len(sst2.pool))
     for state in (0, 3):  # the first and the last before an update
@@ -143,52 +141,131 @@ def test_accuracy_compares_the_likelihoods_of_whole_labels(nano, sst2):
     assert found == pytest.approx(np.mean(right))
 
 
+def test_an_example_is_charged_with_what_its_own_loss_is_without_it():
+    class Told:
+        """Simulates, for each curriculum, a loss that counts how often an example was not seen."""
+
+        def simulate(self, curricula, observed, *, pool, tests):
+            assert observed.shape == (1, 1, len(pool))
+            seen = np.stack([np.bincount(c.batches.ravel(), minlength=len(pool)) for c in curricula])
+            return np.repeat((observed[:, 0] - seen)[:, None], curricula[0].steps + 1, axis=1)
+
+    pool = labelled([0, 1] * 6)
+    found = self_effects(Told(), CURRICULUM, pool, np.arange(12.0), seed=[3])
+    assert found.tolist() == np.bincount(CURRICULUM.batches.ravel()).tolist()
+    # others take its places, and each example's stand-ins are drawn for themselves
+    one = replaced(CURRICULUM, [4], np.random.default_rng([3, 4]))
+    assert 4 not in one.batches
+    assert one.batches.shape == CURRICULUM.batches.shape
+
+
 # --- the experiment -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    quick = ("settings.fine_tuning.curriculum.epochs=1", "simulators.gptfluence={encoder: index, max_epochs: 2}")
+    quick = (
+        "settings.fine_tuning.curriculum.epochs=1",
+        "simulators.gptfluence={encoder: index, max_epochs: 2}",
+        "simulators.tangent={coordinates: 64}",
+    )
     return gf.Study.load("smoke", quick, artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
+
+
+def small(study, seed=1, **options):
+    return Experiment(study, "sst2", seed=seed, **{"runs": 1, "tests": 10, "checkpoints": 2, **options})
 
 
 @pytest.fixture(scope="module")
 def experiment(study):
-    return Experiment(study, "sst2", seed=1, runs=1, checkpoints=2, learning_rate_factor=2)
+    return small(study)
 
 
-def test_an_experiment_is_what_it_says(experiment, study, monkeypatch):
+def test_an_experiment_is_what_it_says(experiment, study):
     assert len(experiment.task.pool) == study.setting().curriculum.subset_size
     assert experiment.flipped.sum() == round(0.4 * 16)
     assert set(experiment.curriculum.batches.ravel()) == set(range(16))
     assert experiment.dynamics.pool == experiment.task.pool
-    assert experiment.dynamics.spec.recording.optimizer.learning_rate == pytest.approx(6e-3)
-    scores = experiment.scores()
-    np.testing.assert_array_equal(scores["gptfluence"], self_factors(experiment._simulator(), experiment.task.pool))
-    assert (scores["tracin_cp"] > 0).all()
+    assert experiment.dynamics.tests == study.texts.known("sst2").tests
+    # the campaign's own way of training
+    of_campaign = study.campaign("fine_tuning", "sst2").setting
+    for ours in (experiment.campaign.setting, experiment.retraining.setting):
+        assert ours.recording.optimizer == of_campaign.recording.optimizer
+        assert (ours.curriculum.batch_size, ours.curriculum.epochs) == (4, 1)
+    # simulators are fitted on the first of the tests that accuracies are measured on
+    assert len(experiment.retraining.texts.tests) == 10
+    assert experiment.retraining.texts.tests[:6] == experiment.dynamics.tests.examples
+
+
+def test_scores_are_those_of_each_method(experiment):
+    scores, pool = experiment.scores, experiment.task.pool
+    assert list(scores) == [
+        ("tracin_cp", ""),
+        ("gptfluence", ""),
+        ("gptfluence", "untrained"),
+        ("tangent", ""),
+        ("own_loss", ""),
+    ]
+    fitted = experiment.campaign.simulator("gptfluence")
+    np.testing.assert_array_equal(scores["gptfluence", ""], self_factors(fitted, pool))
+    np.testing.assert_array_equal(scores["gptfluence", "untrained"], self_factors(fitted.untrained(), pool))
+    assert not np.array_equal(scores["gptfluence", ""], scores["gptfluence", "untrained"])
+    assert (scores["tracin_cp", ""] > 0).all()
+    # a training example's own loss is recorded while it is trained on
+    curriculum, recording = experiment.curriculum, experiment.campaign.setting.recording
+    gpt = experiment.campaign.study.model(experiment.campaign.model).load()
+    options = recording.model_copy(update={"record_pool": True})
+    with Recorder(gpt, pool, experiment.task.tests, options) as recorder:
+        losses = recorder.record("again", curriculum).pool_trajectories["loss"]
+    np.testing.assert_allclose(scores["own_loss", ""], losses[1:].mean(axis=0), rtol=1e-5)
+    assert not np.array_equal(scores["tangent", ""], np.zeros(16))
+
+
+def test_untrained_is_what_a_fit_begins_with(experiment):
+    variant = experiment.campaign.study.variant("gptfluence", max_epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    hardly = experiment.campaign.simulator(variant)
+    fitted = experiment.campaign.simulator("gptfluence")
+    np.testing.assert_allclose(fitted.untrained().tables(), hardly.tables(), atol=1e-6)
+    assert not np.allclose(fitted.tables(), hardly.tables(), atol=1e-6)
+    with pytest.raises(ConfigurationError, match="not fitted yet"):
+        gf.GPTfluence().untrained()
+
+
+def test_what_was_made_is_found_again(experiment, study, monkeypatch):
     found = experiment.found()
-    for _, curve in found.groupby("method"):
+    for _, curve in found.groupby(["series", "variant"]):
         assert curve["value"].iloc[0] == 0
         assert curve["value"].iloc[-1] == 1
         assert curve["value"].is_monotonic_increasing
-    accuracy = experiment.accuracy([0, 0.5, 1]).set_index(["inspected", "method"])["value"].unstack()
-    assert accuracy.loc[0].nunique() == 1  # nothing inspected, or all: the same training, whatever the order
-    assert accuracy.loc[1].nunique() == 1
-    assert accuracy.stack().between(0, 1).all()
-    clean = experiment._retrained(TaskPool("again", experiment.right.examples))
-    assert accuracy.loc[1].iloc[0] == clean
+    accuracy = experiment.accuracy([0, 0.5, 1])
+    wide = accuracy.set_index(["x", "series", "variant"])["value"].unstack(["series", "variant"])
+    assert "random" in wide
+    assert wide.loc[0].nunique() == 1  # nothing inspected, or all: the same training, whatever the order
+    assert wide.loc[1].nunique() == 1
+    assert accuracy["value"].between(0, 1).all()
+    # after correcting everything it is a training on the right labels
+    chosen = study.campaign("fine_tuning", "sst2").with_(metrics=["loss", "accuracy"], record_pool=False)
+    texts = gf.tasks.Task("sst2", experiment.right, experiment.retraining.texts.tests)
+    clean = chosen.with_(texts=texts).record(experiment.curriculum, ends_only=True)
+    values = clean.trajectories("accuracy")[0].mean(axis=1)
+    ends = experiment.accuracies()
+    assert wide.loc[1].iloc[0] == pytest.approx(values[-1]) == ends["right"]
+    assert wide.loc[0].iloc[0] == ends["flipped"]
+    assert ends["before"] == pytest.approx(values[0])
 
     def fail(*_, **__):
-        raise AssertionError("trained twice")
+        raise AssertionError("made twice")
 
-    monkeypatch.setattr(Experiment, "_retrained", fail)
-    monkeypatch.setattr("gptfluence.experiments.mislabelled.self_influence", fail)
-    again = Experiment(study, "sst2", seed=1, runs=1, checkpoints=2, learning_rate_factor=2)
-    pd.testing.assert_frame_equal(again.accuracy([0, 0.5, 1]), experiment.accuracy([0, 0.5, 1]))
+    for name in ("self_influence", "self_effects"):
+        monkeypatch.setattr(mislabelled, name, fail)
+    monkeypatch.setattr("gptfluence.recording.recorder.Recorder.record", fail)
+    again = small(study)
+    pd.testing.assert_frame_equal(again.accuracy([0, 0.5, 1]), accuracy)
+    pd.testing.assert_frame_equal(again.found(), found)
 
 
 def test_seeds_flip_other_labels(study, experiment):
-    other = Experiment(study, "sst2", seed=2, runs=1)
+    other = small(study, seed=2)
     assert not np.array_equal(other.flipped, experiment.flipped)
     assert other.curriculum != experiment.curriculum
 
@@ -199,9 +276,9 @@ def test_seeds_flip_other_labels(study, experiment):
         ({"task": "webnlg"}, "webnlg/tests: example .* has no label"),
         ({"flipped_fraction": 0.0}, "flips none"),
         ({"runs": 0}, "runs must be 1 or more, not 0"),
+        ({"tests": 0}, "tests must be 1 or more, not 0"),
         ({"checkpoints": 0}, "checkpoints must be 1 or more"),
         ({"parameters": "last"}, "'last' is not known; known: last_layer, all"),
-        ({"learning_rate_factor": 0.0}, "learning_rate_factor must be positive"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused(study, options, said):
@@ -214,36 +291,23 @@ def test_inspected_fractions_are_fractions(experiment):
         experiment.accuracy([0, 20])
 
 
-# --- curves ---------------------------------------------------------------------------------------------------------------
-
-
-def curves():
-    rows = [("a", s, r, x, x + r) for s in ("gptfluence", "random") for r in (0, 1) for x in (0.0, 0.5, 1.0)]
-    return pd.DataFrame(rows, columns=["panel", "series", "repeat", "x", "value"])
-
-
-def test_lines_are_means_and_bands_reach_from_least_to_most():
-    figure = plot_curves(curves(), xlabel="inspected", ylabels={"a": "found"})
-    axis = figure.axes[0]
-    for line in axis.lines:
-        np.testing.assert_allclose(line.get_ydata(), [0.5, 1.0, 1.5])
-    assert len(axis.lines) == len(axis.patches) == 2
-    for band in axis.patches:
-        heights = band.get_xy()[:, 1]
-        assert (heights.min(), heights.max()) == (0, 2)
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("inspected", "found")
-    said = mean_and_range(curves(), 0.6)
-    assert said == "at 0.50: GPTfluence 1.00 (0.50 to 1.50), Random 1.00 (0.50 to 1.50)"
-
-
-@pytest.mark.parametrize(
-    ("frame", "said"),
-    [
-        (curves().drop(columns="repeat"), "no column repeat"),
-        (curves().iloc[:0], "the frame is empty"),
-        (curves().assign(panel="b"), "panel 'b' has no label"),
-    ],
-)
-def test_frames_that_cannot_be_drawn_are_refused(frame, said):
-    with pytest.raises(ConfigurationError, match=said):
-        plot_curves(frame, xlabel="x", ylabels={"a": "y"})
+def test_results_are_means_over_seeds_beside_chance_and_the_paper(study, experiment):
+    other = small(study, seed=2)
+    frame = mislabelled.results([experiment, other], [0.0, 0.5])
+    area = frame[frame["panel"] == gf.inspection.AUC]
+    for method, variant in experiment.scores:
+        rows = area[(area["series"] == method) & (area["variant"] == variant)]
+        both = [one.area().set_index(["series", "variant"])["value"][method, variant] for one in (experiment, other)]
+        assert rows.loc[rows["repeat"].notna(), "value"].tolist() == pytest.approx(both)
+        assert rows.loc[rows["repeat"].isna(), "value"].tolist() == pytest.approx([np.mean(both)])
+    assert area.loc[area["series"] == "random", "value"].tolist() == [0.5]
+    found = frame[(frame["panel"] == gf.inspection.FOUND) & (frame["series"] == "random")]
+    assert (found["value"] == found["x"]).all()
+    [theirs] = frame[frame["series"] == "paper"].to_dict("records")
+    assert (theirs["x"], theirs["value"], theirs["flipped"]) == (0.0, 0.53, 0.4)
+    fifth = mislabelled.results([small(study, flipped_fraction=0.2)], [0.0])
+    assert "paper" not in set(fifth["series"])  # which flips 40%
+    assert np.isnan(fifth[fifth["repeat"].isna() & (fifth["series"] == "own_loss")]["low"]).all()
+    learned = mislabelled.accuracies([experiment, other])
+    expected = np.mean([experiment.accuracies()["flipped"], other.accuracies()["flipped"]])
+    assert learned.loc[0.4, "flipped"] == pytest.approx(expected)

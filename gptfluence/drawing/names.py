@@ -15,7 +15,9 @@ METHODS = {  # who is drawn and tabled, in this order
     "before": "recorded, unchanged",
     **{method.name: method.printed for method in methods.METHODS.values()},
     "tracin_cp": "TracIn-CP",
+    "own_loss": "Own training loss",
     "random": "Random",
+    "paper": "Paper, nothing corrected",
     "ceiling": "Ceiling (expected score)",
     "one_run": "One recorded run of these tests",
 }
@@ -24,7 +26,9 @@ LINES = {
     "before": Line("#999999", (0, (2, 1.5)), ""),
     **{method.name: method.line for method in methods.METHODS.values()},
     "tracin_cp": methods.METHODS["tracin_cp_all"].line,
+    "own_loss": Line("#D55E00", (0, (3, 1, 1, 1)), "d"),
     "random": Line("#767676", (0, (2, 2)), "+"),
+    "paper": Line("#000000", "", "*"),
     "ceiling": Line("#404040", (0, (1, 1)), "_"),
     "one_run": Line("#404040", (0, (5, 2)), "d"),
 }

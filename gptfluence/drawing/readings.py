@@ -308,17 +308,6 @@ def best_points(frame: pd.DataFrame, *, higher: bool = True) -> str:
     return "\n".join(sentences)
 
 
-def mean_and_range(frame: pd.DataFrame, x: float) -> str:
-    """What a panel of `points.plot_curves` shows at the point nearest to `x`: mean and range over repeats of each series."""
-    shown = float(min(frame["x"].unique(), key=lambda value: abs(value - x)))
-    parts = []
-    near = with_variants(frame[np.isclose(frame["x"], shown)])
-    for key, part in near.groupby(["series", "variant"], sort=False):
-        values = part["value"]
-        parts.append(f"{names.method(*key)} {values.mean():.2f} ({values.min():.2f} to {values.max():.2f})")
-    return f"at {shown:.2f}: {', '.join(parts)}"
-
-
 def of_sweep(frame: pd.DataFrame, x: str, what: str) -> str:
     """What a sweep shows: the best and the worst value of each method, and where it beats the mean trajectory.
 

@@ -4,17 +4,22 @@ Some labels of a classification pool are flipped. A method scores every training
 the highest score down, and what was flipped among them is corrected. Two questions: how many of the flips are found, and how
 well does a GPT do on the tests that is trained on what was corrected?
 
-Scores, all higher where an example is more suspect:
+Scores, all higher where an example is more suspect. None is told which label of the pool is right:
 
     tracin_cp   self-influence, sum over checkpoints k of lr_k <g_i, g_i>, g_i the gradient of example i's own loss (Pruthi
                 et al., 2020); (nats per token)^2 per unit of weight, times the learning rate
     gptfluence  the example's factor on its own loss, A_ii, with its training features on both sides; no unit
-    random      nothing
+                variant "untrained": the same with the weights that its fit began with, which have learned nothing
+    tangent     what the example does to its own final loss in a simulated run: its loss when its places in the curriculum
+                are taken by others, minus its loss with it; nats per token
+    own_loss    the example's own loss, mean over the steps of the run; nats per token
+    random      nothing; its share of flips found is the exact expectation, and only its accuracies are of orders that were drawn
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,22 +28,37 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gptfluence import paper
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import canonical
+from gptfluence.drawing.inspection import ACCURACY, AUC, COLUMNS, FOUND
 from gptfluence.gradients.products import PARAMETERS, Replayer
-from gptfluence.models.gpt import GPT
 from gptfluence.recording.curriculum import Curriculum, draw_curriculum
-from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.kinds import replaced
 from gptfluence.recording.record import devices
-from gptfluence.recording.recorder import Recorder, single_thread
+from gptfluence.recording.recorder import single_thread
+from gptfluence.scoring.inspection import (
+    area_under_roc,
+    fraction_found,
+    inspection_order,
+    mean_with_interval,
+    random_area,
+    random_found,
+)
+from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.fitting import TableSimulator
+from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Task, TaskPool, fingerprint
 
-METHODS = ("tracin_cp", "gptfluence", "random")
-FORMAT = 1
+FORMAT = 2
 FILE = "table.parquet"
+INSPECTED = (0.0, 0.2, 0.4, 1.0)
+
+Contender = tuple[str, str]  # method, variant
 
 
 # --- flipping and correcting ----------------------------------------------------------------------------------------------
@@ -71,12 +91,19 @@ def flip_labels(pool: TaskPool, fraction: float, rng: np.random.Generator) -> tu
     return TaskPool(pool.name, tuple(examples)), flipped
 
 
-def corrected(pool: TaskPool, right: TaskPool, inspected: Sequence[int]) -> TaskPool:
-    """`pool` with the examples at these positions as they are in `right`."""
-    examples = list(pool)
-    for row in inspected:
-        examples[row] = right[row]
-    return TaskPool(pool.name, tuple(examples))
+def both_versions(wrong: TaskPool, right: TaskPool) -> TaskPool:
+    """A pool with every example twice: as it is in `wrong`, and behind all of them as it is in `right`."""
+    return TaskPool(wrong.name, (*wrong, *(replace(example, id=f"{example.id}/right") for example in right)))
+
+
+def corrected(curriculum: Curriculum, flipped: np.ndarray, inspected: Sequence[int]) -> Curriculum:
+    """The curriculum over `both_versions` with the right version of every flipped example that was inspected.
+
+    curriculum: over the flipped pool; flipped: bool [pool]; inspected: positions in the pool
+    """
+    known = np.zeros(len(flipped), bool)
+    known[list(inspected)] = True
+    return Curriculum(curriculum.batches + len(flipped) * (known & flipped)[curriculum.batches])
 
 
 def _check_labels(pool: TaskPool) -> None:
@@ -88,22 +115,7 @@ def _check_labels(pool: TaskPool) -> None:
             )
 
 
-# --- scores and what comes of them -----------------------------------------------------------------------------------------
-
-
-def inspection_order(scores: np.ndarray) -> np.ndarray:
-    """int [pool]: positions from the highest score to the lowest; of equal ones the earlier example first."""
-    return np.argsort(-np.asarray(scores, np.float64), kind="stable")
-
-
-def fraction_found(order: np.ndarray, flipped: np.ndarray, inspected: Sequence[int]) -> np.ndarray:
-    """float [len(inspected)]: the share of all flipped examples among the first so many of `order`.
-
-    order: int [pool]; flipped: bool [pool]. Raises ConfigurationError if nothing was flipped.
-    """
-    if not flipped.any():
-        raise ConfigurationError("mislabelled: no example is flipped, so there is none to be found; flip some")
-    return np.concatenate([[0], np.cumsum(flipped[order])])[list(inspected)] / flipped.sum()
+# --- scores ----------------------------------------------------------------------------------------------------------------
 
 
 def self_factors(simulator: TableSimulator, pool: TaskPool) -> np.ndarray:
@@ -113,8 +125,8 @@ def self_factors(simulator: TableSimulator, pool: TaskPool) -> np.ndarray:
 
 def self_influence(
     recorder: Replayer, curriculum: Curriculum, *, parameters: str, checkpoints: int, seed: int
-) -> np.ndarray:
-    """float64 [pool]: sum over checkpoints of lr_k <g_i, g_i>, while training on `curriculum`.
+) -> tuple[np.ndarray, TrainingRun]:
+    """float64 [pool]: sum over checkpoints of lr_k <g_i, g_i>, while training on `curriculum`; and the run itself.
 
     checkpoints: how many, evenly spaced over the states before each update; parameters: see `gradients.products.chosen_parameters`
     """
@@ -128,8 +140,21 @@ def self_influence(
         if state in states:
             total += rates[state] * recorder.squared_norms(gradients).double().numpy()
 
-    recorder.record("self-influence", curriculum, seed=seed, on_step=score)
-    return total
+    run = recorder.record("self-influence", curriculum, seed=seed, on_step=score)
+    return total, run
+
+
+def self_effects(
+    simulator: Simulator, curriculum: Curriculum, pool: TaskPool, start: np.ndarray, *, seed: Sequence[int]
+) -> np.ndarray:
+    """float64 [pool]: how much higher each example's own final loss is without it, in simulated runs; nats per token.
+
+    start: float [pool], the losses before training. An example's places are taken by others of the curriculum
+    (`recording.kinds.replaced`), which are drawn by `seed` and the example's position alone.
+    """
+    without = [replaced(curriculum, [row], np.random.default_rng([*seed, row])) for row in range(len(pool))]
+    simulated = simulator.simulate([curriculum, *without], start[None, None], pool=pool, tests=pool)[:, -1]
+    return np.diagonal(simulated[1:]).astype(np.float64) - simulated[0]
 
 
 # --- the experiment --------------------------------------------------------------------------------------------------------
@@ -138,9 +163,9 @@ def self_influence(
 class Experiment:
     """One seed: which labels are flipped, and the order of training. Everything made is kept and found again.
 
-    Pool and tests are the study's; the pool is cut to `curriculum.subset_size`, and every training shows all of it in the
-    setting's batches and epochs. GPTfluence is fitted on `runs` (and one to validate) recorded on the flipped pool, each on
-    three quarters of it.
+    Trained at the campaign's own rates, in its batches and epochs. Pool and tests are the study's; the pool is cut to
+    `curriculum.subset_size`, and every training that is inspected or tested shows all of it. Simulators are fitted on `runs`
+    (and one to validate) recorded on the flipped pool, each on three quarters of it.
     """
 
     def __init__(
@@ -150,147 +175,165 @@ class Experiment:
         *,
         seed: int = 0,
         flipped_fraction: float = 0.4,
-        runs: int = 8,
+        runs: int = 6,
+        tests: int = 200,
         checkpoints: int = 10,
         parameters: str = "last_layer",
-        learning_rate_factor: float = 1.0,
     ) -> None:
-        """learning_rate_factor: of every training here, times the setting's rate (in the paper 1e-6 instead of 5e-7).
+        """tests: how many examples accuracies are measured on; simulators are fitted on the profile's own, the first of them.
 
         Raises ConfigurationError: see `flip_labels`, and for numbers that are out of range."""
-        for name, value in (("runs", runs), ("checkpoints", checkpoints)):
+        for name, value in (("runs", runs), ("tests", tests), ("checkpoints", checkpoints)):
             if value < 1:
                 raise ConfigurationError(f"mislabelled: {name} must be 1 or more, not {value}")
-        if not learning_rate_factor > 0:
-            raise ConfigurationError(f"mislabelled: learning_rate_factor must be positive, not {learning_rate_factor}")
         if parameters not in PARAMETERS:
             raise ConfigurationError(unknown("value", parameters, PARAMETERS, where="mislabelled: parameters: "))
         chosen = study.campaign("fine_tuning", task)
-        curriculum, recording = chosen.setting.curriculum, chosen.setting.recording
+        curriculum = chosen.setting.curriculum
         size, batch = curriculum.subset_size, curriculum.batch_size
-        pool, tests = study.texts.known(task)
-        _check_labels(tests)
+        pool, fitted_on = study.texts.known(task)
+        _check_labels(fitted_on)
         rng = np.random.default_rng([study.profile.seed, seed])
         self.right = TaskPool(pool.name, pool[:size])
         flipped_pool, self.flipped = flip_labels(self.right, flipped_fraction, rng)
-        self.task = Task(task, flipped_pool, tests)
-        self.curriculum = draw_curriculum(
-            len(flipped_pool),
-            subset=len(flipped_pool) // batch * batch,
-            batch=batch,
-            epochs=curriculum.epochs,
-            rng=rng,
-        )
+        self.flipped_fraction = flipped_fraction
+        self.task = Task(task, flipped_pool, fitted_on)
+        self.curriculum = draw_curriculum(size, subset=size, batch=batch, epochs=curriculum.epochs, rng=rng)
         self.seed, self.checkpoints, self.parameters = seed, checkpoints, parameters
-        rate = recording.optimizer.learning_rate * learning_rate_factor
         self.campaign = chosen.with_(
-            learning_rate=rate,
+            metrics=["loss"],
+            record_pool=False,
             subset_size=max(batch, size * 3 // 4 // batch * batch),
             runs={"train": runs, "validation": 1, "test": 0},
             texts=self.task,
         )
-        self._study = study
-        self._recording = self.campaign.setting.recording.model_copy(update={"record_pool": False})
-        self._model = study.model(chosen.model)
+        # of a larger draw of tests the profile's are the first
+        tested = study.with_overrides(f"tasks.{task}.test_size={tests}").texts.known(task).tests
+        versions = Task(task, both_versions(flipped_pool, self.right), tested)
+        self.retraining = chosen.with_(metrics=["loss", "accuracy"], record_pool=False, texts=versions)
+        self._study, self._model = study, study.model(chosen.model)
 
-    def scores(self) -> dict[str, np.ndarray]:
-        """Of each method, float [pool]; higher where an example is more suspect."""
-        rng = np.random.default_rng([self._study.profile.seed, self.seed, 1])
-        return {
-            "tracin_cp": self._self_influence(),
-            "gptfluence": self_factors(self._simulator(), self.task.pool),
-            "random": rng.random(len(self.task.pool)),
+    @cached_property
+    def scores(self) -> dict[Contender, np.ndarray]:
+        """Of each contender but random, float [pool]; higher where an example is more suspect."""
+        pool, run = self.task.pool, self._along_training
+        fitted = self._gptfluence
+        found: dict[Contender, np.ndarray] = {
+            ("tracin_cp", ""): run["self_influence"].to_numpy(),
+            ("gptfluence", ""): self_factors(fitted, pool),
+            ("gptfluence", "untrained"): self_factors(fitted.untrained(), pool),
         }
+        if "tangent" in self._study.profile.simulators:
+            found["tangent", ""] = self._self_effects
+        found["own_loss", ""] = run["own_loss"].to_numpy()
+        return found
 
     def found(self) -> pd.DataFrame:
-        """How many of the flips are found: columns seed, method, inspected (fraction of the pool), value (fraction)."""
+        """The share of flips found by each contender but random: columns series, variant, x (share inspected), value."""
         counts = np.arange(len(self.task.pool) + 1)
-        frames = [
-            pd.DataFrame(
-                {
-                    "seed": self.seed,
-                    "method": method,
-                    "inspected": counts / len(self.task.pool),
-                    "value": fraction_found(inspection_order(scores), self.flipped, counts),
-                }
+        frames = []
+        for (method, variant), scores in self.scores.items():
+            values = fraction_found(inspection_order(scores), self.flipped, counts)
+            frames.append(
+                pd.DataFrame({"series": method, "variant": variant, "x": counts / counts[-1], "value": values})
             )
-            for method, scores in self.scores().items()
-        ]
         return pd.concat(frames, ignore_index=True)
 
-    def accuracy(self, inspected: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1)) -> pd.DataFrame:
-        """Test accuracy after correcting and retraining: columns seed, method, inspected, value (0-1).
+    def area(self) -> pd.DataFrame:
+        """The area under the ROC curve of each contender but random: columns series, variant, value."""
+        rows = [(*contender, area_under_roc(scores, self.flipped)) for contender, scores in self.scores.items()]
+        return pd.DataFrame(rows, columns=["series", "variant", "value"])
 
-        Every retraining starts from the same weights and shows the same batches; only labels differ.
+    def accuracy(self, inspected: Sequence[float] = INSPECTED) -> pd.DataFrame:
+        """Test accuracy after correcting and retraining: columns series, variant, x (share inspected), value (0-1).
+
+        Every retraining starts from the same weights and shows the same examples in the same batches; only labels differ.
         """
         if not all(0 <= fraction <= 1 for fraction in inspected):
             raise ConfigurationError(f"mislabelled: inspected must be fractions from 0 to 1, not {list(inspected)}")
-        orders = {method: inspection_order(scores) for method, scores in self.scores().items()}
-        counts = [round(fraction * len(self.task.pool)) for fraction in inspected]
-        pools = {
-            (method, fraction): corrected(self.task.pool, self.right, order[:count].tolist())
-            for method, order in orders.items()
-            for fraction, count in zip(inspected, counts, strict=True)
+        rng = np.random.default_rng([self._study.profile.seed, self.seed, 1])
+        scores = {**self.scores, ("random", ""): rng.random(len(self.flipped))}
+        curricula = {
+            (*contender, float(fraction)): corrected(
+                self.curriculum, self.flipped, inspection_order(values)[: round(fraction * len(values))].tolist()
+            )
+            for contender, values in scores.items()
+            for fraction in inspected
         }
-        distinct = {pool.fingerprint: pool for pool in pools.values()}
+        ends = self._ends(list(curricula.values()))
+        rows = [(*key, ends[curriculum][1]) for key, curriculum in curricula.items()]
+        return pd.DataFrame(rows, columns=["series", "variant", "x", "value"])
 
-        def retrain() -> dict[str, list]:
-            return {"pool": list(distinct), "accuracy": [self._retrained(pool) for pool in distinct.values()]}
-
-        table = self._kept("accuracy", [sorted(distinct)], retrain)
-        values = dict(zip(table["pool"], table["accuracy"], strict=True))
-        rows = [
-            (self.seed, method, float(fraction), values[pool.fingerprint]) for (method, fraction), pool in pools.items()
-        ]
-        return pd.DataFrame(rows, columns=["seed", "method", "inspected", "value"])
+    def accuracies(self) -> dict[str, float]:
+        """Test accuracy, 0-1: before training, after training with the flipped labels, and with all of them right."""
+        flipped, right = (corrected(self.curriculum, self.flipped, rows) for rows in ([], range(len(self.flipped))))
+        ends = self._ends([flipped, right])
+        return {"before": ends[flipped][0], "flipped": ends[flipped][1], "right": ends[right][1]}
 
     @property
     def dynamics(self) -> GPTDynamics:
-        """The runs on the flipped pool that GPTfluence is fitted on."""
+        """The runs on the flipped pool that simulators are fitted on."""
         return self.campaign.dynamics()
 
-    def _simulator(self) -> TableSimulator:
+    def _ends(self, curricula: Sequence[Curriculum]) -> dict[Curriculum, tuple[float, float]]:
+        """Test accuracy, 0-1, before and after training on each of these curricula over both versions of the pool."""
+        recorded = self.retraining.record(curricula, ends_only=True)  # equal ones once
+        means = [run.trajectories["accuracy"].mean(axis=1, dtype=np.float64) for run in recorded.runs]
+        return {
+            run.curriculum: (float(mean[0]), float(mean[-1])) for run, mean in zip(recorded.runs, means, strict=True)
+        }
+
+    @property
+    def _gptfluence(self) -> GPTfluence:
         return self.campaign.simulator("gptfluence")  # type: ignore[return-value]
 
-    def _self_influence(self) -> np.ndarray:
+    @cached_property
+    def _along_training(self) -> pd.DataFrame:
+        """Of each example of the pool, in a run on it: self_influence, own_loss, and before (its loss before training)."""
         one = TaskPool(self.task.tests.name, self.task.tests[:1])  # tests are not asked about, and take time to measure
+        recording = self.campaign.setting.recording.model_copy(update={"record_pool": True})
 
         def compute() -> dict[str, np.ndarray]:
             with (
                 single_thread(),
-                Replayer(self._gpt, self.task.pool, one, self._recording, device=devices()[0]) as recorder,
+                Replayer(self._model.load(), self.task.pool, one, recording, device=devices()[0]) as recorder,
             ):
-                scores = self_influence(
+                influence, run = self_influence(
                     recorder,
                     self.curriculum,
                     parameters=self.parameters,
                     checkpoints=self.checkpoints,
                     seed=self.seed,
                 )
-            return {"self_influence": scores}
+            losses = run.pool_trajectories["loss"]
+            own = losses[1:].mean(axis=0, dtype=np.float64)
+            return {"self_influence": influence, "own_loss": own, "before": losses[0]}
 
-        table = self._kept("self_influence", [self.parameters, self.checkpoints], compute)
-        return table["self_influence"].to_numpy()
+        return self._kept("along-training", [canonical(recording), self.parameters, self.checkpoints], compute)
 
-    def _retrained(self, pool: TaskPool) -> float:
-        """Test accuracy, 0-1, after a training that shows this pool."""
-        options = {"metrics": ("loss", "accuracy"), "device": devices()[0]}
-        with (
-            single_thread(),
-            Recorder(self._gpt, pool, self.task.tests, self._recording, **options) as recorder,
-        ):
-            run = recorder.record(f"retrained-{pool.fingerprint}", self.curriculum, seed=self.seed, ends_only=True)
-        return float(run.trajectories["accuracy"][-1].mean(dtype=np.float64))
+    @property
+    def _self_effects(self) -> np.ndarray:
+        """float64 [pool]: `self_effects` by the linearisation alone; corrections learned from runs would move all runs alike."""
+        variant = self._study.variant("tangent").with_(use_corrections=False)
 
-    @cached_property
-    def _gpt(self) -> GPT:
-        return self._model.load()
+        def compute() -> dict[str, np.ndarray]:
+            start = self._along_training["before"].to_numpy()
+            seed = [self._study.profile.seed, self.seed, 2]
+            with single_thread():
+                effects = self_effects(
+                    self.campaign.simulator(variant), self.curriculum, self.task.pool, start, seed=seed
+                )
+            return {"self_effect": effects}
+
+        options = [variant.options.model_dump(mode="json"), TangentSimulator.format]
+        table = self._kept("self-effects", [*options, self.dynamics.provenance["runs"]], compute)
+        return table["self_effect"].to_numpy()
 
     def _kept(self, what: str, depends_on: list, make: Callable[[], dict]) -> pd.DataFrame:
         """The table that `make` returns, from the artifacts if it was made before."""
         identity = {
             "model": self._model.identity(),
-            "recording": canonical(self._recording),
+            "recording": canonical(self.campaign.setting.recording),
             "task": self.task.fingerprint,
             "curriculum": self.curriculum.fingerprint,
             "seed": self.seed,
@@ -306,3 +349,51 @@ class Experiment:
 
         files.made(folder, save, what=f"mislabelled {what}")
         return pq.read_table(folder / FILE).to_pandas()
+
+
+# --- all seeds -------------------------------------------------------------------------------------------------------------
+
+
+def results(experiments: Sequence[Experiment], inspected: Sequence[float] = INSPECTED) -> pd.DataFrame:
+    """All that figure 7 shows, with the columns that `drawing.inspection` draws from.
+
+    A row with a `repeat` is of that seed (of the flips found, whose curves are long, there are none). A row without one is the
+    mean over seeds with its t interval, the exact expectation of random inspection with the interval of single orders, or,
+    as series "paper", what the paper reports.
+    """
+    frames = []
+    for one in experiments:
+        parts = {FOUND: one.found(), ACCURACY: one.accuracy(inspected), AUC: one.area().assign(x=np.nan)}
+        for panel, part in parts.items():
+            frames.append(part.assign(flipped=one.flipped_fraction, panel=panel, repeat=one.seed))
+    seeds = pd.concat(frames, ignore_index=True)
+    by = ["flipped", "panel", "series", "variant", "x"]
+    means = [(*key, *mean_with_interval(rows["value"])) for key, rows in seeds.groupby(by, sort=False, dropna=False)]
+    summary = pd.DataFrame(means, columns=[*by, "value", "low", "high"])
+    frame = pd.concat([summary, *map(_known, _one_of_each(experiments)), seeds[seeds["panel"] != FOUND]])
+    return frame.astype({"repeat": "Int64"})[list(COLUMNS)].reset_index(drop=True)
+
+
+def _one_of_each(experiments: Sequence[Experiment]) -> list[Experiment]:
+    return list({one.flipped_fraction: one for one in experiments}.values())
+
+
+def _known(one: Experiment) -> pd.DataFrame:
+    """What needs no seed: random inspection, and the accuracy that the paper reports, where it flips as many labels."""
+    pool, flipped = len(one.flipped), int(one.flipped.sum())
+    area = dict(zip(("value", "low", "high"), random_area(pool, flipped), strict=True))
+    parts = [
+        random_found(pool, flipped).assign(panel=FOUND, series="random"),
+        pd.DataFrame([area]).assign(panel=AUC, series="random"),
+    ]
+    theirs = paper.hyperparameters()["mislabelled"]
+    if (one.task.name, one.flipped_fraction) == (theirs["dataset"], theirs["flipped_fraction"]):
+        row = {"panel": ACCURACY, "series": "paper", "x": 0.0, "value": theirs["initial_accuracy"]}
+        parts.append(pd.DataFrame([row]))
+    return pd.concat(parts).assign(flipped=one.flipped_fraction, variant="")
+
+
+def accuracies(experiments: Sequence[Experiment]) -> pd.DataFrame:
+    """Mean test accuracy over seeds: rows by the share of labels flipped, columns before, flipped, right."""
+    rows = [{"share": one.flipped_fraction, **one.accuracies()} for one in experiments]
+    return pd.DataFrame(rows).groupby("share", sort=False).mean()

@@ -8,6 +8,7 @@ was not fitted on.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +92,26 @@ class GPTfluence(EncodesTexts, TableSimulator):
             of_pool, of_tests = encoder.encode(train.pool), encoder.encode(train.tests)
         pool = self._checked_features(of_pool, train.pool)
         tests = self._checked_features(of_tests, train.tests, pool.shape[1])
+        return self._started(pool, tests)
+
+    def _started(self, pool: Tensor, tests: Tensor) -> FeatureModel:
+        """The model of these features with its initial weights."""
+        assert self.fitted is not None
         model = FeatureModel(self.heads, self.markov_order, pool, tests)
         model.heads.start_near_identity(model.pool, model.tests, self.fitted.batch_size)
         return model
+
+    def untrained(self) -> GPTfluence:
+        """The same simulator with the weights that a fit begins with: what it says before it has learned anything.
+
+        Raises ConfigurationError if it is not fitted: the features are those of the fit.
+        """
+        self._require_fitted()
+        other = copy(self)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            other._model = self._started(self._model.pool.cpu(), self._model.tests.cpu()).to(self.device)
+        return other
 
     def _raw_tables(self, pool: TaskPool | None, tests: TaskPool | None) -> Tensor:
         return self._model.heads(self._features(pool, "pool"), self._features(tests, "tests"))
