@@ -62,3 +62,9 @@ COLUMNS = {
     "observed": "whether a simulator was told the value, or it is predicted",
     "best": "whether this epoch's weights were kept",
 }
+
+# The columns whose numbers another processor or version of torch moves. What a row is of, all others say. (`best`
+# follows from the numbers; `x` is where a number stands.)
+MEASURED = frozenset(
+    "value std std_over_runs low high undefined diverged mse mse_mean_trajectory simulated recorded flops seconds y best".split()
+)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import logging
 import platform
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptfluence.common.errors import GPTfluenceError, unknown
 from gptfluence.common.settings import ROOT, artifacts_dir
+
+if TYPE_CHECKING:
+    from gptfluence.study.campaign import Campaign
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -30,35 +37,64 @@ JobsOption = Annotated[
 IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as JSON, to this file")]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Which campaign a command is about: the options that `record` and `fit` have in common."""
+
+    task: TaskOption = None
+    profile: ProfileOption = "mini"
+    setting: SettingOption = "fine_tuning"
+    model: ModelOption = None
+    overrides: SetOption = None
+    jobs: JobsOption = None
+
+    def campaign(self) -> Campaign:
+        """Raises ConfigurationError that names what the profile does not have."""
+        from gptfluence.study.study import Study
+
+        study = Study.load(self.profile, self.overrides or (), jobs=self.jobs)
+        return study.campaign(self.setting, self.task, model=self.model)
+
+
+def of_campaign(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is a `Chosen`, as typer needs it: with the fields of `Chosen` as options."""
+    chosen = list(inspect.signature(Chosen, eval_str=True).parameters.values())
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(Chosen(**{field.name: given.pop(field.name) for field in fields(Chosen)}), **given)
+
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*chosen, *own)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
 @app.command()
+@of_campaign
 def record(
-    task: TaskOption = None,
-    profile: ProfileOption = "mini",
-    setting: SettingOption = "fine_tuning",
-    model: ModelOption = None,
+    chosen: Chosen,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="record the runs on unseen training and test examples, too")
     ] = False,
-    overrides: SetOption = None,
-    jobs: JobsOption = None,
     index: IndexOption = None,
 ) -> None:
     """Record the missing runs of a task. You can stop it at any time: the next call goes on."""
-    from gptfluence.study.study import Study
-
-    study = Study.load(profile, overrides or (), jobs=jobs)
-    campaign = study.campaign(setting, task, model=model)
+    campaign = chosen.campaign()
     recorded = [campaign.dynamics()]
     if unseen:
         recorded += [campaign.unseen(part) for part in ("training", "test")]
     for dynamics in recorded:
         print(dynamics)
-        print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
+        print(f"in {campaign.study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
     _write_index(index, {"recorded": [dynamics.provenance for dynamics in recorded]})
 
 
 @app.command()
+@of_campaign
 def fit(
+    chosen: Chosen,
     methods: Annotated[
         list[str] | None,
         typer.Argument(
@@ -66,12 +102,6 @@ def fit(
             help="a method of the profile, for the loss or another metric: gptfluence, bleu:simfluence",
         ),
     ] = None,
-    task: TaskOption = None,
-    profile: ProfileOption = "mini",
-    setting: SettingOption = "fine_tuning",
-    model: ModelOption = None,
-    overrides: SetOption = None,
-    jobs: JobsOption = None,
     index: IndexOption = None,
     variants: Annotated[
         str | None, typer.Option(hidden=True, help="the workflow's: [metric, variant] pairs as JSON")
@@ -79,16 +109,15 @@ def fit(
 ) -> None:
     """Fit methods on the training runs of a task, which are recorded if they are missing. Without names: all methods."""
     from gptfluence.simulators.methods import method_of
-    from gptfluence.study.study import Study
     from gptfluence.workflow.row import from_json
 
-    study = Study.load(profile, overrides or (), jobs=jobs)
-    campaign = study.campaign(setting, task, model=model)
+    campaign = chosen.campaign()
+    study = campaign.study
     if variants is not None:
         wanted = [(metric, from_json(value)) for metric, value in json.loads(variants)]
     else:
         named = [(metric or "loss", name) for metric, _, name in (given.rpartition(":") for given in methods or ())]
-        named = named or [("loss", name) for name in study.methods(setting=setting)]
+        named = named or [("loss", name) for name in study.methods(setting=chosen.setting)]
         wanted = [(metric, study.variant(name)) for metric, name in named]
     for metric, variant in wanted:
         kind = method_of(variant.kind).load()
@@ -99,7 +128,7 @@ def fit(
             said = str(campaign.simulator(variant, metric=metric).report)
         print(f"{metric}: {variant}: {said}", flush=True)
     fitted = [[metric, str(variant)] for metric, variant in wanted]
-    _write_index(index, {"setting": setting, "task": task, "model": model, "fitted": fitted})
+    _write_index(index, {"setting": chosen.setting, "task": chosen.task, "model": chosen.model, "fitted": fitted})
 
 
 @app.command()
