@@ -63,8 +63,9 @@ COLUMNS = {
     "best": "whether this epoch's weights were kept",
 }
 
-# The columns whose numbers another processor or version of torch moves. What a row is of, all others say. (`best`
-# follows from the numbers; `x` is where a number stands.)
+# The columns that hold what was measured, which another processor or version of torch moves a little. All others say what
+# a row is of. (`best` follows from the numbers.)
 MEASURED = frozenset(
-    "value std std_over_runs low high undefined diverged mse mse_mean_trajectory simulated recorded flops seconds y best".split()
+    {"value", "std", "std_over_runs", "low", "high", "undefined", "diverged", "mse", "mse_mean_trajectory"}
+    | {"simulated", "recorded", "flops", "seconds", "y", "best"}
 )

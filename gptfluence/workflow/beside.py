@@ -190,7 +190,7 @@ def differing(before: pd.DataFrame, now: pd.DataFrame) -> Differences:
 
 
 def _read(text: str) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(text), dtype={name: str for name in ("left_out", "variant")})
+    return pd.read_csv(io.StringIO(text), dtype={"left_out": str, "variant": str})
 
 
 def _by_key(frame: pd.DataFrame, keys: list[str], measured: list[str]) -> pd.DataFrame:
