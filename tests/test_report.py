@@ -194,7 +194,7 @@ def test_an_output_older_than_a_failure_or_changed_by_hand_is_marked(study, draw
     (folder / "tab02_fine_tuning_loss.csv").write_text("other numbers")
     (folder / "tab02_fine_tuning_loss.tex").unlink()
     page, _, _ = page_of(study, drawn)
-    assert "What is shown is from an earlier run. The last one: fig16_fine_tuning_loss failed" in page.text
+    assert "What is shown is from an earlier run. The last run: fig16_fine_tuning_loss failed" in page.text
     assert "tab02_fine_tuning_loss.csv is not what the notebook wrote" in page.text
     assert "tab02_fine_tuning_loss.tex is missing" in page.text
 

@@ -123,25 +123,22 @@ def beside_committed(path: Path, *, made: bool, head: str) -> Beside:
 
 
 def overall(found: Mapping[str, Beside]) -> str:
-    """All outputs of a study in two or three sentences; found: by the name of the output."""
+    """All outputs of a study in a few sentences; found: by the name of the output."""
     made = {name: one for name, one in found.items() if one.made}
     came = sum(one.came_with_the_repository for one in found.values())
-    sentences = [f"{len(made)} of {len(found)} were made here"]
-    sentences[0] += f", {came} are the committed ones and were not made here." if came else "."
-    compared = {name: one for name, one in made.items() if one.known and one.differences is not None}
-    if not compared:
-        return sentences[0]
-    same = sum(one.same for one in compared.values())
-    sentences.append(f"Of those made here {same} have the numbers and the reading of the committed one.")
-    largest = {name: one.differences.largest for name, one in compared.items() if one.differences.largest > 0}
-    if largest:
-        name = max(largest, key=largest.__getitem__)
-        changed = [one for one, beside in compared.items() if beside.reading == "changed"]
-        sentences.append(
-            f"The largest difference is {largest[name]:.2g} ({name}, {compared[name].differences.where}). "
-            f"Readings in other words: {', '.join(changed) or 'none'}."
-        )
-    return " ".join(sentences)
+    sentences = [f"Made here: {len(made)} of {len(found)}.", f"Committed and not made here: {came}." if came else ""]
+    compared = {name: one for name, one in made.items() if one.known}
+    if compared:
+        same = sum(one.same for one in compared.values())
+        changed = [name for name, one in compared.items() if one.reading == "changed"]
+        sentences.append(f"Made here with the numbers and the reading of the committed one: {same} of {len(compared)}.")
+        largest = {name: one.differences.largest for name, one in compared.items() if one.differences}
+        name = max(largest, key=lambda name: np.nan_to_num(largest[name]))
+        if largest[name] > 0:
+            where = f"{name}, {compared[name].differences.where}"  # type: ignore[union-attr]
+            sentences.append(f"Largest difference: {largest[name]:.2g} ({where}).")
+            sentences.append(f"Readings in other words: {', '.join(changed) or 'none'}.")
+    return " ".join(filter(None, sentences))
 
 
 def table(found: Mapping[str, Beside]) -> pd.DataFrame:
