@@ -79,7 +79,7 @@ def test_rows_and_numbers_that_only_one_has_are_counted():
     assert differing(now, before) == found
     found = differing(now.iloc[:2], now.iloc[1:])
     assert (found.apart, found.largest) == (3, 0)
-    assert str(found) == "largest difference 0 (value), median 0, 3 rows that only one of the two has"
+    assert str(found) == "largest difference 0 (r2_dev), median 0, 3 rows that only one of the two has"
 
 
 def test_rows_that_say_the_same_are_matched_in_their_order():

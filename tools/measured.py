@@ -34,7 +34,7 @@ from gptfluence.drawing.tables import told_the_answer, with_variants
 from gptfluence.workflow import catalogue
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-BLOCK = re.compile(r"<!-- (?P<name>\w+)(?: (?P<what>.*?))? -->(?P<content>.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (?P<name>\w+)(?: (?P<what>[^>]*?))? -->(?P<content>.*?)<!-- end -->", re.DOTALL)
 WIDTH = 120  # of a line of prose
 COLUMNS = {  # notebook -> the column of its CSV that the columns of its table are made from
     "ext01_explained_deviation": "kind",
@@ -155,7 +155,7 @@ def tangent() -> str:
 
 def tangent_in_words() -> str:
     """How often the tangent simulator predicts more than half of what a curriculum changes, and where the least."""
-    own = pd.concat([_explained(folder).assign(folder=folder) for folder in TANGENT])
+    own = pd.concat([_explained(folder).assign(folder=folder) for folder in TANGENT], ignore_index=True)
     own = own[own["method"] == "tangent"]
     least = own.loc[own["value"].idxmin()]
     return _prose(
