@@ -128,23 +128,23 @@ def test_a_reading_changes_when_its_words_or_counts_do(before, now, said):
 def test_a_committed_output_is_not_taken_for_one_made_here(repository):
     found = beside_committed(repository / f"{NAME}.json", made=False, head="1" * 40)
     assert found.came_with_the_repository
-    assert str(found) == "committed, not made here (at commit 0000000 on Elsewhere-1.0)."
+    assert str(found) == "Committed, not made here (at commit 0000000 on Elsewhere-1.0)."
 
 
 def test_an_output_made_here_is_compared_with_the_committed_one(repository):
     path = repository / f"{NAME}.json"
     same = beside_committed(path, made=True, head="1" * 40)  # made again, so that nothing was written
-    assert str(same) == "made here; beside the committed one: the same numbers; reading unchanged."
+    assert str(same) == "Made here; beside the committed one: the same numbers; reading unchanged."
     reading = "A wins in 2 of 3 tasks (0.124, 98% below)."
     save(repository, frame(0.1, 0.2, 0.3, 0.401), reading=reading, commit="1" * 40)
     other = beside_committed(path, made=True, head="1" * 40)
     assert str(other) == (
-        "made here; beside the committed one: largest difference 0.001 (lds), median 0; reading same words, other numbers."
+        "Made here; beside the committed one: largest difference 0.001 (lds), median 0; reading same words, other numbers."
     )
     older = beside_committed(path, made=True, head="2" * 40)
-    assert str(older).startswith("made here, at commit 1111111 and not at the present 2222222; beside")
+    assert str(older).startswith("Made here, at commit 1111111 and not at the present 2222222; beside")
     by_hand = beside_committed(path, made=False, head="1" * 40)
-    assert str(by_hand).startswith("not made by this study (at commit 1111111 on Elsewhere-1.0); beside")
+    assert str(by_hand).startswith("Not made by this study (at commit 1111111 on Elsewhere-1.0); beside")
     assert overall({"tab02": other, "tab03": same}) == (
         "Made here: 2 of 2. Made here with the numbers and the reading of the committed one: 1 of 2. "
         "Largest difference: 0.001 (tab02, lds). Readings in other words: none."
@@ -153,10 +153,10 @@ def test_an_output_made_here_is_compared_with_the_committed_one(repository):
 
 def test_an_output_that_is_not_committed_says_so(repository, tmp_path):
     path = save(repository, frame(0.1, 0.2), reading="", commit="1" * 40, name="mine")
-    assert str(beside_committed(path, made=True, head="1" * 40)) == "made here; none is committed."
+    assert str(beside_committed(path, made=True, head="1" * 40)) == "Made here; none is committed."
     outside = save(tmp_path.parent / f"{tmp_path.name}-apart", frame(0.1, 0.2), reading="", commit="")
     assert str(beside_committed(outside, made=False, head="")).startswith(
-        "not made by this study (on Elsewhere-1.0); none is"
+        "Not made by this study (on Elsewhere-1.0); none is"
     )
 
 
@@ -183,7 +183,7 @@ def test_the_page_tells_what_was_made_here_from_what_was_committed(repository, t
     assert first in said
     assert first in page
     assert (
-        page.count("committed, not made here (at commit 0000000 on Elsewhere-1.0).") == 2
+        page.count("Committed, not made here (at commit 0000000 on Elsewhere-1.0).") == 2
     )  # in the list, and at the table
     assert page.count("beside the committed one: largest difference 0.2 (r2_dev), median 0; reading unchanged.") == 2
     assert page.count('class="came"') == 1

@@ -245,9 +245,12 @@ def number(what: str) -> str:
 
 
 def another_machine(what: str) -> str:
-    """How far an output was from the committed one elsewhere; what: the output's name.
+    """How far an output was from the committed one on other hardware; what: the output's name.
 
-    benchmarks/results/another_machine.csv is the beside_committed.csv that the page of a study leaves beside itself.
+    benchmarks/results/another_machine.csv has rows of the beside_committed.csv that lies beside the page of a study. This
+    one was made with the instructions of another processor (then `git checkout figures` brought the figures back):
+
+        ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ./run_all.sh --only explore_quickstart
     """
     rows = pd.read_csv(ROOT / "benchmarks" / "results" / "another_machine.csv").set_index("output")
     return f"{rows.loc[what, 'largest']:.1g}"

@@ -75,16 +75,16 @@ class Beside:
         return not self.made and self.same
 
     def origin(self) -> str:
-        """Who made it: "made here", "committed, not made here (at commit 0dea400 on Linux)", ..."""
+        """Who made it: "Made here", "Committed, not made here (at commit 0dea400 on Linux)", ..."""
         there = [f"at commit {self.commit[:7]}" if self.commit else "", f"on {self.platform}" if self.platform else ""]
         where = f" ({' '.join(filter(None, there))})" if any(there) else ""
         if self.came_with_the_repository:
-            return f"committed, not made here{where}"
+            return f"Committed, not made here{where}"
         if not self.made:
-            return f"not made by this study{where}"
+            return f"Not made by this study{where}"
         older = self.commit and self.head and self.commit != self.head and not self.same
         return (
-            f"made here, at commit {self.commit[:7]} and not at the present {self.head[:7]}" if older else "made here"
+            f"Made here, at commit {self.commit[:7]} and not at the present {self.head[:7]}" if older else "Made here"
         )
 
     def compared(self) -> str:
