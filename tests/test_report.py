@@ -96,7 +96,7 @@ def test_every_item_has_its_picture_or_table_caption_reading_provenance_and_file
     shown = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
     assert shown == (drawn[0] / "fig16_fine_tuning_loss.png").read_bytes()
     assert picture["alt"] == 'Loss of <examples> & "more". And what else.'
-    assert len(page.all("table")) == 1
+    assert len(page.all("table")) == 2  # the list of what was made here, and table 2
     for text in (
         "Closest is GPTfluence.",
         "A table.",
@@ -194,7 +194,7 @@ def test_an_output_older_than_a_failure_or_changed_by_hand_is_marked(study, draw
     (folder / "tab02_fine_tuning_loss.csv").write_text("other numbers")
     (folder / "tab02_fine_tuning_loss.tex").unlink()
     page, _, _ = page_of(study, drawn)
-    assert "What is shown is from an earlier run. The last one: fig16_fine_tuning_loss failed" in page.text
+    assert "What is shown is from an earlier run. The last run: fig16_fine_tuning_loss failed" in page.text
     assert "tab02_fine_tuning_loss.csv is not what the notebook wrote" in page.text
     assert "tab02_fine_tuning_loss.tex is missing" in page.text
 
@@ -224,8 +224,8 @@ def test_a_table_saved_as_html_is_shown_as_it_is(study, drawn):
     path = drawn[0] / "tab02_fine_tuning_loss.html"
     path.write_text(html)
     page, _, _ = page_of(study, drawn)
-    assert [cell["scope"] for cell in page.all("th")] == ["col", "col"]
-    assert len(page.all("table")) == 1
+    assert [cell["scope"] for cell in page.all("th")] == ["col"] * 4  # two of the list of what was made here
+    assert len(page.all("table")) == 2
     assert len(page.all("img")) == 1  # that of the figure
 
 

@@ -1,14 +1,17 @@
-"""Writes the tables in README.md and docs/ that are made from measured numbers; the prose around them stays as it is.
+"""Writes what README.md and docs/ say of measured numbers: tables, sentences and single numbers. The rest of the prose stays.
 
     python tools/measured.py                 in the repository itself
     python tools/measured.py --into FOLDER   the pages into another folder, for comparison
 
-A page says where a table goes by a pair of comments, and everything between the two is written anew:
+A page says by a pair of comments what stands between them, and the tool writes that anew. A table or a sentence has lines of
+its own, a number stands in a line (but does not begin it, or Markdown would end the paragraph there):
 
     <!-- table mini/ext03_runs_needed -->    from figures/mini/ext03_runs_needed.csv
     <!-- end -->
+    has R²dev <!-- number mini/ext03_runs_needed method=tangent task=sst2 fitted_on=1 -->0.99<!-- end --> from one run
 
-The other names are those of `WRITERS`. Run this after figures/ or benchmarks/results/ have been made again.
+The first word is a name of `WRITERS`, whose function says what the other words mean. Run this after figures/ or
+benchmarks/results/ have been made again.
 """
 
 from __future__ import annotations
@@ -16,16 +19,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+import shlex
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import names
+from gptfluence.drawing.tables import told_the_answer, with_variants
+from gptfluence.workflow import catalogue
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-BLOCK = re.compile(r"<!-- (?P<name>\w+)(?: (?P<what>[\w/-]+))? -->\n(?P<content>.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (?P<name>\w+)(?: (?P<what>[^>]*?))? -->(?P<content>.*?)<!-- end -->", re.DOTALL)
+WIDTH = 120  # of a line of prose
 COLUMNS = {  # notebook -> the column of its CSV that the columns of its table are made from
     "ext01_explained_deviation": "kind",
     "ext01_other_metrics": "metric",
@@ -35,17 +45,26 @@ COLUMNS = {  # notebook -> the column of its CSV that the columns of its table a
     "ext07_ablation": "kind",
 }
 STATISTICS = ("r2_dev", "lds")
-TANGENT = {  # folder of figures/ -> what it holds, and how many runs simulators are fitted on there
-    "mini": ("nano GPT of 0.49M parameters, five generated tasks (`mini`)", "25 + 2"),
-    "mini-sizes": ("nano GPTs of 0.08M and 1.8M parameters, two generated tasks (`mini-sizes`)", "25 + 2"),
-    "laptop": ("SmolLM2-135M, real SST-2, high learning rate (`laptop`)", "4 + 1"),
-    "laptop-slow": ("SmolLM2-135M, real SST-2, the paper's slow pace (`laptop-slow`)", "4 + 1"),
-    "laptop-webnlg": ("SmolLM2-135M, real WebNLG (`laptop-webnlg`)", "4 + 1"),
+TANGENT = {  # folder of figures/ -> what its texts are, and how the GPT is trained there
+    "mini": "generated text",
+    "mini-sizes": "generated text, other sizes",
+    "laptop": "real text, high learning rate",
+    "laptop-slow": "real text, the paper's slow pace",
+    "laptop-webnlg": "real text",
 }
+CLAIMS = (  # the tables in which the paper compares methods
+    "tab01_instruction_tuning_loss",
+    "tab02_fine_tuning_loss",
+    "tab03_instruction_tuning_generation",
+    "tab04_fine_tuning_generation",
+)
+HOW = {"mean": pd.Series.mean, "lowest": pd.Series.min, "highest": pd.Series.max}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Writes the tables of README.md and docs/ from committed results.")
+    parser = argparse.ArgumentParser(
+        description="Writes what README.md and docs/ say of numbers, from committed results."
+    )
     parser.add_argument("--into", type=Path, default=ROOT, help="the folder that the pages go into")
     into = parser.parse_args(arguments).into
     for page in PAGES:
@@ -55,15 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def filled(text: str) -> str:
-    """A page with every table written anew. Raises ValueError for a comment that names no table."""
+    """A page with everything between comments written anew. Raises ValueError for a comment that cannot be obeyed."""
 
     def write(block: re.Match[str]) -> str:
         if block["name"] not in WRITERS:
-            raise ValueError(f"<!-- {block['name']} -->: no such table; known: {', '.join(WRITERS)}")
-        arguments = [block["what"]] if block["what"] else []
-        content = WRITERS[block["name"]](*arguments)
-        opening = block[0].partition("\n")[0]
-        return f"{opening}\n{block['content'] if content is None else content}<!-- end -->"
+            raise ValueError(f"<!-- {block['name']} -->: the tool knows no such name; known: {', '.join(WRITERS)}")
+        content = WRITERS[block["name"]](*([block["what"]] if block["what"] else []))
+        opening = block[0][: block.start("content") - block.start()]
+        if block["content"].startswith("\n"):
+            return f"{opening}\n{content.strip()}\n<!-- end -->"
+        if not text[: block.start()].rpartition("\n")[2].strip():
+            raise ValueError(f"{opening}: a number must not begin a line, or Markdown ends the paragraph before it")
+        return f"{opening}{content.strip()}<!-- end -->"
 
     return BLOCK.sub(write, text)
 
@@ -73,7 +95,7 @@ def read(name: str) -> pd.DataFrame:
     frame = pd.read_csv(ROOT / "figures" / f"{name}.csv", dtype={"left_out": str, "variant": str})
     if "method" not in frame:
         return frame
-    frame["variant"] = frame["variant"].fillna("") if "variant" in frame else ""
+    frame = with_variants(frame)
     return frame.assign(printed=[names.method(*pair) for pair in zip(frame["method"], frame["variant"], strict=True)])
 
 
@@ -103,8 +125,7 @@ def tables(name: str) -> str:
 
 def coverage(name: str) -> str:
     """Which share of recorded paths lies inside the tangent simulator's bands, by task and kind of curriculum."""
-    frame = read(name)
-    frame = frame[(frame["method"] == "tangent") & (frame["statistic"] == "coverage") & (frame["unit"] == "path")]
+    frame = _coverage(name)
     table = frame.pivot(index="task", columns="kind", values="value")
     table = table.loc[list(dict.fromkeys(frame["task"])), list(dict.fromkeys(frame["kind"]))]
     return _markdown("share inside 90% bands", [table.rename(index=names.task)])
@@ -116,50 +137,213 @@ def tangent() -> str:
         "| GPT and tasks | training + validation runs | kinds of curricula | unseen tests | that run's own losses |",
         "|---|---|---|---|---|",
     ]
-    for folder, (what, fitted_on) in TANGENT.items():
-        frame = read(f"{folder}/ext01_explained_deviation")
-        frame = frame[(frame["metric"] == "loss") & (frame["statistic"] == "r2_dev")]
+    for folder, texts in TANGENT.items():
+        frame, facts = _explained(folder), _facts(f"{folder}/ext01_explained_deviation")
         own = frame[frame["method"] == "tangent"]
-        unseen = own["kind"] == "unseen_tests"
         seen = own[~own["kind"].str.startswith("unseen")]
-        count = seen["kind"].nunique()
+        runs = facts["study"]["settings"]["fine_tuning"]["runs"]
         cells = (
-            f"{_between(seen['value'])} ({count} kinds)",
-            _between(own[unseen]["value"]),
-            _between(frame[frame["method"] == "one_run"]["value"]),
+            f"{', '.join(own['model'].unique())}: {', '.join(map(names.task, own['task'].unique()))}; {texts} (`{folder}`)",
+            f"{runs['train']} + {runs['validation']}",
+            f"{_between(seen['value'])} ({seen['kind'].nunique()} kinds)",
+            _between(own.loc[own["kind"] == "unseen_tests", "value"]),
+            _between(frame.loc[frame["method"] == "one_run", "value"]),
         )
-        lines.append(f"| {what} | {fitted_on} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def times() -> str | None:
-    """How long run_all.sh takes. None, so that the table stays as it is, if benchmarks/results/ does not say.
+def tangent_in_words() -> str:
+    """How often the tangent simulator predicts more than half of what a curriculum changes, and where the least."""
+    own = pd.concat([_explained(folder).assign(folder=folder) for folder in TANGENT], ignore_index=True)
+    own = own[own["method"] == "tangent"]
+    least = own.loc[own["value"].idxmin()]
+    return _prose(
+        f"R²dev is above 0.5 in {int((own['value'] > 0.5).sum())} of {len(own)} cases, a case being one task, one GPT and one "
+        f"kind of curriculum. The lowest value is {_number(least['value'])} ({names.task(least['task'])}, "
+        f"*{_kind(least['kind'])}*, `{least['folder']}`)."
+    )
 
-    benchmarks/results/run_all.json holds {"times": [{"what": ..., "command": ..., "seconds": ...}, ...]}.
+
+def claims() -> str:
+    """What became of the paper's comparisons of methods: a line for each of its tables, profile `mini`."""
+    lines = [
+        "| by all-steps MSE | cases | GPTfluence is better than Simfluence: here, in the paper | all methods in the paper's "
+        "order | GPTfluence is better than the mean trajectory | persistence / mean trajectory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in CLAIMS:
+        found = list(map(_case, _cases(name)))
+        here, there, order, beats_mean = (sum(case[k] for case in found) for k in range(4))
+        row = catalogue.by_name()[name]
+        lines.append(
+            f"| {row.label}: {row.title} | {len(found)} | {here}, {there} | {order} | {beats_mean} | "
+            f"{np.median([case[4] for case in found]):.2g} |"
+        )
+    return "\n".join(lines)
+
+
+def below(what: str) -> str:
+    """Which values of the tangent simulator lie below a limit, in a sentence; what: "FILE LIMIT", of an ext01 file."""
+    name, limit = shlex.split(what)
+    frame = read(name)
+    frame = frame[(frame["metric"] == "loss") & (frame["statistic"] == "r2_dev") & (frame["method"] == "tangent")]
+    low = frame[frame["value"] < float(limit)].sort_values("value")
+    listed = "; ".join(
+        f"{names.task(row.task)}, *{_kind(row.kind)}*: {_number(row.value, '.3f')}" for row in low.itertuples()
+    )
+    text = f"Of {frame['value'].notna().sum()} values of the tangent simulator {len(low)} lie below {limit}"
+    return _prose(f"{text}{': ' if listed else ''}{listed}.")
+
+
+def low_coverage(what: str) -> str:
+    """Which shares of `coverage` fall short of what is promised by more than a tenth; what: "FILE PROMISED"."""
+    name, promised = shlex.split(what)
+    frame = _coverage(name)
+    short = frame[frame["value"] < float(promised) - 0.1]
+    parts = [
+        f"{names.task(str(task))} on {', '.join(f'*{_kind(kind)}*' for kind in rows['kind'])}"
+        for task, rows in short.groupby("task", sort=False)
+    ]
+    return _prose(f"Shares that fall short of {promised} by more than 0.1: {'; '.join(parts) or 'none'}.")
+
+
+def reading(what: str) -> str:
+    """The first sentences of the reading of an output; what: "PROFILE/NAME" and how many (default: all)."""
+    name, *count = shlex.split(what)
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", _facts(name)["reading"])
+    return _prose(" ".join(sentences[: int(count[0])] if count else sentences))
+
+
+def number(what: str) -> str:
+    """One number of one CSV file; what: "PROFILE/NAME [mean|lowest|highest] COLUMN=VALUE COLUMN!=VALUE ...".
+
+    Without one of the three words a single row must fit. What the query does not name is: metric loss, statistic r2_dev,
+    no variant. Rows of task "average" count only if they are asked for.
     """
+    name, *words = shlex.split(what)
+    how = words.pop(0) if words and words[0] in HOW else ""
+    frame, asked = read(name), []
+    for word in words:
+        found = re.fullmatch(r"(\w+?)(!?=)(.*)", word)
+        if not found or found[1] not in frame:
+            raise ValueError(f"<!-- number {what} -->: {word!r} is not COLUMN=VALUE; columns: {', '.join(frame)}")
+        asked.append(found.groups())
+    named = {column for column, _, _ in asked}
+    for column, value in STANDARD.items():
+        asked += [(column, "=", value)] if column in frame and column not in named else []
+    asked += [("task", "!=", "average")] if "task" in frame and "task" not in named else []
+    for column, relation, value in asked:
+        frame = frame[(frame[column].astype(str) == value) == (relation == "=")]
+    values = frame["value"]
+    if values.empty or (len(values) > 1 and not how):
+        raise ValueError(
+            f"<!-- number {what} -->: {len(values)} rows fit in figures/{name}.csv; name other values of its columns"
+        )
+    digits = ".2g" if "mse" in what else ".2f"
+    return _number(HOW[how](values) if how else values.iloc[0], digits)
+
+
+def another_machine(what: str) -> str:
+    """How far an output was from the committed one on other hardware; what: the output's name.
+
+    benchmarks/results/another_machine.csv has rows of the beside_committed.csv that lies beside the page of a study. This
+    one was made with the instructions of another processor (then `git checkout figures` brought the figures back):
+
+        ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ./run_all.sh --only explore_quickstart
+    """
+    rows = pd.read_csv(ROOT / "benchmarks" / "results" / "another_machine.csv").set_index("output")
+    return f"{rows.loc[what, 'largest']:.1g}"
+
+
+def times() -> str:
+    """How long run_all.sh takes; benchmarks/results/run_all.json says so, which `benchmarks/run run_all` writes."""
     path = ROOT / "benchmarks" / "results" / "run_all.json"
     if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))["times"]
-    lines = ["| what | command | time |", "|---|---|---|"]
-    lines += [f"| {row['what']} | `{row['command']}` | {_duration(row['seconds'])} |" for row in found]
-    return "\n".join(lines) + "\n"
+        return _prose(
+            "Nobody has timed this version yet. `benchmarks/run run_all --seconds everything=SECONDS` notes a time, and "
+            "`python tools/measured.py` writes it here."
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    machine = found["machine"]
+    lines = [
+        f"Measured at commit {(found['commit'] or 'unknown')[:7]} on {machine['cores']} cores ({machine['processor']}):",
+        "",
+        "| what | command | time |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {row['what']} | `{row['command']}` | {_duration(row['seconds'])} |" for row in found["times"]]
+    return "\n".join(lines)
 
 
 def outputs() -> str:
     """Every table and figure with its notebook, from the catalogue."""
-    from gptfluence.workflow import catalogue
-
-    return catalogue.markdown().rstrip() + "\n"
+    return catalogue.markdown()
 
 
-WRITERS: dict[str, Callable[..., str | None]] = {
+STANDARD = {"metric": "loss", "statistic": "r2_dev", "variant": ""}  # of `number`
+WRITERS: dict[str, Callable[..., str]] = {
     "table": tables,
     "coverage": coverage,
     "tangent": tangent,
+    "tangent_in_words": tangent_in_words,
+    "claims": claims,
+    "below": below,
+    "low_coverage": low_coverage,
+    "reading": reading,
+    "number": number,
+    "another_machine": another_machine,
     "times": times,
     "outputs": outputs,
 }
+
+
+def _facts(name: str) -> dict[str, Any]:
+    """The provenance beside figures/NAME.csv."""
+    return json.loads((ROOT / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _explained(folder: str) -> pd.DataFrame:
+    """R²dev of the loss in figures/FOLDER/ext01_explained_deviation.csv."""
+    frame = read(f"{folder}/ext01_explained_deviation")
+    return frame[(frame["metric"] == "loss") & (frame["statistic"] == "r2_dev")]
+
+
+def _coverage(name: str) -> pd.DataFrame:
+    """Shares of paths inside the tangent simulator's bands."""
+    frame = read(name)
+    return frame[(frame["method"] == "tangent") & (frame["statistic"] == "coverage") & (frame["unit"] == "path")]
+
+
+def _cases(name: str) -> Iterator[pd.DataFrame]:
+    """The cases of one of the paper's tables in profile `mini`, with a row for each method; not its averages."""
+    frame = read(f"mini/{name}")
+    frame = frame[(frame["task"] != "average") & (frame["variant"] == "") & ~told_the_answer(frame)]
+    by = [column for column in ("model", "metric", "task") if column in frame]
+    for _, rows in frame.groupby(by, sort=False):
+        mse = rows[rows["statistic"] == "all_steps_mse"].set_index("method")
+        yield mse.assign(r2_dev=rows[rows["statistic"] == "r2_dev"].set_index("method")["value"])
+
+
+def _case(mse: pd.DataFrame) -> tuple[bool, bool, bool, bool, float]:
+    """Of one case: GPTfluence better than Simfluence here, in the paper; the paper's order; better than the mean; a ratio."""
+    ours, theirs = mse["value"], mse["paper"].dropna()
+    same = list(ours[theirs.index].sort_values().index) == list(theirs.sort_values().index)
+    return (
+        bool(ours["gptfluence"] < ours["simfluence"]),
+        bool(theirs["gptfluence"] < theirs["simfluence"]),
+        same,
+        bool(mse.loc["gptfluence", "r2_dev"] > 0),
+        ours["persistence"] / ours["mean_trajectory"],
+    )
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _kind(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _pivot(scores: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -187,6 +371,7 @@ def _number(value: float, digits: str = ".2f") -> str:
 
 
 def _between(values: pd.Series) -> str:
+    """From the lowest to the highest."""
     low, high = _number(values.min()), _number(values.max())
     return low if low == high else f"{low} to {high}"
 

@@ -71,3 +71,10 @@ COLUMNS = {
     "ended": "how a fit in epochs ended: by itself (patience) or cut off (max_epochs, divergence); over tasks how many by patience",
     "chosen": "whether these options of a method were chosen",
 }
+
+# The columns that hold what was measured, which another processor or version of torch moves a little. All others say what
+# a row is of. (`best` follows from the numbers.)
+MEASURED = frozenset(
+    {"value", "std", "std_over_runs", "low", "high", "undefined", "diverged", "mse", "mse_mean_trajectory"}
+    | {"simulated", "recorded", "flops", "seconds", "y", "best"}
+)

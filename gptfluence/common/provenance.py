@@ -96,10 +96,20 @@ def git_state(file: Path = Path(__file__)) -> dict[str, Any]:
     return {"commit": commit, "clean": None if changes is None else not changes}
 
 
+def committed(path: Path) -> str | None:
+    """The text that a file has in the last commit; None if it is not in it, or not under git."""
+    return _git(path.parent, "show", f"HEAD:./{path.name}")
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=False
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):  # no git here, or a file system that hangs
         return None

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import logging
 import platform
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptfluence.common.errors import GPTfluenceError, unknown
 from gptfluence.common.settings import ROOT, artifacts_dir
+
+if TYPE_CHECKING:
+    from gptfluence.study.campaign import Campaign
+    from gptfluence.study.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -31,35 +39,66 @@ JobsOption = Annotated[
 IndexOption = Annotated[Path | None, typer.Option(help="write what was made, as JSON, to this file")]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Which campaign a command is about: the options that `record`, `fit` and `tune` have in common."""
+
+    task: TaskOption = None
+    profile: ProfileOption = "mini"
+    setting: SettingOption = "fine_tuning"
+    model: ModelOption = None
+    overrides: SetOption = None
+    jobs: JobsOption = None
+
+    def study(self) -> Study:
+        from gptfluence.study.study import Study
+
+        return Study.load(self.profile, self.overrides or (), jobs=self.jobs)
+
+    def campaign(self) -> Campaign:
+        """Raises ConfigurationError that names what the profile does not have."""
+        return self.study().campaign(self.setting, self.task, model=self.model)
+
+
+def of_campaign(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is a `Chosen`, as typer needs it: with the fields of `Chosen` as options."""
+    chosen = list(inspect.signature(Chosen, eval_str=True).parameters.values())
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(Chosen(**{field.name: given.pop(field.name) for field in fields(Chosen)}), **given)
+
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*chosen, *own)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
 @app.command()
+@of_campaign
 def record(
-    task: TaskOption = None,
-    profile: ProfileOption = "mini",
-    setting: SettingOption = "fine_tuning",
-    model: ModelOption = None,
+    chosen: Chosen,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="record the runs on unseen training and test examples, too")
     ] = False,
-    overrides: SetOption = None,
-    jobs: JobsOption = None,
     index: IndexOption = None,
 ) -> None:
     """Record the missing runs of a task. You can stop it at any time: the next call goes on."""
-    from gptfluence.study.study import Study
-
-    study = Study.load(profile, overrides or (), jobs=jobs)
-    campaign = study.campaign(setting, task, model=model)
+    campaign = chosen.campaign()
     recorded = [campaign.dynamics()]
     if unseen:
         recorded += [campaign.unseen(part) for part in ("training", "test")]
     for dynamics in recorded:
         print(dynamics)
-        print(f"in {study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
+        print(f"in {campaign.study.artifacts / 'dynamics' / dynamics.provenance['folder']}")
     _write_index(index, {"recorded": [dynamics.provenance for dynamics in recorded]})
 
 
 @app.command()
+@of_campaign
 def fit(
+    chosen: Chosen,
     methods: Annotated[
         list[str] | None,
         typer.Argument(
@@ -67,12 +106,6 @@ def fit(
             help="a method of the profile, for the loss or another metric: gptfluence, bleu:simfluence",
         ),
     ] = None,
-    task: TaskOption = None,
-    profile: ProfileOption = "mini",
-    setting: SettingOption = "fine_tuning",
-    model: ModelOption = None,
-    overrides: SetOption = None,
-    jobs: JobsOption = None,
     index: IndexOption = None,
     variants: Annotated[
         str | None, typer.Option(hidden=True, help="the workflow's: [metric, variant] pairs as JSON")
@@ -80,16 +113,15 @@ def fit(
 ) -> None:
     """Fit methods on the training runs of a task, which are recorded if they are missing. Without names: all methods."""
     from gptfluence.simulators.methods import method_of
-    from gptfluence.study.study import Study
     from gptfluence.workflow.row import from_json
 
-    study = Study.load(profile, overrides or (), jobs=jobs)
-    campaign = study.campaign(setting, task, model=model)
+    campaign = chosen.campaign()
+    study = campaign.study
     if variants is not None:
         wanted = [(metric, from_json(value)) for metric, value in json.loads(variants)]
     else:
         named = [(metric or "loss", name) for metric, _, name in (given.rpartition(":") for given in methods or ())]
-        named = named or [("loss", name) for name in study.methods(setting=setting)]
+        named = named or [("loss", name) for name in study.methods(setting=chosen.setting)]
         wanted = [(metric, campaign.variant(name)) for metric, name in named]
     for metric, variant in wanted:
         kind = method_of(variant.kind).load()
@@ -100,41 +132,36 @@ def fit(
             said = str(campaign.simulator(variant, metric=metric).report)
         print(f"{metric}: {variant}: {said}", flush=True)
     fitted = [[metric, str(variant)] for metric, variant in wanted]
-    _write_index(index, {"setting": setting, "task": task, "model": model, "fitted": fitted})
+    _write_index(index, {"setting": chosen.setting, "task": chosen.task, "model": chosen.model, "fitted": fitted})
 
 
 @app.command()
+@of_campaign
 def tune(
+    chosen: Chosen,
     methods: Annotated[
         list[str] | None,
         typer.Argument(metavar="METHOD...", help="methods of the profile (default: all that have options to choose)"),
     ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="a task of the setting (default: all); may be repeated")
-    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="loss (the default), bleu, ...; may be repeated")] = None,
-    profile: ProfileOption = "mini",
-    setting: SettingOption = "fine_tuning",
-    model: ModelOption = None,
+    tasks: Annotated[str, typer.Option(help="several tasks, as a,b (default: all of the setting, or --task)")] = "",
     count: Annotated[int, typer.Option(help="how many settings are drawn of a large grid")] = 24,
     seconds: Annotated[float, typer.Option(help="after so many seconds no fit is begun")] = 3600.0,
-    overrides: SetOption = None,
-    jobs: JobsOption = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="where tuning_SETTING.csv and .yaml go (default: build/<study>/tuning)")
     ] = None,
 ) -> None:
     """Choose the options of methods on validation runs of a setting's tasks. Stopped at any time, it goes on when called again."""
     from gptfluence.experiments import tuning
-    from gptfluence.study.study import Study
 
-    study = Study.load(profile, overrides or (), jobs=jobs)
-    parameters = {"methods": methods or [], "tasks": task or [], "model": model or "", "metrics": metric or ["loss"]}
+    study = chosen.study()
+    named = [name for name in tasks.split(",") if name] or ([chosen.task] if chosen.task else [])
+    parameters = {"methods": methods or [], "tasks": named, "model": chosen.model or "", "metrics": metric or ["loss"]}
     parameters |= {"count": count, "seconds": seconds}
-    tuned = tuning.tune(study, setting, **parameters)
+    tuned = tuning.tune(study, chosen.setting, **parameters)
     folder = output_dir or ROOT / "build" / study.label / "tuning"
     command = shlex.join(["gptfluence", *sys.argv[1:]])
-    for path in tuning.save(tuned, study, setting, folder, command=command, parameters=parameters):
+    for path in tuning.save(tuned, study, chosen.setting, folder, command=command, parameters=parameters):
         print(f"saved {path}")
 
 

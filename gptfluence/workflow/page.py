@@ -1,7 +1,9 @@
 """One page with everything that a study has drawn: `build/<study>/report/index.html`, with its files beside it.
 
 The page needs neither a network nor a server: its folder can be sent to somebody. It shows tables as HTML and holds the
-pictures itself. At the end it lists the tables and figures of the paper that the study does not have, each with the reason.
+pictures itself. Of each output it says whether it was made here, and how far its numbers are from those of the committed
+one (beside_committed.csv has the same as a table). At the end it lists the tables and figures of the paper that the study
+does not have, each with the reason.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from gptfluence.common import files
+from gptfluence.common import files, provenance
 from gptfluence.common.errors import GPTfluenceError
 from gptfluence.common.settings import ROOT
 from gptfluence.study.study import Study
-from gptfluence.workflow import catalogue
+from gptfluence.workflow import beside, catalogue
+from gptfluence.workflow.beside import Beside, beside_committed
 from gptfluence.workflow.catalogue import label_of, title_of
 from gptfluence.workflow.citation import cite
 from gptfluence.workflow.outcomes import Outcome, outcomes, summary
@@ -56,6 +59,7 @@ class Item:
     links: list[tuple[str, str]]  # what, where
     made: list[tuple[str, str]]  # how it was made, in words
     citation: str
+    beside: Beside  # whether it was made here, and how far it is from the committed one
     notes: list[str] = field(default_factory=list)  # what a reader must know before believing it
 
 
@@ -87,6 +91,7 @@ def write(study: Study, build: Path, *, only: str = "*", figures: Path | None = 
         for kind, heading in GROUPS.items()
         if any(_group(item.name) == kind for item in items)
     ]
+    compared = {item.name: item.beside for item in items}
     failed = [str(outcome) for outcome in told if outcome.state in ("failed", "blocked")]
     page = _template().render(
         study=study.label,
@@ -94,14 +99,17 @@ def write(study: Study, build: Path, *, only: str = "*", figures: Path | None = 
         groups=groups,
         missing=_missing(items, found),
         failed=failed + damaged,
-        count=len(items),
+        items=items,
+        compared=beside.overall(compared) if items else "",
     )
     path = place / "index.html"
     files.write_text(path, page)
+    files.write_text(place / "beside_committed.csv", beside.table(compared).to_csv(index=False, float_format="%.6g"))
     if study.label == "mini":  # the default: reachable without knowing the name of a study
         redirect = _template("redirect.html.j2").render(target=f"../{build.name}/report/index.html")
         files.write_text(build.parent / "report" / "index.html", redirect)
-    return path, "\n".join([summary(told, study.label), *(f"  {line}" for line in damaged), f"page: {path}"])
+    said = [summary(told, study.label), *(f"  {line}" for line in damaged), beside.overall(compared), f"page: {path}"]
+    return path, "\n".join(said)
 
 
 def _template(name: str = "report.html.j2") -> Any:
@@ -139,10 +147,13 @@ def _items(
 ) -> tuple[list[Item], list[str]]:
     """Everything in the folder of figures, in the paper's order, and what could not be read."""
     items, damaged = [], []
+    head = str(provenance.git_state()["commit"] or "")
     for path in sorted(figures.glob("*.json"), key=lambda path: _place(path.stem)):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            items.append(_item(path, facts, build, place, planned, by_name))
+            outcome = by_name.get(path.stem)
+            compared = beside_committed(path, made=outcome is not None and outcome.state == "made", head=head)
+            items.append(_item(path, facts, build, place, _run_of(path.stem, planned), outcome, compared))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, GPTfluenceError) as problem:
             damaged.append(f"{path.stem} cannot be shown: {path} is damaged ({problem!r}); run its notebook again")
     return items, damaged
@@ -153,9 +164,11 @@ def _item(
     facts: Mapping[str, Any],
     build: Path,
     place: Path,
-    planned: Mapping[str, Output],
-    by_name: Mapping[str, Outcome],
+    run: str,
+    outcome: Outcome | None,
+    compared: Beside,
 ) -> Item:
+    """Copy the files of an output to the page's; run: of its notebook, outcome: what became of it (None: not planned)."""
     name, folder, notes, links = path.stem, path.parent, [], []
     for file, expected in facts["files"].items():
         source = folder / file
@@ -170,9 +183,9 @@ def _item(
     links.sort(key=lambda link: list(SHOWN.values()).index(link[0]) if link[0] in SHOWN.values() else len(SHOWN))
     files.write_bytes(place / "files" / path.name, path.read_bytes())
     links.append((SHOWN[".json"], f"files/{path.name}"))
-    run, outcome = _run_of(name, planned), by_name.get(name)
     if outcome is not None and outcome.state in ("failed", "blocked"):
-        notes.append(f"What is shown is from an earlier run. The last one: {outcome}.")
+        shown = "the committed one" if compared.same else "from an earlier run"
+        notes.append(f"What is shown is {shown}. The last run: {outcome}.")
     executed = build / "notebooks" / f"{run}.ipynb"
     if run and executed.is_file():
         files.write_bytes(place / "files" / executed.name, executed.read_bytes())
@@ -190,6 +203,7 @@ def _item(
         links=links,
         made=_made(facts),
         citation=cite(name, folder),
+        beside=compared,
         notes=notes,
     )
 
