@@ -56,7 +56,7 @@ def test_no_text_is_in_a_pool_and_in_tests_of_another_seed_or_in_the_corpus(name
         sets["pool"] |= {example.prompt for example in pool}
         sets["tests"] |= {example.prompt for example in tests}
         known = tuple(sets["pool"] | sets["tests"])
-        assert not any(text.startswith(known) for text in mini.corpus([name], seed=seed, examples_per_task=300))
+        assert not any(prompt.endswith(known) for prompt, _ in mini.corpus([name], seed=seed, examples_per_task=300))
     assert not sets["pool"] & sets["tests"]
 
 
@@ -126,7 +126,7 @@ def test_texts_are_short(name):
 
 
 def test_the_corpus_holds_all_words_of_the_pools():
-    corpus = {word for text in mini.corpus(TASKS, seed=9) for word in words(text)}
+    corpus = {word for text in mini.corpus(TASKS, seed=9) for word in words(" ".join(text))}
     used = {
         word for name in TASKS for pool in mini.generate(name, seed=9) for text in pool.texts for word in words(text)
     }
@@ -134,30 +134,29 @@ def test_the_corpus_holds_all_words_of_the_pools():
     assert len(corpus) < 1000
 
 
-def told(name: str, seed: int, *, known: bool) -> tuple[list[str], list[str]]:
+def told(name: str, *, known: bool) -> tuple[list[str], list[str]]:
     """Prompts and targets of the corpus that speak of known words, or of those of the pools."""
-    ours = {word for words in invented_words(name, seed).values() for word in words}
-    targets = {example.target for example in mini.generate(name, seed=seed).pool}
-    texts = [t for t in mini.corpus([name], seed=seed, examples_per_task=1600) if known != bool(ours & {*words(t)})]
-    return tuple(zip(*[next((t[: -len(w)], w) for w in targets if t.endswith(w)) for t in texts], strict=True))
+    ours = {word for kinds in invented_words(name, 0).values() for word in kinds}
+    texts = [text for text in mini.corpus([name], examples_per_task=3000) if known != bool(ours & {*words(text[0])})]
+    return tuple(zip(*texts, strict=True))
 
 
 def invented_words(name: str, seed: int) -> dict[str, tuple[str, ...]]:
     """Class -> the words of pools and tests."""
     world = World(seed, known=False)
     mini.RECORDS[name].row(mini.Dice("any"), 0, world)
-    return {f"{key[0]}/{kind}": words for key, classes in world._dealt.items() for kind, words in classes.items()}
+    return {f"{key[0]}/{kind}": kinds for key, classes in world._dealt.items() for kind, kinds in classes.items()}
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
 def test_the_corpus_teaches_classes_of_known_words_and_nothing_of_the_pools_words(name):
     probe = make_pipeline(CountVectorizer(analyzer=pairs, binary=True), LogisticRegression(max_iter=500))
     _, tests = mini.generate(name, test_size=400)
-    prompts, targets = told(name, 0, known=False)
+    prompts, targets = told(name, known=False)
     probe.fit(prompts, targets)
     right = probe.score([example.prompt for example in tests], [example.target for example in tests])
     assert abs(right - 0.5) < 0.1  # four standard errors
-    prompts, targets = told(name, 0, known=True)
+    prompts, targets = told(name, known=True)
     probe.fit(prompts[:800], targets[:800])
     assert probe.score(prompts[800:], targets[800:]) > 0.7
 
@@ -165,9 +164,22 @@ def test_the_corpus_teaches_classes_of_known_words_and_nothing_of_the_pools_word
 @pytest.mark.parametrize("name", GENERATION)
 def test_the_corpus_does_not_pair_prompts_of_the_pools_words_with_their_targets(name):
     truth = {example.prompt: example.target for example in mini._examples(name, "corpus", 100, World(0, known=False))}
-    texts = set(mini.corpus([name], seed=0, examples_per_task=400))
-    assert len([prompt for prompt in truth if any(text.startswith(prompt) for text in texts)]) == 100
-    assert sum(prompt + target in texts for prompt, target in truth.items()) < 10
+    met = [
+        (prompt, text)
+        for prompt in truth
+        for text in mini.corpus([name], examples_per_task=600)
+        if text[0].endswith(prompt)
+    ]
+    assert len(met) == 200
+    assert sum(truth[prompt] == target for prompt, (_, target) in met) < 10
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_the_corpus_gives_every_prompt_of_the_pools_words_both_labels(name):
+    given: dict[str, set[str]] = {}
+    for prompt, target in zip(*told(name, known=False), strict=True):
+        given.setdefault(prompt, set()).add(target)
+    assert {len(targets) for targets in given.values()} == {2}
 
 
 @each_task
