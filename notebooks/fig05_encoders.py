@@ -60,7 +60,7 @@ caption = (
     f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, averaged over {len(nb.tasks)} "
     f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. A model's name stands "
     "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines: "
-    "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+    "baselines, which use no encoder. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_sweep(frame, "encoder", "encoder")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)
