@@ -35,8 +35,8 @@ HEADINGS = {  # statistic -> the columns of the table
     "counts_share": ("Share of deviations", "labels or formats"),
     "counts_r2_dev": ("R²dev", "counts"),
     "persistence_ratio": ("MSE", "persistence / mean"),
-    "pool_examples_that_matter": ("One example left out", "that matter"),
-    "move_ratio": ("One example left out", "move ratio"),
+    "pool_examples_that_matter": ("Pool examples that matter", ""),
+    "move_ratio": ("Move ratio", ""),
 }
 
 
