@@ -60,7 +60,7 @@ caption = (
     f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, over {len(nb.tasks)} "
     f"tasks: {gf.sweeps.OVER_TASKS}. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. "
     "A model's name stands for its last token's hidden state, index for one-hot ids. Bars: lowest to highest run. Horizontal lines: "
-    "baselines, which read no text. 1 - R2_dev = MSE / MSE of the mean training trajectory."
+    "baselines, which use no encoder. 1 - R2_dev = MSE / MSE of the mean training trajectory."
 )
 reading = gf.readings.of_sweep(frame, "encoder", "encoder")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

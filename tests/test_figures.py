@@ -473,6 +473,16 @@ def test_the_reading_is_plain_when_a_trivial_baseline_wins():
     assert "No better than the mean trajectory of the training runs (R²dev ≤ 0): " in text
 
 
+def test_the_reading_says_who_is_better_than_counts_of_labels():
+    text = readings.of_table(tables.methods_by_task(summary(counts=(0.015, 0.001))))
+    assert "Label and format counts, a trivial baseline, has the lowest all-steps MSE" in text
+    assert "Label and format counts (in 2 of 2 tasks)" in text
+    assert "Better than label and format counts: GPTfluence (in 1 of 2 tasks); never: Simfluence." in text
+    one = readings.of_table(tables.methods_by_task(summary(counts=(1e-5, 1e-5))))
+    assert "No better than label and format counts: GPTfluence" in one
+    assert "label and format counts" not in readings.of_table(tables.methods_by_task(summary()))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["gptfluence", "simfluence", "grad_dot"]), st.tuples(*[st.floats(1e-9, 1e9)] * 2))

@@ -86,7 +86,7 @@ def test_a_reading_says_that_goals_are_reached():
         "Counts alone have an R²dev of 0.10 to 0.10. The MSE of persistence is 3 times that of the mean trajectory (median over "
         "tasks)."
     )
-    assert slow.startswith("Slow drift: ")
+    assert slow.startswith("Slow drift: The first component holds under half")  # nothing need be learned there
 
 
 def test_a_reading_names_the_tasks_that_miss_a_goal():

@@ -20,7 +20,7 @@ STEPS, TESTS = 5, 8
 SIGN = np.array([1, -1, 1, 1, -1, -1, 1, -1])
 
 
-def tests_of(labels: bool) -> TaskPool:
+def made_tests(labels: bool) -> TaskPool:
     made = []
     for k, sign in enumerate(SIGN):
         label = int(sign > 0)
@@ -40,7 +40,7 @@ def runs_of(deviations: np.ndarray, *, labels: bool = True, drift: float = 0.0) 
     made = [
         TrainingRun(name, curriculum, {"loss": v.astype(np.float32)}) for name, v in zip(names, values, strict=True)
     ]
-    return GPTDynamics("made-up", "made-up", pool, tests_of(labels), tuple(made))
+    return GPTDynamics("made-up", "made-up", pool, made_tests(labels), tuple(made))
 
 
 def walks(runs: int = 6, seed: int = 0) -> np.ndarray:

@@ -8,25 +8,25 @@ from collections.abc import Iterable
 import pandas as pd
 
 from gptfluence.drawing import names
-from gptfluence.drawing.task_panels import ACCURACY, LOSS_FALL, SHARE
+from gptfluence.drawing.task_panels import ACCURACY, LEARNING, LOSS_FALL, SHARE
 
 
 def of_tasks(frame: pd.DataFrame) -> str:
     """Which tasks are learned and which are more than counts, naming those that are not; frame: of `task_statistics.of_tasks`.
 
-    A line for each model and regime. Goals are those of `task_panels`.
+    A line for each model and regime. Goals are those of `task_panels`; in slow drift nothing need be learned.
     """
     lines = []
     several = frame["model"].nunique() > 1
     for (model, regime), rows in frame.groupby(["model", "regime"], sort=False):
         wide = rows.pivot(index="task", columns="statistic", values="value").loc[rows["task"].unique()]
         sentences = []
-        if "accuracy_after" in wide:
+        if regime == LEARNING and "accuracy_after" in wide:
             after = wide["accuracy_after"].dropna()
             sentences.append(_goal(f"Accuracy reaches {ACCURACY:g}", after, after >= ACCURACY))
         free = wide[wide["accuracy_after"].isna()] if "accuracy_after" in wide else wide
         fall = 1 - free["loss_after"] / free["loss_before"]
-        if len(fall):
+        if regime == LEARNING and len(fall):
             sentences.append(_goal("The loss of free text falls by a third", fall, fall >= LOSS_FALL))
         for statistic, what in (
             ("first_component_share", "The first component holds"),

@@ -22,8 +22,10 @@ ACCURACY, LOSS_FALL, SHARE = (
     1 / 3,
     0.5,
 )  # goals: accuracy at least, fall of the loss of free text at least, share under
-FLOOR = -1.0  # R²dev below it is a triangle at the edge
-REGIMES = {"learning": names.Line("#0072B2", "-", ""), "slow drift": names.Line("#E69F00", (0, (2, 1)), "")}
+FLOOR = -0.5  # R²dev below it is a triangle at the edge
+UNIT = (-0.03, 1.03)
+LEARNING, SLOW_DRIFT = "learning", "slow drift"
+REGIMES = {LEARNING: names.Line("#0072B2", "-", ""), SLOW_DRIFT: names.Line("#E69F00", (0, (2, 1)), "")}
 HEADINGS = {  # statistic -> the columns of the table
     "loss_before": ("Loss (nats)", "before"),
     "loss_after": ("Loss (nats)", "after"),
@@ -33,26 +35,27 @@ HEADINGS = {  # statistic -> the columns of the table
     "counts_share": ("Share of deviations", "labels or formats"),
     "counts_r2_dev": ("R²dev", "counts"),
     "persistence_ratio": ("MSE", "persistence / mean"),
-    "pool_examples_that_matter": ("One example left out", "that matter"),
-    "move_ratio": ("One example left out", "move ratio"),
+    "pool_examples_that_matter": ("Pool examples that matter", ""),
+    "move_ratio": ("Move ratio", ""),
 }
 
 
 class _Panel(NamedTuple):
-    """Two statistics of a panel, or one: hollow and full, or full alone; joined: by a line from before to after."""
+    """Two statistics, hollow and full, or one, full. joined: by a line from the one to the other; limits: of the y axis."""
 
     title: str
     ylabel: str
     statistics: tuple[str, ...]
     joined: bool = False
     lines: tuple[float, ...] = ()
+    limits: tuple[float, float] | None = None
 
 
 PANELS = (
     _Panel("Loss", "nats per target token", ("loss_before", "loss_after"), joined=True),
-    _Panel("Accuracy", "accuracy (0–1)", ("accuracy_before", "accuracy_after"), joined=True, lines=(0.5, ACCURACY)),
-    _Panel("Share of the deviations", "share (0–1)", ("counts_share", "first_component_share"), lines=(SHARE,)),
-    _Panel("Label and format counts alone", "R²dev", ("counts_r2_dev",), lines=(0.0,)),
+    _Panel("Accuracy", "accuracy (0–1)", ("accuracy_before", "accuracy_after"), True, (0.5, ACCURACY), UNIT),
+    _Panel("Share of the deviations", "share (0–1)", ("counts_share", "first_component_share"), False, (SHARE,), UNIT),
+    _Panel("Label and format counts alone", "R²dev", ("counts_r2_dev",), False, (0.0,), (FLOOR, 1.03)),
 )
 
 
@@ -89,18 +92,16 @@ def _draw(axis: Axes, panel: _Panel, part: pd.DataFrame, room: float) -> None:
         wide = part[part["regime"] == regime].pivot(index="task", columns="statistic", values="value")
         wide = wide.reindex(index=tasks, columns=list(panel.statistics))
         look, places = REGIMES[regime], np.arange(len(tasks)) + aside
-        below = panel.statistics == ("counts_r2_dev",) and wide < FLOOR
-        values = wide.mask(below) if isinstance(below, pd.DataFrame) else wide
+        below = wide < (panel.limits or (-math.inf, 0))[0]
+        values = wide.mask(below)
         if panel.joined:
             ends = values.to_numpy().T
             axis.plot([places, places], ends, color=look.color, linestyle=look.dash, linewidth=0.9, zorder=2)
         for statistic, full in zip(panel.statistics[::-1], (True, False), strict=False):
             face = look.color if full else "white"
             axis.plot(places, values[statistic], "o" if full else "s", color=look.color, markerfacecolor=face, zorder=3)
-        if isinstance(below, pd.DataFrame):
-            for place in places[below.to_numpy()[:, 0]]:
-                panels.off_axis(axis, place, look.color, above=False)
-            axis.set_ylim(bottom=FLOOR if below.to_numpy().any() else None)
+        for place in places[below.any(axis=1)]:
+            panels.off_axis(axis, place, look.color, above=False)
     axis.set_xticks(
         range(len(tasks)), [wrapped(names.task(task), room / len(tasks), "xtick.labelsize") for task in tasks]
     )
@@ -109,8 +110,8 @@ def _draw(axis: Axes, panel: _Panel, part: pd.DataFrame, room: float) -> None:
     axis.tick_params(axis="x", length=0)
     axis.grid(axis="x", visible=False)
     axis.yaxis.set_major_locator(MaxNLocator(5))
-    if panel.ylabel.endswith("(0–1)"):
-        axis.set_ylim(-0.03, 1.03)
+    if panel.limits:
+        axis.set_ylim(panel.limits)
 
 
 def _handles(frame: pd.DataFrame) -> list[Line2D]:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from gptfluence.drawing.task_panels import LEARNING, SLOW_DRIFT
 from gptfluence.experiments.leave_out import retrained
 from gptfluence.experiments.shifted import Measured
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.scoring import variation
 from gptfluence.study.campaign import Campaign
 
-LEARNING, SLOW_DRIFT = "learning", "slow drift"
 COLUMNS = ["model", "task", "regime", "statistic", "value"]
 
 
