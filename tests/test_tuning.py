@@ -135,7 +135,7 @@ def test_the_outcome_can_be_put_into_the_profile(study: Study, tuned: tuning.Tun
     assert set(chosen) == {"low_rank", "simfluence"}
     with_them = study.with_overrides(f"settings.fine_tuning.simulators={json.dumps(chosen)}")
     for row in tuned.settings[tuned.settings["chosen"]].itertuples():
-        expected = study.variant(row.method, **tuned.options[row.method, row.variant]).options
+        expected = study.variant(row.method).with_(**tuned.options[row.method, row.variant]).options
         assert with_them.variant(row.method, "fine_tuning").options == expected
         assert with_them.campaign("fine_tuning").variant(row.method).options == expected
         assert with_them.variant(row.method, "instruction_tuning") == study.variant(row.method)

@@ -201,7 +201,7 @@ def tune(
     methods: of the profile; default: all of the kinds in `SPACES`. tasks: default: all of the setting
     count: how many settings are drawn of a large grid; seconds: after which no fit is begun
 
-    As many fits as `study.jobs` run at once, each in a process with one thread. Raises ConfigurationError for a method of
+    As many fits run at once as the study has `jobs`, each in a process with one thread. Raises ConfigurationError for a method of
     another kind, or if no setting of a method was scored on all tasks in time.
     """
     given = (study.origin, study.overrides, study.artifacts)

@@ -187,7 +187,7 @@ class Study:
             self.variant(name)
         return list(names) or self.setting(setting).methods or list(self.profile.simulators)
 
-    def variant(self, method: str, setting: str | None = None, **changes: Any) -> Variant:
+    def variant(self, method: str, setting: str | None = None, /, **changes: Any) -> Variant:
         """A method of the profile, with the options that it has in a setting, and with some of its options changed."""
         if method not in self.profile.simulators:
             raise ConfigurationError(
