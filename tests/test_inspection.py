@@ -109,9 +109,10 @@ def test_the_reading_says_whether_fitting_taught_anything():
     said = of_inspection(drawn())
     assert said.startswith("40% of the labels flipped: AUC GPTfluence 0.80 (0.63 to 0.97), GPTfluence (untrained) 0.53")
     assert "by chance 0.50, and most single random orders within 0.42 to 0.58" in said
-    assert "GPTfluence is better than its untrained weights (AUC higher by 0.27 (0.17 to 0.36))" in said
+    assert "Fitted GPTfluence finds more than its untrained weights (difference in AUC 0.27 (0.17 to 0.36))" in said
     assert "Accuracy 0.60 with nothing corrected, 0.70 with everything; with 20% inspected: GPTfluence 0.64" in said
-    assert "GPTfluence is no better than its untrained weights" in of_inspection(drawn(untrained=0.8))
+    assert "GPTfluence cannot be told from its untrained weights" in of_inspection(drawn(untrained=0.8))
+    assert "GPTfluence finds less than its untrained weights" in of_inspection(drawn(untrained=1.5))
 
 
 @pytest.mark.parametrize(

@@ -62,27 +62,28 @@ def _accuracy(axis: Axes, part: pd.DataFrame, looks: Looks) -> None:
     labels = [label for label in looks if (means["label"] == label).any()]
     for place, label in enumerate(labels):
         rows, look = means[means["label"] == label], looks[label]
-        aside = 0.01 * (place - (len(labels) - 1) / 2)  # so that no interval hides another
+        # so that no interval hides another; what is reported at one place stands there
+        aside = 0.01 * (place - (len(labels) - 1) / 2) * (len(rows) > 1)
         errors = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         shown = {"color": look.color, "linestyle": look.dash, "marker": look.marker}
         axis.errorbar(rows["x"] + aside, rows["value"], yerr=errors, elinewidth=0.7, linewidth=0.9, **shown)
 
 
 def _areas(axis: Axes, part: pd.DataFrame, looks: Looks) -> None:
-    labels = [label for label in looks if (part["label"] == label).any()]
-    for place, label in enumerate(labels):
-        rows, look = part[part["label"] == label], looks[label]
-        seeds, mean = rows.loc[rows["repeat"].notna(), "value"], rows[rows["repeat"].isna()].iloc[0]
-        if seeds.empty:  # chance: known, not measured
-            axis.axhspan(mean["low"], mean["high"], color=look.color, alpha=0.15, linewidth=0)
-            axis.axhline(mean["value"], color=look.color, linestyle=look.dash, linewidth=0.9)
-            continue
-        beside = place + np.linspace(0.12, 0.32, len(seeds))
-        axis.plot(beside, seeds, linestyle="", marker=".", markersize=2.5, color=look.color, alpha=0.6)
+    means, single = part[part["repeat"].isna()].set_index("label"), part[part["repeat"].notna()]
+    measured = [label for label in looks if (single["label"] == label).any()]
+    for label in means.index.difference(measured):  # chance: known, not measured
+        mean, look = means.loc[label], looks[label]
+        axis.axhspan(mean["low"], mean["high"], color=look.color, alpha=0.15, linewidth=0)
+        axis.axhline(mean["value"], color=look.color, linestyle=look.dash, linewidth=0.9)
+    for place, label in enumerate(measured):
+        mean, look, values = means.loc[label], looks[label], single.loc[single["label"] == label, "value"]
+        beside = place + np.linspace(0.15, 0.4, len(values))
+        axis.plot(beside, values, linestyle="", marker=".", markersize=2.5, color=look.color, alpha=0.6)
         axis.plot([place] * 2, [mean["low"], mean["high"]], color=look.color, linewidth=1.0)
         axis.plot(place, mean["value"], marker=look.marker, color=look.color, markersize=4)
     axis.set_xticks([])
-    axis.set_xlim(-0.6, len(labels) - 0.2)
+    axis.set_xlim(-0.4, len(measured) - 0.4)
 
 
 # --- readings --------------------------------------------------------------------------------------------------------
@@ -113,8 +114,8 @@ def _told_areas(part: pd.DataFrame) -> str:
     gain = dict(zip(("value", "low", "high"), mean_with_interval(wide[""] - wide["untrained"]), strict=True))
     if not np.isfinite(gain["low"]):
         return text
-    told = "better than" if gain["low"] > 0 else "no better than"
-    return f"{text} GPTfluence is {told} its untrained weights (AUC higher by {_interval(gain)})."
+    told = "finds more than" if gain["low"] > 0 else "finds less than" if gain["high"] < 0 else "cannot be told from"
+    return f"{text} Fitted GPTfluence {told} its untrained weights (difference in AUC {_interval(gain)})."
 
 
 def _told_accuracies(part: pd.DataFrame, inspected: float) -> str:
