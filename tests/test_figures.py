@@ -145,6 +145,18 @@ def test_there_is_no_panel_without_a_line_and_few_places_are_empty(panels, width
     assert grid.nrows * grid.ncols - panels in ((0,) if panels in (2, 4, 6, 8, 10, 12, 16, 20) else (0, 1, 2))
 
 
+def test_a_legend_of_many_series_takes_no_room_from_the_panels():
+    few, many = (
+        plot_trajectories(trajectories(4, methods=tuple(f"a method with a long name {i}" for i in range(count))))
+        for count in (4, 12)  # two rows, and more
+    )
+    heights = [figure.axes[0].get_window_extent(rendered(figure)).height for figure in (few, many)]
+    assert heights[1] > 0.95 * heights[0]
+    legend = many.legends[0].get_window_extent(rendered(many))
+    assert legend.x0 >= 0
+    assert legend.x1 <= many.bbox.x1
+
+
 @pytest.mark.parametrize(("width", "panels"), [(style.PAGE, 5), (style.PAGE, 8), (style.PAGE, 10), (style.COLUMN, 2)])
 def test_nothing_overlaps_and_nothing_is_cut_at_print_size(width, panels):
     frame = trajectories(panels, methods=("gptfluence", "simfluence", "tracin_cp", "grad_dot", "mean_trajectory"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -140,10 +141,14 @@ def edge_handle(label: str = OFF_AXIS, *, above: bool = True) -> Line2D:
 
 
 def place_legend(figure: Figure, handles: Sequence[Any], width: float) -> None:
-    """One legend above all panels, in as few rows of alike length as fit into `width` inches."""
+    """One legend above all panels, in as few rows of alike length as fit into `width` inches; more than two make room."""
     size = STYLE["legend.fontsize"]
     spacing = {"handlelength": 2.6, "columnspacing": 1.2, "handletextpad": 0.5}  # in units of the font's size
     widths = [text_width(handle.get_label(), size) + sum(spacing.values()) * size / 72 for handle in handles]
-    columns = len(handles) if sum(widths) <= width else max(1, int(width // max(widths)))
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / columns))
+    rows, columns = 1, len(handles)
+    # each column is as wide as its widest entry
+    while columns > 1 and sum(max(part) for part in np.array_split(widths, columns)) > width:
+        rows += 1
+        columns = math.ceil(len(handles) / rows)
+    figure.set_figheight(figure.get_figheight() + max(rows - 2, 0) * 1.5 * size / 72)
     figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, **spacing)
