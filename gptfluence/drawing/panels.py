@@ -76,7 +76,16 @@ def shape_of(panels: int, width: float) -> tuple[int, int]:
     return math.ceil(panels / columns), columns
 
 
-def off_axis(axis: Axes, x: float, color: str, *, above: bool, aside: float = 0.0, across: bool = False) -> None:
+def off_axis(
+    axis: Axes,
+    x: float,
+    color: str,
+    *,
+    above: bool,
+    aside: float = 0.0,
+    across: bool = False,
+    hollow: bool = False,
+) -> None:
     """Mark a value that lies off the axis: a triangle at the edge that it lies beyond.
 
     aside: widths of a triangle that it is moved to the right, beside those of others; across: x is a fraction of the axis
@@ -84,7 +93,23 @@ def off_axis(axis: Axes, x: float, color: str, *, above: bool, aside: float = 0.
     transform = axis.transAxes if across else axis.get_xaxis_transform()
     moved = transform + ScaledTranslation(aside * 4 / 72, 0, axis.figure.dpi_scale_trans)
     look = {"marker": "^" if above else "v", "color": color, "markersize": 4.5, "clip_on": False, "zorder": 5}
+    look |= {"markerfacecolor": "none"} if hollow else {}
     axis.plot([x], [1.0 if above else 0.0], transform=moved, **look)
+
+
+def mark_known_mean(axis: Axes, training_runs: int, *, rest: bool = False) -> None:
+    """A thin labelled line at 1/(K+1): what R2_dev the true mean of runs drawn alike would have.
+
+    The 0 of R2_dev is the mean of K training runs. It misses a new run by the factor 1 + 1/K more than the true mean, which
+    they estimate, so that nothing below 1 - 1/(1 + 1/K) = 1/(K+1) shows that a method knows of the curriculum.
+    rest: the axis shows 1 - R2_dev
+    """
+    level = 1 / (training_runs + 1)
+    line = {"color": "#767676", "linewidth": 0.5, "linestyle": (0, (4, 2)), "zorder": 1}
+    axis.axhline(1 - level if rest else level, **line)
+    text, place = "K/(K+1)" if rest else "1/(K+1)", (1.005, 1 - level if rest else level)
+    look = {"fontsize": STYLE["xtick.labelsize"] - 1.5, "color": line["color"], "va": "center", "ha": "left"}
+    axis.text(*place, text, transform=axis.get_yaxis_transform(), clip_on=False, **look)
 
 
 def stagger_markers(axis: Axes, about: int) -> None:

@@ -23,6 +23,29 @@ def of_horizon(results: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
+def of_explained(results: pd.DataFrame) -> str:
+    """Beside R2_dev: where methods beat the mean of the runs of the same kind, and how well they rank final losses.
+
+    results: of `shifted.explained`; a case is a kind of curriculum of a task and GPT
+    """
+    sentences = []
+    printed = [names.method(*pair) for pair in results[["method", "variant"]].to_numpy()]
+    results = results.assign(printed=printed, case=list(results[["model", "task", "kind"]].itertuples(index=False)))
+    within = results[results["statistic"] == "r2_within"]
+    won = (within["value"] > 0).groupby(within["printed"], sort=False).agg(["sum", "size"])
+    if len(won):
+        parts = [f"{name} in {row['sum']} of {row['size']} cases" for name, row in won.iterrows()]
+        sentences.append(f"R² within the kind is above 0: {', '.join(parts)}.")
+    ranks = results[results["statistic"] == "final_step_spearman"]
+    wide = ranks.pivot(index="case", columns="printed", values="value")[list(dict.fromkeys(ranks["printed"]))].dropna()
+    if len(wide):
+        parts = [f"{name} {value:.2f}" for name, value in wide.mean().items()]
+        sentences.append(
+            f"Rank correlation of final losses, mean over the {len(wide)} cases where all methods have one: {', '.join(parts)}."
+        )
+    return " ".join(sentences)
+
+
 def without_score(results: pd.DataFrame) -> str:
     """Which methods have no score at all, as they predict the same for every set left out; results: of `leave_out`."""
     defined = results.groupby("method")["value"].transform(lambda values: values.notna().any())
