@@ -62,7 +62,10 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "interval")
 frame.head(8)
 
 # %%
-picture = gf.sweeps.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", unit="nats")
+known = len(dynamics.split()[0])  # training runs
+picture = gf.sweeps.plot_sweep(
+    frame, "interval", xlabel="checkpoint interval (steps)", unit="nats", training_runs=known
+)
 picture
 
 # %%
@@ -70,7 +73,8 @@ caption = (
     f"Loss simulation in instruction tuning, fitted on every c-th step only ({coarsening}), averaged over {len(nb.tasks)} "
     f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs of "
     f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines: "
-    "baselines, which have no interval. R2_dev = 1 - MSE / MSE of the mean training trajectory."
+    "baselines, which have no interval. R2_dev = 1 - MSE / MSE of the mean training trajectory. "
+    f"{gf.readings.known_mean(known)}"
 )
 reading = gf.readings.of_sweep(frame, "interval", "interval")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

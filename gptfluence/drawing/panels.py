@@ -98,18 +98,21 @@ def off_axis(
 
 
 def mark_known_mean(axis: Axes, training_runs: int, *, rest: bool = False) -> None:
-    """A thin labelled line at 1/(K+1): what R2_dev the true mean of runs drawn alike would have.
+    """A thin labelled line at 1/(K+1): the R2_dev that the true mean of runs drawn alike would have.
 
-    The 0 of R2_dev is the mean of K training runs. It misses a new run by the factor 1 + 1/K more than the true mean, which
-    they estimate, so that nothing below 1 - 1/(1 + 1/K) = 1/(K+1) shows that a method knows of the curriculum.
-    rest: the axis shows 1 - R2_dev
+    The 0 of R2_dev is the mean of K training runs. Its MSE is 1 + 1/K times that of the true mean, which it estimates. So the
+    true mean has 1 - 1/(1 + 1/K) = 1/(K+1), and less than that does not show that a method knows of the curriculum.
+    rest: the axis shows 1 - R2_dev. Call this when the axis has its limits; nothing is drawn beyond them.
     """
-    level = 1 / (training_runs + 1)
-    line = {"color": "#767676", "linewidth": 0.5, "linestyle": (0, (4, 2)), "zorder": 1}
-    axis.axhline(1 - level if rest else level, **line)
-    text, place = "K/(K+1)" if rest else "1/(K+1)", (1.005, 1 - level if rest else level)
-    look = {"fontsize": STYLE["xtick.labelsize"] - 1.5, "color": line["color"], "va": "center", "ha": "left"}
-    axis.text(*place, text, transform=axis.get_yaxis_transform(), clip_on=False, **look)
+    level, text = 1 / (training_runs + 1), "1/(K+1)"
+    if rest:
+        level, text = 1 - level, "K/(K+1)"
+    low, high = axis.get_ylim()
+    if not low <= level <= high:
+        return
+    color, size = "#767676", STYLE["ytick.labelsize"] - 1.5
+    axis.axhline(level, color=color, linewidth=0.5, linestyle=(0, (4, 2)), zorder=1)
+    axis.text(1.005, level, text, transform=axis.get_yaxis_transform(), va="center", fontsize=size, color=color)
 
 
 def stagger_markers(axis: Axes, about: int) -> None:

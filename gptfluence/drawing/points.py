@@ -74,13 +74,13 @@ def plot_intervals(
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
             part = marks[marks["panel"] == title]
             _finish(axis, len(positions), line)
-            if training_runs is not None:
-                panels.mark_known_mean(axis, training_runs)
             if floor is not None and (below["panel"] == title).any():
                 _mark_below(axis, below[below["panel"] == title], looks)
                 ends = [*part["value"], *part.loc[part["mark"] == "point", "high"]]
                 top = max(float(np.nanmax(ends, initial=floor)), line if line is not None else floor)
                 axis.set_ylim(floor, top + 0.06 * ((top - floor) or 1.0))
+            if training_runs is not None:
+                panels.mark_known_mean(axis, training_runs)
             axis.set_title(str(title))
             axis.set_xlabel(xlabel if place + columns >= len(titles) else "")
             axis.set_ylabel(wrapped(ylabel, panel_height - 0.4, "axes.labelsize") if place % columns == 0 else "")

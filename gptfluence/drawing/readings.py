@@ -277,6 +277,14 @@ def best_points(frame: pd.DataFrame, *, higher: bool = True) -> str:
     return "\n".join(sentences)
 
 
+def known_mean(training_runs: int) -> str:
+    """What the line of `panels.mark_known_mean` means, for captions."""
+    return (
+        "Thin line: 1/(K+1), the R2_dev that the true mean of curricula drawn alike would have, which the "
+        f"K = {training_runs} training runs estimate."
+    )
+
+
 def mean_and_range(frame: pd.DataFrame, x: float) -> str:
     """What a panel of `points.plot_curves` shows at the point nearest to `x`: mean and range over repeats of each series."""
     shown = float(min(frame["x"].unique(), key=lambda value: abs(value - x)))

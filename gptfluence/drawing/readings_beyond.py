@@ -7,6 +7,20 @@ import math
 import pandas as pd
 
 from gptfluence.drawing import names
+from gptfluence.scoring.intervals import FEWEST, LEVEL
+
+KINDS = (
+    "For kinds other than alike, too, 0 is the mean of runs drawn alike, so that R2_dev is near 1 for any method that gets the "
+    "level of the kind right. R2 within the kind (dashes) has for its 0 the mean of the other runs of the same kind, "
+    f"corrected for their number; it is there for {FEWEST} runs at least."
+)
+INTERVALS = (
+    f"Bars: {LEVEL:.0%} intervals over runs (Student's t, standard error of the jackknife). Fewer than {FEWEST} runs are "
+    "drawn one by one instead (small dots)."
+)
+INTERVALS_OF_SETS = (
+    f"Bars: {LEVEL:.0%} intervals over curricula (Student's t, standard error of the jackknife), for {FEWEST} at least."
+)
 
 
 def of_horizon(results: pd.DataFrame) -> str:

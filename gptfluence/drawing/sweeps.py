@@ -60,6 +60,7 @@ def plot_sweep(
     unit: str = "",
     panel: str | None = None,
     statistics: Sequence[str] = PRINTED,
+    training_runs: int | None = None,
     join: bool = True,
     width: float = PAGE,
     panel_height: float = 1.35,
@@ -69,7 +70,7 @@ def plot_sweep(
     frame: rows of `sweep`; x holds numbers or words (shown in order of appearance). A method with a missing x is a
     horizontal line: it knows nothing of what is varied.
     panel: a column whose values get a column of panels each, statistics then are rows; unit: of the metric, for labels
-    join: whether points of a method are joined by a line
+    training_runs: K of `panels.mark_known_mean`, for R2_dev; join: whether points of a method are joined by a line
 
     Values off the axis (not finite, or R2_dev far below the others) are triangles at its edge.
     Raises ConfigurationError for missing columns or an empty frame.
@@ -92,6 +93,8 @@ def plot_sweep(
             part = frame[frame["statistic"] == statistics[index]]
             part = part[part[panel] == cases[column]] if panel else part
             cut |= _draw_statistic(axis, part, x, places, looks, join)
+            if training_runs is not None and statistics[index] == "r2_dev":
+                panels.mark_known_mean(axis, training_runs)
             label = _label(statistics[index], unit)
             if panel:
                 axis.set_title(
