@@ -62,9 +62,9 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "interval")
 frame.head(8)
 
 # %%
-known = len(dynamics.split()[0])  # training runs
+fitted_on = len(dynamics.split()[0])
 picture = gf.sweeps.plot_sweep(
-    frame, "interval", xlabel="checkpoint interval (steps)", unit="nats", training_runs=known
+    frame, "interval", xlabel="checkpoint interval (steps)", unit="nats", training_runs=fitted_on
 )
 picture
 
@@ -74,7 +74,7 @@ caption = (
     f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs of "
     f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: standard deviation over runs. Horizontal lines: "
     "baselines, which have no interval. R2_dev = 1 - MSE / MSE of the mean training trajectory. "
-    f"{gf.readings.known_mean(known)}"
+    f"{gf.readings.known_mean(fitted_on)}"
 )
 reading = gf.readings.of_sweep(frame, "interval", "interval")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

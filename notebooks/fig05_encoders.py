@@ -52,9 +52,9 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "encoder")
 frame.head(8)
 
 # %%
-known = len(dynamics.split()[0])  # training runs
+fitted_on = len(dynamics.split()[0])
 layout = {"unit": "nats", "join": False, "panel_height": 1.7}
-picture = gf.sweeps.plot_sweep(frame, "encoder", xlabel="encoder", training_runs=known, **layout)
+picture = gf.sweeps.plot_sweep(frame, "encoder", xlabel="encoder", training_runs=fitted_on, **layout)
 picture
 
 # %%
@@ -63,7 +63,7 @@ caption = (
     f"tasks. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. A model's name stands "
     "for its last token's hidden state, index for one-hot ids. Bars: standard deviation over runs. Horizontal lines: "
     "baselines, which read no text. R2_dev = 1 - MSE / MSE of the mean training trajectory. "
-    f"{gf.readings.known_mean(known)}"
+    f"{gf.readings.known_mean(fitted_on)}"
 )
 reading = gf.readings.of_sweep(frame, "encoder", "encoder")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

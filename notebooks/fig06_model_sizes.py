@@ -50,8 +50,8 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "model")
 frame.head(8)
 
 # %%
-known = len(dynamics[0].split()[0])  # training runs
-picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", unit="nats", panel_height=1.6, training_runs=known)
+fitted_on = len(dynamics[0].split()[0])
+picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", unit="nats", panel_height=1.6, training_runs=fitted_on)
 picture
 
 # %% [markdown]
@@ -66,7 +66,7 @@ averages.pivot(index=["model", "method"], columns="statistic", values=["value", 
 caption = (
     f"Loss simulation in instruction tuning for GPTs of several sizes, averaged over {len(nb.tasks)} tasks. "
     f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: standard deviation over runs. "
-    f"R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT. {gf.readings.known_mean(known)}"
+    f"R2_dev = 1 - MSE / MSE of the mean training trajectory of the same GPT. {gf.readings.known_mean(fitted_on)}"
 )
 reading = gf.readings.of_sweep(frame, "model", "GPT") + " " + gf.readings.of_table(table)
 nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

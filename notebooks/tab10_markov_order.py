@@ -72,9 +72,9 @@ gf.tables.spread(summary)
 # %%
 shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
 frame = gf.sweeps.sweep(results.drop(columns="variant").assign(case=shown), "order", panel=["case"])
-known = len(dynamics[0].split()[0])  # training runs
+fitted_on = len(dynamics[0].split()[0])
 layout = {"panel": "case", "panel_height": 1.15}
-picture = gf.sweeps.plot_sweep(frame, "order", xlabel="Markov order n", training_runs=known, **layout)
+picture = gf.sweeps.plot_sweep(frame, "order", xlabel="Markov order n", training_runs=fitted_on, **layout)
 picture
 
 # %%
@@ -92,7 +92,7 @@ nb.save_table(table, caption=caption, sources=dynamics, reading=reading)
 caption = (
     f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
     "standard deviation over runs. R2_dev = 1 - MSE / MSE of the mean training trajectory. "
-    f"{gf.readings.known_mean(known)}"
+    f"{gf.readings.known_mean(fitted_on)}"
 )
 reading = gf.readings.of_sweep(frame, "order", "order")
 nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics, reading=reading)

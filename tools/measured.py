@@ -35,6 +35,10 @@ COLUMNS = {  # notebook -> the column of its CSV that the columns of its table a
     "ext07_ablation": "kind",
 }
 STATISTICS = ("r2_dev", "lds")
+BESIDE = {  # notebook -> statistics with a table of their own below that of R²dev, where its CSV has them
+    "ext01_explained_deviation": {"r2_within": "R² within the kind", "final_step_spearman": "final-step Spearman ρ"},
+    "ext07_ablation": {"r2_within": "R² within the kind"},
+}
 TANGENT = {  # folder of figures/ -> what it holds, and how many runs simulators are fitted on there
     "mini": ("nano GPT of 0.49M parameters, five generated tasks (`mini`)", "25 + 2"),
     "mini-sizes": ("nano GPTs of 0.08M and 1.8M parameters, two generated tasks (`mini-sizes`)", "25 + 2"),
@@ -98,6 +102,10 @@ def tables(name: str) -> str:
         if notebook == "ext07_ablation":
             title += ", ablation"
         found.append(_markdown(title, rows))
+        for statistic, printed in BESIDE.get(notebook, {}).items():
+            scores = part[part["statistic"] == statistic]
+            if len(scores):
+                found.append(_markdown(f"{title}, {printed}", [_pivot(scores, column)]))
     return "\n".join(found)
 
 

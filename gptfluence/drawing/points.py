@@ -67,7 +67,9 @@ def plot_intervals(
         plot = plot.add(bar, dodge, linestyle=None, ymin="low", ymax="high", legend=False)
         plot = plot.scale(x=so.Nominal(order=ticks)).add(so.Dot(pointsize=3.6, edgewidth=0.9), dodge, legend=False)
         if singles is not None:
-            plot = plot.add(so.Dot(pointsize=1.6, marker="o", edgewidth=0), dodge, marker=None, y="single", legend=False)
+            plot = plot.add(
+                so.Dot(pointsize=1.6, marker="o", edgewidth=0), dodge, marker=None, y="single", legend=False
+            )
         if within is not None:
             plot = plot.add(so.Dash(linewidth=1.3), dodge, y="dash", linestyle=None, legend=False)
         plot.share(x=False, y=False).on(figure).plot()
@@ -131,7 +133,9 @@ def _inside(frame: pd.DataFrame, floor: float | None) -> tuple[pd.DataFrame, pd.
     bottom = -math.inf if floor is None else floor
     below = frame[(frame["value"] < bottom) & (frame["mark"] != "single")]
     drawn = frame[~(frame["value"] < bottom)]
-    bounded = np.isfinite(drawn["low"]) & np.isfinite(drawn["high"]) & drawn["value"].notna() & (drawn["mark"] == "point")
+    bounded = (
+        np.isfinite(drawn["low"]) & np.isfinite(drawn["high"]) & drawn["value"].notna() & (drawn["mark"] == "point")
+    )
     return drawn.assign(low=drawn["low"].clip(lower=bottom).where(bounded), high=drawn["high"].where(bounded)), below
 
 

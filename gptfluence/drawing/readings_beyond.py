@@ -48,14 +48,14 @@ def of_explained(results: pd.DataFrame) -> str:
     within = results[results["statistic"] == "r2_within"]
     won = (within["value"] > 0).groupby(within["printed"], sort=False).agg(["sum", "size"])
     if len(won):
-        parts = [f"{name} in {row['sum']} of {row['size']} cases" for name, row in won.iterrows()]
-        sentences.append(f"R² within the kind is above 0: {', '.join(parts)}.")
+        parts = [f"{name} {row['sum']} of {row['size']}" for name, row in won.iterrows()]
+        sentences.append(f"Cases with R² within the kind above 0: {', '.join(parts)}.")
     ranks = results[results["statistic"] == "final_step_spearman"]
     wide = ranks.pivot(index="case", columns="printed", values="value")[list(dict.fromkeys(ranks["printed"]))].dropna()
     if len(wide):
         parts = [f"{name} {value:.2f}" for name, value in wide.mean().items()]
         sentences.append(
-            f"Rank correlation of final losses, mean over the {len(wide)} cases where all methods have one: {', '.join(parts)}."
+            f"Rank correlation of final losses, mean over all cases where every method has one ({len(wide)}): {', '.join(parts)}."
         )
     return " ".join(sentences)
 

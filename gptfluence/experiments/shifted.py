@@ -181,9 +181,7 @@ def of_single_runs(statistic: str, values: Sequence[float], runs: Sequence[str])
     if len(runs) >= intervals.FEWEST:
         return []
     nan = float("nan")
-    return [
-        (f"{statistic}{OF_RUN}", float(value), nan, nan, 0, run) for value, run in zip(values, runs, strict=True)
-    ]
+    return [(f"{statistic}{OF_RUN}", float(value), nan, nan, 0, run) for value, run in zip(values, runs, strict=True)]
 
 
 def _reported(values: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, metric: str = "loss") -> list[tuple]:
@@ -192,7 +190,10 @@ def _reported(values: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, me
     pairs = zip(_errors(values, truth), _errors(mean, truth), strict=True)
     each = [explained_deviation(*pair) for pair in pairs]
     return [
-        *((statistic, *interval, "") for statistic, interval in statistics(values, recorded, mean, metric=metric).items()),
+        *(
+            (statistic, *interval, "")
+            for statistic, interval in statistics(values, recorded, mean, metric=metric).items()
+        ),
         *of_single_runs("r2_dev", each, recorded.names),
     ]
 
