@@ -77,10 +77,9 @@ def test_the_datamodelling_score_is_a_mean_of_rank_correlations_over_curricula()
     for left_out in range(9):
         rows = [row for row in range(9) if row != left_out]
         each = [stats.spearmanr(predicted[rows, z], recorded[rows, z]).statistic for z in range(1, TESTS)]
-        scores.append(np.arctanh(np.mean(each)))
-    half = stats.t(8).ppf(0.95) * np.sqrt(8 / 9 * np.square(scores - np.mean(scores)).sum())
-    ends = np.tanh([np.arctanh(found.value) - half, np.arctanh(found.value) + half])
-    assert (found.low, found.high) == pytest.approx(tuple(ends))
+        scores.append(np.mean(each))
+    half = stats.t(7).ppf(0.95) * np.sqrt(8 / 9 * np.square(np.array(scores) - found.value).sum())
+    assert (found.low, found.high) == pytest.approx((found.value - half, min(found.value + half, 1)))
     perfect = deviations.linear_datamodelling_score(recorded * 3 + 1, recorded)
     assert perfect[:2] == pytest.approx((1, 1))
     constant = deviations.linear_datamodelling_score(np.ones((9, TESTS)), recorded)

@@ -4,11 +4,17 @@ Runs are what is independent: the test examples of one run share its curriculum.
 time, on a scale g on which the statistic of few runs is nearly normal:
 
     theta = g(statistic of all n runs),    theta_k = g(statistic without run k)
-    se^2 = (n - 1) / n * sum_k (theta_k - mean of all theta_k)^2
-    interval: g^-1(theta -+ t se),    t: quantile of Student's distribution with n - 1 degrees of freedom
+    se^2 = (n - 1) / n * sum_k (theta_k - theta)^2
+    interval: g^-1(theta -+ t se),    t: quantile of Student's distribution with n - 2 degrees of freedom
 
 (Tukey, 1958; Miller, 1974.) Errors are skewed, and those of a method and of the mean trajectory go together from run to
-run. So R2 is taken on the scale of the log of a ratio of errors.
+run. So R2 is taken on the scale of the log of a ratio of errors. Errors are not normal on any scale, so one degree of
+freedom less than for a mean is taken.
+
+The choices were made by simulation (tests/test_interval_coverage.py has a small one). With five runs of log-normal,
+paired errors a nominal 90% interval of R2_dev covers 0.89 of the true values (0.87 with n - 1 degrees of freedom), a
+percentile bootstrap 0.77 and BCa 0.76; with ten runs 0.88, 0.83 and 0.82; with three (0.97), 0.60 and 0.64. A
+datamodelling score over eight curricula is covered by 0.93, on Fisher's scale by 0.88.
 """
 
 from __future__ import annotations
@@ -39,10 +45,10 @@ class Scale(NamedTuple):
     back: Callable[[np.ndarray], np.ndarray]
 
 
-ANY = Scale(np.asarray, np.asarray)  # differences
+ANY = Scale(np.asarray, np.asarray)  # a difference
 ERROR = Scale(np.log, np.exp)  # above 0
 EXPLAINED = Scale(lambda r2: np.log(1 - r2), lambda log_ratio: 1 - np.exp(log_ratio))  # R2: 1 - a ratio of errors
-CORRELATION = Scale(np.arctanh, np.tanh)  # -1 to 1
+CORRELATION = Scale(np.asarray, lambda correlation: np.clip(correlation, -1, 1))
 SHARE = Scale(np.asarray, lambda share: np.clip(share, 0, 1))
 
 
@@ -57,11 +63,11 @@ def over_runs(statistic: Callable[[np.ndarray], float], runs: int, scale: Scale)
     if runs < FEWEST or not np.isfinite(value):
         return Interval(value, float("nan"), float("nan"))
     without = np.array([statistic(np.delete(everything, run)) for run in everything], np.float64)
-    if (without == value).all():  # runs that do not differ; the ends of some scales are infinite here
+    if (without == value).all():  # runs that do not differ; their scale may be infinite here
         return Interval(value, value, value)
     with np.errstate(divide="ignore", invalid="ignore"):
-        centre, others = scale.to(np.float64(value)), scale.to(without)
-        half = stdtrit(runs - 1, (1 + LEVEL) / 2) * np.sqrt((runs - 1) * others.var())
+        centre = scale.to(np.float64(value))
+        half = stdtrit(runs - 2, (1 + LEVEL) / 2) * np.sqrt((runs - 1) * np.square(scale.to(without) - centre).mean())
     if not np.isfinite(half):
         return Interval(value, float("nan"), float("nan"))
     low, high = sorted(scale.back(np.array([centre - half, centre + half])).tolist())
