@@ -189,13 +189,9 @@ def _reported(values: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, me
     truth = recorded.trajectories(metric)
     pairs = zip(_errors(values, truth), _errors(mean, truth), strict=True)
     each = [explained_deviation(*pair) for pair in pairs]
-    return [
-        *(
-            (statistic, *interval, "")
-            for statistic, interval in statistics(values, recorded, mean, metric=metric).items()
-        ),
-        *of_single_runs("r2_dev", each, recorded.names),
-    ]
+    found = statistics(values, recorded, mean, metric=metric)
+    rows = [(statistic, *interval, "") for statistic, interval in found.items()]
+    return rows + of_single_runs("r2_dev", each, recorded.names)
 
 
 def _errors(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

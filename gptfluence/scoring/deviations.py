@@ -43,8 +43,8 @@ def explained_within(mse: np.ndarray, recorded: np.ndarray) -> Interval:
 
     mse: float [runs], means over predicted steps and test examples; recorded: float [runs, predicted steps, tests]
 
-    The mean of n - 1 other runs misses a run by n / (n - 1) times what the true mean of the kind misses it by, because it
-    is itself estimated. The correction takes this factor out, so that 0 is the true mean of this kind of curricula:
+    The MSE of the mean of n - 1 other runs is n / (n - 1) times that of the true mean of the kind, because it is itself an
+    estimate. The correction takes this factor out, so that 0 is the true mean of this kind of curricula:
 
         r2_within = 1 - mean(mse) / s^2,    s^2 = (n - 1) / n * mean_k (y_k - mean of the others)^2
 
