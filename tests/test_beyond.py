@@ -159,12 +159,13 @@ def test_what_two_simulators_share_is_not_in_the_interval_of_their_difference(st
     assert len(runs) == 7  # of all parts; enough for an interval
     truth, rng = runs.trajectories().astype(float), np.random.default_rng(0)
     mean = truth.mean(axis=0)
-    luck = rng.normal(size=(len(runs), 1, 1))  # of a run, the same for both
-    better, worse = truth + 0.1 * luck * (truth - mean), truth + 0.2 * luck * (truth - mean)
+    luck = 0.5 * rng.normal(size=(len(runs), 1, 1))  # of a run, the same for both
+    better, worse = (truth + np.sqrt(luck**2 + more) * (truth - mean) for more in (0.0, 0.02))
     found = shifted.difference(better, worse, runs, mean)
     values = [shifted.statistics(predicted, runs, mean)["r2_dev"] for predicted in (better, worse)]
     assert found.value == pytest.approx(values[0].value - values[1].value)
-    assert 0 < found.low <= found.value <= found.high
+    assert found[:3] == pytest.approx((0.02, 0.02, 0.02))
+    assert all(value.high - value.low > 0.02 for value in values)
     assert shifted.difference(better, better, runs, mean)[:3] == pytest.approx((0, 0, 0))
 
 
