@@ -20,6 +20,9 @@
 # about other kinds of curricula (they are listed in docs/glossary.md), or about unseen examples. Runs of each kind are
 # recorded here, and every simulator is measured on them.
 #
+# The training runs are drawn alike. If a kind shifts the level of *all* its runs, R²dev is near 1 for any method that gets
+# this level right. *R² within the kind is the harder question: its 0 is the mean of the other runs of the same kind.*
+#
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing), and runs of every other kind. Outputs:
@@ -46,7 +49,7 @@ kinds: list[str] = [
     "unseen_pool",
 ]
 other_metrics: list[str] = []  # accuracy, BLEU and ROUGE-L (of SST-2 and WebNLG drawn alike) where they are recorded
-runs: int = 3  # recorded of each kind; `alike` and the unseen kinds have the profile's runs
+runs: int = 5  # recorded of each kind (R² within it needs five); `alike` and the unseen kinds have the profile's runs
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
@@ -74,27 +77,26 @@ for kind in kinds:
 # pool. For longer runs the mean trajectory stays at its last value.
 #
 # For `unseen_tests` a simulator is fitted on every other test example and predicts the rest, and then the other way round.
+#
+# Beside R²dev stand R² within the kind and the rank correlations over test examples: of the final loss, and of the final loss
+# less that of the mean trajectory. The first is high even for the mean trajectory. The second asks whether test examples are
+# ranked by how much the curriculum changes them.
 
 # %%
 results, sources = shifted.explained(nb.campaigns, kinds, nb.methods, runs=runs)
-explained = results[results["statistic"] == "r2_dev"]
-explained.pivot_table(index=["model", "task", "kind"], columns="method", values="value", sort=False).round(2)
-
-# %% [markdown]
-# Are test examples ranked rightly by how much the curriculum changes them? This is the rank correlation, over test examples,
-# of the final loss less that of the mean trajectory.
+shown = ["r2_dev", "r2_within", "final_step_spearman", "deviation_spearman"]
+table = results[results["statistic"].isin(shown)]
+table.pivot_table(index=["model", "task", "kind", "statistic"], columns="method", values="value", sort=False).round(2)
 
 # %%
-ranks = results[results["statistic"] == "deviation_spearman"]
-ranks.pivot_table(index=["model", "task", "kind"], columns="method", values="value", sort=False).round(2)
-
-# %%
-titles = explained["task"].map(gf.names.task)
+titles = results["task"].map(gf.names.task)
 if len(nb.models) > 1:
-    titles += ", " + explained["model"]
-frame = explained.assign(panel=titles).rename(columns={"kind": "x", "method": "series"})
-frame["x"] = frame["x"].str.replace("_", " ")
-picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="R²dev", floor=-1.0)
+    titles += ", " + results["model"]
+frame = results.assign(panel=titles, x=results["kind"].str.replace("_", " ")).rename(columns={"method": "series"})
+drawn = dict(list(frame.groupby("statistic", sort=False)))
+explained, fitted_on = drawn["r2_dev"], len(sources[0].split()[0])
+marks = {"singles": drawn.get("r2_dev_of_run"), "within": drawn.get("r2_within"), "training_runs": fitted_on}
+picture = gf.points.plot_intervals(explained, xlabel="curricula", ylabel="R²dev", floor=-1.0, **marks)
 picture
 
 # %% [markdown]
@@ -113,40 +115,45 @@ others[others["statistic"] == "r2_dev"].pivot_table(
 ).round(3)
 
 # %%
-held = explained[explained["kind"] == "alike"]["runs"].max()
+held = len(sources[0].split()[2])
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
     f"{nb.study.profile.title} ({', '.join(nb.models)}), {held} held-out runs drawn alike, {runs} of every other kind. "
+    f"{gf.readings_beyond.KINDS} {gf.readings.known_mean(fitted_on)} "
     "Unseen tests: 0 is the mean of these tests, and a tangent simulator with a reference run measures them along that run. "
-    "Unseen pool: 0 is the mean on the known pool. Bars: 90% bootstrap intervals over runs (with two or three runs hardly "
-    "more than their range)." + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
+    f"Unseen pool: 0 is the mean on the known pool. {gf.readings_beyond.INTERVALS}"
+    + (" The CSV holds other metrics, too (ext01_other_metrics)." if len(others) else "")
 )
+competing = results[results["method"] != shifted.ONE_RUN]
+best = gf.readings.best_points(explained[explained["series"] != shifted.ONE_RUN])
 nb.save_figure(
     picture,
     pd.concat([results, others]) if len(others) else results,
     "ext01_explained_deviation",
     caption=caption,
     sources=[*sources, *of_others],
-    reading=gf.readings.best_points(frame[frame["series"] != shifted.ONE_RUN]),
+    reading=f"{best}\n{gf.readings_beyond.of_explained(competing)}".rstrip(),
 )
 
 # %%
 if others.empty:
     print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(further.tasks) or 'its tasks'}")
 else:
-    drawn = others[others["statistic"] == "r2_dev"].rename(columns={"method": "series"})
-    drawn = drawn.assign(
-        panel="drawn alike" if len(nb.models) == 1 else drawn["model"],
-        x=drawn["task"].map(gf.names.task) + " " + drawn["metric"].map(gf.names.metric),
+    frame = others.rename(columns={"method": "series"}).assign(
+        panel="drawn alike" if len(nb.models) == 1 else others["model"],
+        x=others["task"].map(gf.names.task) + " " + others["metric"].map(gf.names.metric),
     )
-    picture = gf.points.plot_intervals(drawn, xlabel="task and metric", ylabel="R²dev", floor=-1.0)
+    drawn = dict(list(frame.groupby("statistic", sort=False)))
+    explained = drawn["r2_dev"]
+    marks = {"singles": drawn.get("r2_dev_of_run"), "training_runs": fitted_on}
+    picture = gf.points.plot_intervals(explained, xlabel="task and metric", ylabel="R²dev", floor=-1.0, **marks)
     caption = (
         f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
         f"{nb.study.profile.title} ({', '.join(nb.models)}), {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
-        "share of the deviation that is sampling noise, estimated by recording the same runs twice. Bars: 90% bootstrap intervals over "
-        "runs."
+        "share of the deviation that is sampling noise, estimated by recording the same runs twice. "
+        f"{gf.readings.known_mean(fitted_on)} {gf.readings_beyond.INTERVALS}"
     )
-    competing = drawn[drawn["series"] != shifted.CEILING]
+    competing = explained[explained["series"] != shifted.CEILING]
     nb.save_figure(
         picture,
         others,

@@ -16,7 +16,8 @@
 #
 # Recording is expensive: 25 runs of a real GPT take days of a GPU. Here every simulator is fitted on the first 1, 2, 5, 10
 # and 25 of the training runs, and measured on the same held-out runs. *A curve that is high from the left needs few runs.*
-# R²dev compares with the mean of all training runs throughout, so the mean trajectory of fewer runs lies below 0.
+# R²dev compares with the mean of all training runs throughout. So the mean trajectory of fewer runs lies below 0, and the true
+# mean, which even all K runs only estimate, at 1/(K+1).
 #
 # ![R²dev by number of training runs, profile mini](../figures/mini/ext03_runs_needed.png)
 #
@@ -49,12 +50,11 @@ explained = results[results["statistic"] == "r2_dev"]
 explained.pivot_table(index=["task", "fitted_on"], columns="method", values="value", sort=False).round(2)
 
 # %%
-frame = explained.assign(panel=explained["task"].map(gf.names.task)).rename(
-    columns={"fitted_on": "x", "method": "series"}
-)
-picture = gf.points.plot_intervals(
-    frame, xlabel="training runs", ylabel="R²dev", floor=-1.0, columns=len(nb.tasks), panel_height=1.9
-)
+frame = results.assign(panel=results["task"].map(gf.names.task)).rename(columns={"fitted_on": "x", "method": "series"})
+drawn = dict(list(frame.groupby("statistic", sort=False)))
+marks = {"singles": drawn.get("r2_dev_of_run"), "training_runs": available, "floor": -1.0}
+layout = {"columns": len(nb.tasks), "panel_height": 1.9}
+picture = gf.points.plot_intervals(drawn["r2_dev"], xlabel="training runs", ylabel="R²dev", **marks, **layout)
 picture
 
 # %% [markdown]
@@ -82,11 +82,17 @@ held, selecting = len(sources[0].split()[2]), len(sources[0].split()[1])
 caption = (
     f"Explained deviation R2_dev of the loss on {held} held-out runs drawn alike, by number of runs that the simulator was "
     f"fitted on (and {selecting} validation runs that choose epochs and settings). {nb.study.profile.title} "
-    f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). Bars: 90% bootstrap intervals over runs."
+    f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). "
+    f"{gf.readings.known_mean(available)} {gf.readings_beyond.INTERVALS}"
 )
 if len(costs):
     worth = ", ".join(f"{row.task} {row.method} {row[-1]:.1f}" for row in costs.itertuples())
     caption += f" Cost of the tangents, in recorded runs: {worth}."
 nb.save_figure(
-    picture, results, "ext03_runs_needed", caption=caption, sources=sources, reading=gf.readings.best_points(frame)
+    picture,
+    results,
+    "ext03_runs_needed",
+    caption=caption,
+    sources=sources,
+    reading=gf.readings.best_points(drawn["r2_dev"]),
 )

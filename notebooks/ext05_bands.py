@@ -33,7 +33,7 @@ profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
 methods: list[str] = []  # the mean trajectory, counts, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
 kinds: list[str] = ["alike", "few", "sorted", "biased", "dropped", "added", "faster"]
-runs: int = 3  # recorded of each kind but `alike`
+runs: int = 5  # recorded of each kind but `alike`
 calibration: int = 8  # training runs left out of the fit
 level: float = 0.9  # promised coverage
 unit: str = "path"  # what counts as exchangeable: "path", or "run" with wider bands (gptfluence/scoring/conformal.py)
@@ -63,9 +63,10 @@ tables["coverage"].pivot_table(index=["task", "unit", "kind"], columns="method",
 tables["mean_width"].pivot_table(index=["task", "unit", "kind"], columns="method", values="value", sort=False).round(3)
 
 # %%
-coverage = tables["coverage"][tables["coverage"]["unit"] == unit]
-frame = coverage.assign(panel=coverage["task"].map(gf.names.task)).rename(columns={"kind": "x", "method": "series"})
-picture = gf.points.plot_intervals(frame, xlabel="curricula", ylabel="coverage of whole paths", line=level)
+frame = results.assign(panel=results["task"].map(gf.names.task)).rename(columns={"kind": "x", "method": "series"})
+drawn = dict(list(frame[frame["unit"] == unit].groupby("statistic", sort=False)))
+marks = {"singles": drawn.get("coverage_of_run"), "line": level}
+picture = gf.points.plot_intervals(drawn["coverage"], xlabel="curricula", ylabel="coverage of whole paths", **marks)
 picture
 
 # %% [markdown]
@@ -82,10 +83,10 @@ used = int(results["calibration_runs"].max())
 caption = (
     f"Share of whole paths inside {level:.0%} bands (line: {level:.0%}), by kind of curriculum. Bands are split conformal, from "
     f"{used} calibration runs drawn alike, exchangeable unit: {unit}. "
-    f"{nb.study.profile.title} ({sources[0].model}). Bars: 90% bootstrap intervals over runs. "
+    f"{nb.study.profile.title} ({sources[0].model}). {gf.readings_beyond.INTERVALS} "
     "Coverage is promised only for curricula drawn alike."
 )
-reading = gf.readings_beyond.of_coverage(coverage)
+reading = gf.readings_beyond.of_coverage(tables["coverage"][tables["coverage"]["unit"] == unit])
 nb.save_figure(picture, results, "ext05_bands", caption=caption, sources=sources, reading=reading)
 nb.save_figure(
     examples,

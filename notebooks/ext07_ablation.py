@@ -31,7 +31,7 @@ profile: str = "mini"
 tasks: list[str] = []  # the first of SST-2 and WebNLG
 kinds: list[str] = ["alike", "few", "sorted", "biased", "unseen_tests"]
 variants: list[str] = []  # of those in the next cell; default: all that differ from the profile's own
-runs: int = 3  # recorded of each kind; `alike` and the unseen kinds have the profile's runs
+runs: int = 5  # recorded of each kind; `alike` and the unseen kinds have the profile's runs
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
@@ -69,11 +69,11 @@ used
 # %%
 results, sources = shifted.explained(nb.campaigns, kinds, [tangent, *used], runs=runs, against=tangent)
 results = results[results["method"] != shifted.ONE_RUN]
-explained = results[results["statistic"] == "r2_dev"]
-explained.pivot_table(index=["task", "variant"], columns="kind", values="value", sort=False).round(2)
+table = results[results["statistic"].isin(["r2_dev", "r2_within"])]
+table.pivot_table(index=["task", "variant", "statistic"], columns="kind", values="value", sort=False).round(2)
 
 # %% [markdown]
-# R²dev less that of the tangent simulator itself, and 90% bootstrap intervals over runs, the same for both.
+# R²dev less that of the tangent simulator itself, with 90% intervals over runs, which are the same for both.
 
 # %%
 differences = results[results["statistic"] == "r2_dev_difference"]
@@ -93,16 +93,16 @@ for campaign in nb.campaigns:
         )
 
 # %%
-frame = error_left(explained).assign(panel=explained["task"].map(gf.names.task))
-frame = frame.rename(columns={"kind": "x", "method": "series"})
-frame["x"] = frame["x"].str.replace("_", " ")
-picture = gf.points.plot_intervals(
-    frame, xlabel="curricula", ylabel="1 − R²dev", floor=1e-4, line=1.0, log=True, panel_height=1.9
-)
+frame = error_left(results, results["statistic"].str.match("r2_(dev|within)(_of_run)?$"))
+frame = frame.assign(panel=frame["task"].map(gf.names.task), x=frame["kind"].str.replace("_", " "))
+drawn = dict(list(frame.rename(columns={"method": "series"}).groupby("statistic", sort=False)))
+trained, validated, held = (len(part) for part in sources[0].split())
+marks = {"singles": drawn.get("r2_dev_of_run"), "within": drawn.get("r2_within"), "training_runs": trained}
+layout = {"floor": 1e-4, "line": 1.0, "log": True, "panel_height": 1.9}
+picture = gf.points.plot_intervals(drawn["r2_dev"], xlabel="curricula", ylabel="1 − R²dev", **marks, **layout)
 picture
 
 # %%
-trained, validated, held = (len(part) for part in sources[0].split())
 apart = " (the reference run takes no part in corrections)" if options.checkpoints else ""
 caption = (
     f"Ablation of the tangent simulator: the share of the deviation that is not explained, 1 - R2_dev = MSE / MSE(mean training "
@@ -110,8 +110,8 @@ caption = (
     f"{nb.study.profile.title} ({sources[0].model}), fitted on {trained} training and {validated} validation "
     f"runs{apart}. {held} held-out runs are drawn alike (with unseen tests, too), {runs} are of every other kind. The full simulator has "
     f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text, and tangents of one "
-    f"training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}. Bars: 90% bootstrap intervals over "
-    "runs (with two or three runs hardly more than their range)."
+    f"training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}. "
+    f"{gf.readings_beyond.KINDS} {gf.readings.known_mean(trained, rest=True)} {gf.readings_beyond.INTERVALS}"
 )
 reading = gf.readings_beyond.of_differences(differences)
 nb.save_figure(picture, results, "ext07_ablation", caption=caption, sources=sources, reading=reading)

@@ -63,15 +63,17 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "interval")
 frame.head(8)
 
 # %%
-picture = gf.sweeps.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)")
+fitted_on = len(dynamics.split()[0])
+picture = gf.sweeps.plot_sweep(frame, "interval", xlabel="checkpoint interval (steps)", training_runs=fitted_on)
 picture
 
 # %%
 caption = (
     f"Loss simulation in instruction tuning, fitted on every c-th step only ({coarsening}), over {len(nb.tasks)} "
     f"tasks: {gf.sweeps.OVER_TASKS}. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs of "
-    f"{dynamics.curricula[0].steps} steps, compared at every step. Bars: lowest to highest run. Horizontal lines: "
-    "baselines, which have no interval. 1 - R2_dev = MSE / MSE of the mean training trajectory."
+    f"{dynamics.curricula[0].steps} steps, compared at every step. Horizontal lines: "
+    "baselines, which have no interval. 1 - R2_dev = MSE / MSE of the mean training trajectory. "
+    f"{gf.readings.known_mean(fitted_on, rest=True)} {gf.readings_beyond.INTERVALS}"
 )
 reading = gf.readings.of_sweep(frame, "interval", "interval")
 nb.save_figure(picture, frame, caption=caption, sources=[dynamics], reading=reading)

@@ -50,7 +50,8 @@ frame = gf.sweeps.sweep(results.drop(columns="variant"), "model")
 frame.head(8)
 
 # %%
-picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", panel_height=1.6)
+fitted_on = len(dynamics[0].split()[0])
+picture = gf.sweeps.plot_sweep(frame, "model", xlabel="GPT", panel_height=1.6, training_runs=fitted_on)
 picture
 
 # %% [markdown]
@@ -64,8 +65,9 @@ whole.pivot_table(index=["model", "method"], columns="statistic", values=["value
 # %%
 caption = (
     f"Loss simulation in instruction tuning for GPTs of several sizes, over {len(nb.tasks)} tasks: {gf.sweeps.OVER_TASKS}. "
-    f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. Bars: lowest to highest run. "
-    "1 - R2_dev = MSE / MSE of the mean training trajectory of the same GPT."
+    f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. "
+    "1 - R2_dev = MSE / MSE of the mean training trajectory of the same GPT. "
+    f"{gf.readings.known_mean(fitted_on, rest=True)} {gf.readings_beyond.INTERVALS}"
 )
 reading = gf.readings.of_sweep(frame, "model", "GPT") + " " + gf.readings.of_table(table)
 nb.save_figure(picture, frame, caption=caption, sources=dynamics, reading=reading)

@@ -56,6 +56,7 @@ output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures i
 # %%
 import gptfluence as gf
 from gptfluence.experiments import mislabelled
+from gptfluence.scoring.intervals import FEWEST
 
 nb = gf.Notebook("fig07_mislabelled_data", globals())
 experiments = [
@@ -88,6 +89,11 @@ picture
 
 # %%
 shares = " and ".join(f"{fraction:.0%}" for fraction in flipped_fractions)
+intervals = (
+    "with 90% intervals; dots: single seeds"
+    if len(seeds) >= FEWEST
+    else f"without intervals, which need {FEWEST} seeds; dots: single seeds"
+)
 few = " (twenty by the command in the notebook, which takes longer)" if len(seeds) < 20 else ""
 accuracies = "; ".join(
     f"{row['before']:.2f} before training, {row['flipped']:.2f} after training with {fraction:.0%} of the labels flipped, "
@@ -98,7 +104,7 @@ star = " Star: what the paper's text gives; its curves come without numbers." if
 caption = (
     f"Finding mislabelled training data: {gf.names.task(nb.task)}, {shares} of the labels of {len(first.flipped)} training "
     f"examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Means over {len(seeds)} "
-    f"seeds{few}, with 90% t intervals; dots: single seeds. Random: its exact expectation, with the range of 90% of single "
+    f"seeds{few}, {intervals}. Random: its exact expectation, with the range of 90% of single "
     f"orders (its accuracies are of one order a seed). Accuracy on {tests} tests: {accuracies}. Simulators are fitted on "
     f"{runs} runs. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"
 )

@@ -66,13 +66,15 @@ table
 gf.tables.spread(summary)
 
 # %% [markdown]
-# The same as a figure, with errors in the unit of each column's metric (MSE: its square). Bars reach from the lowest to the
-# highest run. Lines without bars are baselines, which have no order.
+# The same as a figure, with errors in the unit of each column's metric (MSE: its square). Bars are 90% intervals over runs,
+# or small dots single runs where they are few. Lines without either are baselines, which have no order.
 
 # %%
 shown = results["task"].map(gf.names.task) + ": " + results["metric"].map(lambda name: gf.names.metric(name, unit=True))
 frame = gf.sweeps.sweep(results.drop(columns="variant").assign(case=shown), "order", panel=["case"], relative=False)
-picture = gf.sweeps.plot_sweep(frame, "order", xlabel="Markov order n", panel="case", panel_height=1.15)
+fitted_on = len(dynamics[0].split()[0])
+layout = {"panel": "case", "panel_height": 1.15}
+picture = gf.sweeps.plot_sweep(frame, "order", xlabel="Markov order n", training_runs=fitted_on, **layout)
 picture
 
 # %%
@@ -88,8 +90,9 @@ caption = (
 reading = gf.readings.best_variants(table, "gptfluence")
 nb.save_table(table, caption=caption, sources=dynamics, reading=reading)
 caption = (
-    f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. Bars: "
-    "lowest to highest run. 1 - R2_dev = MSE / MSE of the mean training trajectory."
+    f"GPTfluence against its Markov order. {about}. Errors are in the unit of the column's metric, MSE in its square. "
+    "1 - R2_dev = MSE / MSE of the mean training trajectory. "
+    f"{gf.readings.known_mean(fitted_on, rest=True)} {gf.readings_beyond.INTERVALS}"
 )
 reading = gf.readings.of_sweep(frame, "order", "order")
 nb.save_figure(picture, frame, "fig04_markov_order", caption=caption, sources=dynamics, reading=reading)

@@ -43,15 +43,16 @@ def test_every_model_is_recorded_and_compared_with_its_own_mean(study):
     campaigns = both.campaigns("fine_tuning", ["sst2"], models=["nano-14m", "nano-smoke"])
     frame, sources = shifted.explained(campaigns, ["alike", "few"], names, runs=1)
     assert [source.model for source in sources] == ["nano-14m"] * 2 + ["nano-smoke"] * 2
+    frame = frame[frame["run"] == ""]
     table = frame.pivot(index=["model", "kind"], columns=["method", "statistic"], values="value")
     assert table["mean_trajectory"]["r2_dev"].to_numpy() == pytest.approx(0, abs=1e-4)
     assert table["mean_trajectory"]["all_steps_mse"].nunique() == 4
 
 
 def test_every_simulator_kind_and_statistic_has_a_row(results, study):
-    assert list(results.columns) == [*shifted.COLUMNS, "undefined"]
-    assert not results.duplicated(["task", "kind", "method", "statistic"]).any()
-    table = results.pivot(index=["kind", "method"], columns="statistic", values="value")
+    assert list(results.columns) == [*shifted.COLUMNS, *shifted.MORE]
+    assert not results.duplicated(["task", "kind", "method", "statistic", "run"]).any()
+    table = results[results["run"] == ""].pivot(index=["kind", "method"], columns="statistic", values="value")
     assert len(table) == 5 * len(SIMULATORS)
     refusing = {"mean_trajectory", "low_rank"}
     for (kind, name), row in table.iterrows():
@@ -63,6 +64,29 @@ def test_every_simulator_kind_and_statistic_has_a_row(results, study):
     assert table.loc[[(k, "mean_trajectory") for k in shorter], "r2_dev"].to_numpy() == pytest.approx(0, abs=1e-4)
     assert table.loc[[(k, "mean_trajectory") for k in shorter], "deviation_spearman"].isna().all()
     assert table.xs("persistence", level="method")["change_spearman"].isna().all()
+
+
+def test_few_runs_stand_one_by_one_and_five_have_intervals_and_a_kind_of_their_own(results, study):
+    single = results[results["statistic"] == "r2_dev_of_run"]
+    assert not results["statistic"].eq("r2_within").any()  # two runs of a kind say nothing about its spread
+    assert results.loc[results["statistic"] == "r2_dev", ["low", "high"]].isna().all(axis=None)
+    campaign = study.campaign("fine_tuning", "sst2")
+    recorded = shifted.record(campaign, "sorted", 2)
+    mean = campaign.dynamics().split()[0].trajectories().astype(float).mean(axis=0)
+    truth = recorded.trajectories().astype(float)[:, 1:]
+    rows = single[(single["kind"] == "sorted") & (single["method"] == "persistence")].set_index("run")
+    assert list(rows.index) == recorded.names
+    for run, name in enumerate(recorded.names):
+        errors = [np.square(values - truth[run]).mean() for values in (recorded.trajectories()[run, :1], mean[1:])]
+        assert rows.loc[name, "value"] == pytest.approx(1 - errors[0] / errors[1])
+    five, _ = shifted.explained([campaign], ["sorted"], ["persistence", "mean_trajectory"], runs=5)
+    assert not five["run"].any()
+    table = five.set_index(["method", "statistic"])
+    truth = shifted.record(campaign, "sorted", 5).trajectories().astype(float)[:, 1:]
+    within = table.loc[("mean_trajectory", "r2_within")]
+    assert within["value"] == pytest.approx(1 - np.square(truth - mean[1:]).mean() / truth.var(axis=0, ddof=1).mean())
+    assert within["low"] < within["value"] < within["high"] <= 1
+    assert within["value"] < table.loc[("mean_trajectory", "r2_dev"), "value"]
 
 
 def test_unseen_examples_are_those_that_simulators_were_not_fitted_on(study):
@@ -132,14 +156,16 @@ def test_a_simulator_is_loaded_once_for_all_that_it_is_asked_and_alone(study, mo
 
 def test_what_two_simulators_share_is_not_in_the_interval_of_their_difference(study):
     runs = study.campaign("fine_tuning", "sst2").dynamics()
+    assert len(runs) == 7  # of all parts; enough for an interval
     truth, rng = runs.trajectories().astype(float), np.random.default_rng(0)
     mean = truth.mean(axis=0)
-    luck = rng.normal(size=(len(runs), 1, 1))  # of a run, the same for both
-    better, worse = truth + 0.1 * luck * (truth - mean), truth + 0.2 * luck * (truth - mean)
+    luck = 0.5 * rng.normal(size=(len(runs), 1, 1))  # of a run, the same for both
+    better, worse = (truth + np.sqrt(luck**2 + more) * (truth - mean) for more in (0.0, 0.02))
     found = shifted.difference(better, worse, runs, mean)
     values = [shifted.statistics(predicted, runs, mean)["r2_dev"] for predicted in (better, worse)]
     assert found.value == pytest.approx(values[0].value - values[1].value)
-    assert 0 < found.low <= found.value <= found.high
+    assert found[:3] == pytest.approx((0.02, 0.02, 0.02))
+    assert all(value.high - value.low > 0.02 for value in values)
     assert shifted.difference(better, better, runs, mean)[:3] == pytest.approx((0, 0, 0))
 
 

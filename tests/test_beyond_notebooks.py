@@ -77,6 +77,7 @@ def test_explained_deviation(papermill):
         "high",
     ]
     assert list(frame.columns)[:12] == expected
+    assert set(frame.loc[frame["statistic"] == "r2_dev_of_run", "run"].dropna()) >= {"test-000", "test-001"}
     r2 = frame[frame["statistic"] == "r2_dev"].set_index(["kind", "method"])["value"]
     assert len(r2) == 4 * len(FITTED) + 1  # and one recorded run of the unseen tests
     assert np.isfinite(r2["unseen_tests", "one_run"])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy import stats
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names, readings, style, sweeps
@@ -41,8 +42,8 @@ def rendered(figure):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), tasks=st.sampled_from([("rte",), ("rte", "sst2"), ("rte", "sst2", "boolq")]))
-def test_a_sweep_is_relative_to_persistence_and_spreads_over_runs(seed, tasks):
-    rows = results(seed, {"gptfluence": [1.0, 2.0], "persistence": [np.nan]}, tasks)
+def test_a_sweep_is_relative_to_persistence_with_intervals_over_runs(seed, tasks):
+    rows = results(seed, {"gptfluence": [1.0, 2.0], "persistence": [np.nan]}, tasks, runs=5)
     frame = sweeps.sweep(rows, "c")
     assert len(frame) == 3 * 4
     still = rows[rows["method"] == "persistence"].pivot(index=["run", "task"], columns="statistic", values="value")
@@ -52,13 +53,39 @@ def test_a_sweep_is_relative_to_persistence_and_spreads_over_runs(seed, tasks):
         found = frame[(frame["method"] == "gptfluence") & (frame["c"] == c)].set_index("statistic")
         ratios = wide["all_steps_mse"].groupby("task").mean() / still["all_steps_mse"].groupby("task").mean()
         assert found.loc["all_steps_mse_relative", "value"] == pytest.approx(np.exp(np.log(ratios).mean()))
-        by_run = np.exp(np.log(wide["all_steps_mse"] / still["all_steps_mse"]).groupby("run").mean())
-        assert found.loc["all_steps_mse_relative", "low"] == pytest.approx(by_run.min())
-        assert found.loc["all_steps_mse_relative", "high"] == pytest.approx(by_run.max())
+        without = []
+        for run in wide.index.unique("run"):
+            means = [part["all_steps_mse"].drop(run, level="run").groupby("task").mean() for part in (wide, still)]
+            without.append(np.log(means[0] / means[1]).mean())
+        half = stats.t.ppf(0.95, 3) * np.sqrt(4 * np.square(without - np.log(ratios).mean()).mean())
+        ends = np.exp(np.log(ratios).mean() + half * np.array([-1, 1]))
+        assert found.loc["all_steps_mse_relative", ["low", "high"]].tolist() == pytest.approx(ends.tolist())
         sums = wide.groupby("task")[["all_steps_mse", "mse_mean_trajectory"]].sum()
         explained = 1 - sums["all_steps_mse"] / sums["mse_mean_trajectory"]
         assert found.loc["r2_dev", "value"] == pytest.approx(explained.median())
         assert (found["diverged"] == wide["diverged"].sum()).all()
+
+
+def test_few_runs_of_a_sweep_are_shown_one_by_one():
+    rows = results(0, {"gptfluence": [1.0, 2.0], "mean_trajectory": [np.nan], "persistence": [np.nan]}, runs=3)
+    frame = sweeps.sweep(rows, "c")
+    assert frame[["low", "high"]].isna().all(axis=None)
+    each = frame[frame["statistic"] == "all_steps_mse_relative_of_run"].set_index(["method", "c", "run"])["value"]
+    wide = rows[rows["statistic"] == "all_steps_mse"].pivot(
+        index=["method", "c", "run"], columns="task", values="value"
+    )
+    for run in ("test-0", "test-1", "test-2"):
+        ratios = wide.loc[("gptfluence", 2.0, run)] / wide.loc[("persistence", np.nan, run)]
+        assert each.loc[("gptfluence", 2.0, run)] == pytest.approx(np.sqrt(ratios.prod()))
+    figure = sweeps.plot_sweep(frame, "c", xlabel="c", training_runs=4)
+    for axis in figure.axes:
+        (low, high), dots = axis.get_ylim(), [line for line in axis.lines if line.get_marker() == "."]
+        shown = np.concatenate([line.get_ydata() for line in dots])
+        assert len(shown) == 2 * 3  # horizontal lines have none
+        assert ((shown >= low) & (shown <= high)).all()
+    assert [text.get_text() for text in figure.axes[3].texts] == ["K/(K+1)"]
+    assert not any(axis.texts for axis in figure.axes[:3])
+    assert figure.legends[0].get_texts()[-1].get_text() == "a single run"
 
 
 def test_a_statistic_that_one_task_lacks_is_not_averaged_over_the_others():

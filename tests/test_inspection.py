@@ -62,17 +62,20 @@ def test_chance_is_what_many_random_orders_find(pool, flips):
 
 def test_intervals_over_seeds_hold_the_true_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    intervals = np.array([mean_with_interval(rng.normal(2.0, 1.0, 3)) for _ in range(2000)])
-    assert np.mean((intervals[:, 1] <= 2) & (intervals[:, 2] >= 2)) == pytest.approx(0.9, abs=0.02)
-    assert mean_with_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
-    value, low, high = mean_with_interval([0.25])
+    intervals = np.array([mean_with_interval(rng.normal(2.0, 1.0, 5)) for _ in range(2000)])
+    assert np.mean((intervals[:, 1] <= 2) & (intervals[:, 2] >= 2)) == pytest.approx(0.91, abs=0.03)
+    assert mean_with_interval([0.5] * 5) == (0.5, 0.5, 0.5)
+    value, low, high = mean_with_interval([0.2, 0.3])
     assert value == 0.25
     assert np.isnan([low, high]).all()
 
 
 def drawn(untrained: float = 0.5) -> pd.DataFrame:
-    """A figure of two shares of flips and two contenders: rows of the means, then of three seeds."""
-    areas = {("gptfluence", ""): [0.7, 0.8, 0.9], ("gptfluence", "untrained"): [untrained, untrained, untrained + 0.1]}
+    """A figure of two shares of flips and two contenders: rows of the means, then of five seeds."""
+    areas = {
+        ("gptfluence", ""): [0.7, 0.75, 0.8, 0.85, 0.9],
+        ("gptfluence", "untrained"): [*[untrained] * 4, untrained + 0.1],
+    }
     rows = []
     for share in (0.4, 0.2):
         rows += [(share, FOUND, "random", "", None, x, x, x, x) for x in (0.0, 0.5, 1.0)]
@@ -100,16 +103,16 @@ def test_the_picture_has_a_row_for_each_share_and_shows_means_bands_and_seeds():
     assert [list(line.get_ydata()) for line in starts] == [[0.53]]
     assert not [line for line in figure.axes[4].lines if line.get_marker() == "*"]
     dots = [sorted(line.get_ydata()) for line in areas.lines if line.get_marker() == "."]
-    assert dots == [[0.7, 0.8, 0.9], [0.5, 0.5, 0.6]]
+    assert dots == [[0.7, 0.75, 0.8, 0.85, 0.9], [0.5, 0.5, 0.5, 0.5, 0.6]]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["GPTfluence", "GPTfluence (untrained)", "Random", "Paper, nothing corrected"]
 
 
 def test_the_reading_says_whether_fitting_taught_anything():
     said = of_inspection(drawn())
-    assert said.startswith("40% of the labels flipped: AUC GPTfluence 0.80 (0.63 to 0.97), GPTfluence (untrained) 0.53")
+    assert said.startswith("40% of the labels flipped: AUC GPTfluence 0.80 (0.72 to 0.88), GPTfluence (untrained) 0.52")
     assert "by chance 0.50, and most single random orders within 0.42 to 0.58" in said
-    assert "Fitted GPTfluence finds more than its untrained weights (difference in AUC 0.27 (0.17 to 0.36))" in said
+    assert "Fitted GPTfluence finds more than its untrained weights (difference in AUC 0.28 (0.22 to 0.34))" in said
     assert "Accuracy 0.60 with nothing corrected, 0.70 with everything; with 20% inspected: GPTfluence 0.64" in said
     assert "GPTfluence cannot be told from its untrained weights" in of_inspection(drawn(untrained=0.8))
     assert "GPTfluence finds less than its untrained weights" in of_inspection(drawn(untrained=1.5))

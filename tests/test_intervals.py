@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.drawing import names
-from gptfluence.drawing.panels import error_left
+from gptfluence.drawing import names, panels
 from gptfluence.drawing.points import plot_intervals
 from gptfluence.drawing.readings import best_points
 from gptfluence.drawing.trajectories import plot_bands
@@ -75,7 +75,7 @@ def test_intervals_are_drawn_where_there_are_any(points):
 
 
 def test_a_logarithmic_axis_holds_every_point_interval_and_the_level(points):
-    left = error_left(points.replace({"value": {-5.0: 0.99999}}))
+    left = panels.error_left(points.replace({"value": {-5.0: 0.99999}}))
     figure = plot_intervals(left, xlabel="curricula", ylabel="1 − R²dev", floor=1e-4, line=1.0, log=True)
     first, second = figure.axes
     assert {axis.get_yscale() for axis in figure.axes} == {"log"}
@@ -100,6 +100,39 @@ def test_what_was_recorded_has_a_point_as_methods_have(points):
     frame = points.replace({"series": {"gptfluence": "recorded"}})
     axis = plot_intervals(frame, xlabel="", ylabel="").axes[0]
     assert [y for _, y in dots(axis, "recorded")] == [0.1, 0.4]
+
+
+def test_single_runs_are_small_dots_and_values_within_the_kind_are_dashes(points):
+    singles = points.iloc[[2, 2]].assign(value=[0.85, 0.93], low=NAN, high=NAN)
+    within = points.iloc[[1, 2]].assign(value=[-3.0, 0.6], low=[-4.0, 0.5], high=[-2.0, 0.7])
+    figure = plot_intervals(points, xlabel="", ylabel="", floor=-1.0, singles=singles, within=within)
+    axis = figure.axes[0]
+    assert [y for _, y in dots(axis, "tangent")] == [0.85, 0.9, 0.93]
+    assert len({x for x, _ in dots(axis, "tangent")}) == 1
+    ranges = [path.round(6).tolist() for each in bars_of(axis) for path in each.get_segments() if len(path)]
+    ((left, _), (right, _)) = next(path for path in ranges if path[0][1] == path[1][1] == 0.6)
+    assert (left + right) / 2 == pytest.approx(dots(axis, "tangent")[0][0], abs=1e-5)
+    assert not any(path[0][1] == 0.5 for path in ranges)  # the interval of a dash is in the CSV alone
+    triangles = [line for line in axis.lines if line.get_marker() == "v"]
+    assert [line.get_markerfacecolor() for line in triangles] == [names.LINES["persistence"].color, "none"]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[3:] == ["a single run", "R² within the kind", "below -1"]
+    few = plot_intervals(points, xlabel="", ylabel="", floor=-1.0, singles=singles.assign(value=-2.0))
+    assert len([line for line in few.axes[0].lines if line.get_marker() == "v"]) == 1
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_the_r2_dev_of_the_true_mean_is_a_labelled_line_where_the_axis_reaches_it(points, rest):
+    figure = plot_intervals(points, xlabel="", ylabel="R²dev", floor=-1.0, training_runs=24)
+    assert {line.get_ydata()[0] for line in figure.axes[0].lines} >= {0.0, 0.04}
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1/(K+1)"]
+    axis = Figure().subplots()
+    axis.set_ylim(0.01, 1)
+    panels.mark_known_mean(axis, 24, rest=rest)
+    axis.set_ylim(0.05, 0.9)
+    panels.mark_known_mean(axis, 24, rest=rest)  # outside
+    assert [line.get_ydata()[0] for line in axis.lines] == [0.96 if rest else 0.04]
+    assert [text.get_text() for text in axis.texts] == ["K/(K+1)" if rest else "1/(K+1)"]
 
 
 def test_the_best_is_named_for_each_panel_and_place(points):

@@ -100,3 +100,25 @@ def test_what_if_tells_both_changes_and_the_coverage():
         "The mean final loss changes by +0.0200 simulated and by -0.0100 trained. 75% of the test examples' paths lie inside "
         "their bands."
     )
+
+
+def test_explained_deviation_is_told_with_the_kind_s_own_mean_and_with_ranks():
+    columns = ["model", "task", "kind", "method", "variant", "statistic", "value"]
+    rows = [
+        ("gpt", "sst2", kind, method, "", statistic, value)
+        for kind, method, statistic, value in (
+            ("alike", "tangent", "r2_within", 0.5),
+            ("sorted", "tangent", "r2_within", 0.1),
+            ("alike", "simfluence", "r2_within", -3.0),
+            ("alike", "tangent", "final_step_spearman", 0.9),
+            ("sorted", "tangent", "final_step_spearman", 0.2),  # no other method has one here
+            ("alike", "mean_trajectory", "final_step_spearman", 0.8),
+            ("sorted", "mean_trajectory", "final_step_spearman", math.nan),
+        )
+    ]
+    results = pd.DataFrame(rows, columns=columns)
+    assert readings.of_explained(results) == (
+        "Cases with R² within the kind above 0: Tangent simulator 2 of 2, Simfluence 0 of 1. Rank correlation of final "
+        "losses, mean over all cases where every method has one (1): Tangent simulator 0.90, Mean trajectory 0.80."
+    )
+    assert readings.of_explained(results[:0]) == ""

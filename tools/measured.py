@@ -45,6 +45,10 @@ COLUMNS = {  # notebook -> the column of its CSV that the columns of its table a
     "ext07_ablation": "kind",
 }
 STATISTICS = ("r2_dev", "lds")
+BESIDE = {  # notebook -> statistics with a table of their own below that of R²dev, where its CSV has them
+    "ext01_explained_deviation": {"r2_within": "R² within the kind", "final_step_spearman": "final-step Spearman ρ"},
+    "ext07_ablation": {"r2_within": "R² within the kind"},
+}
 TANGENT = {  # folder of figures/ -> what its texts are, and how the GPT is trained there
     "mini": "generated text",
     "mini-sizes": "generated text, other sizes",
@@ -120,6 +124,10 @@ def tables(name: str) -> str:
         if notebook == "ext07_ablation":
             title += ", ablation"
         found.append(_markdown(title, rows))
+        for statistic, printed in BESIDE.get(notebook, {}).items():
+            scores = part[part["statistic"] == statistic]
+            if len(scores):
+                found.append(_markdown(f"{title}, {printed}", [_pivot(scores, column)]))
     return "\n".join(found)
 
 

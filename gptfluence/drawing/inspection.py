@@ -26,7 +26,7 @@ def plot_inspection(frame: pd.DataFrame, *, width: float = PAGE, height: float =
     """A row for each share of labels flipped: the flips found, the accuracy after correcting them, and areas under ROC curves.
 
     frame: see `experiments.mislabelled.results`. Lines and large marks are rows without a repeat, with their intervals as
-    bands or bars; small dots are single repeats.
+    bands or bars where they have one; small dots are single repeats (of accuracies, where means have no interval).
     Raises ConfigurationError for missing columns or an empty frame.
     """
     panels.check("plot_inspection", frame, COLUMNS, "pass a frame of experiments.mislabelled.results()")
@@ -67,6 +67,9 @@ def _accuracy(axis: Axes, part: pd.DataFrame, looks: Looks) -> None:
         errors = np.nan_to_num([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         shown = {"color": look.color, "linestyle": look.dash, "marker": look.marker}
         axis.errorbar(rows["x"] + aside, rows["value"], yerr=errors, elinewidth=0.7, linewidth=0.9, **shown)
+        if rows["low"].isna().all():
+            seeds = part[(part["label"] == label) & part["repeat"].notna()]
+            axis.plot(seeds["x"] + aside, seeds["value"], linestyle="", marker=".", markersize=2.5, color=look.color)
 
 
 def _areas(axis: Axes, part: pd.DataFrame, looks: Looks) -> None:

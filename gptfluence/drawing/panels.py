@@ -89,7 +89,16 @@ def shape_of(panels: int, width: float) -> tuple[int, int]:
     return math.ceil(panels / columns), columns
 
 
-def off_axis(axis: Axes, x: float, color: str, *, above: bool, aside: float = 0.0, across: bool = False) -> None:
+def off_axis(
+    axis: Axes,
+    x: float,
+    color: str,
+    *,
+    above: bool,
+    aside: float = 0.0,
+    across: bool = False,
+    hollow: bool = False,
+) -> None:
     """Mark a value that lies off the axis: a triangle at the edge that it lies beyond.
 
     aside: widths of a triangle that it is moved to the right, beside those of others; across: x is a fraction of the axis
@@ -97,6 +106,7 @@ def off_axis(axis: Axes, x: float, color: str, *, above: bool, aside: float = 0.
     transform = axis.transAxes if across else axis.get_xaxis_transform()
     moved = transform + ScaledTranslation(aside * 4 / 72, 0, axis.figure.dpi_scale_trans)
     look = {"marker": "^" if above else "v", "color": color, "markersize": 4.5, "clip_on": False, "zorder": 5}
+    look |= {"markerfacecolor": "none"} if hollow else {}
     axis.plot([x], [1.0 if above else 0.0], transform=moved, **look)
 
 
@@ -116,6 +126,24 @@ def log_axis(axis: Axes, low: float, high: float) -> None:
     axis.yaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 6) or 1]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_locator(NullLocator())
+
+
+def mark_known_mean(axis: Axes, training_runs: int, *, rest: bool = False) -> None:
+    """A thin labelled line at 1/(K+1): the R2_dev that the true mean of runs drawn alike would have.
+
+    The 0 of R2_dev is the mean of K training runs. Its MSE is 1 + 1/K times that of the true mean, which it estimates. So the
+    true mean has 1 - 1/(1 + 1/K) = 1/(K+1), and less than that does not show that a method knows of the curriculum.
+    rest: the axis shows 1 - R2_dev. Call this when the axis has its limits; nothing is drawn beyond them.
+    """
+    level, text = 1 / (training_runs + 1), "1/(K+1)"
+    if rest:
+        level, text = 1 - level, "K/(K+1)"
+    low, high = axis.get_ylim()
+    if not low <= level <= high:
+        return
+    color, size = "#767676", STYLE["ytick.labelsize"] - 1.5
+    axis.axhline(level, color=color, linewidth=0.5, linestyle=(0, (4, 2)), zorder=1)
+    axis.text(1.005, level, text, transform=axis.get_yaxis_transform(), va="center", fontsize=size, color=color)
 
 
 def stagger_markers(axis: Axes, about: int) -> None:
@@ -138,6 +166,11 @@ def edge_handle(label: str = OFF_AXIS, *, above: bool = True) -> Line2D:
     """The triangle of `off_axis`, as legends show it."""
     marker = "^" if above else "v"
     return Line2D([], [], color="#767676", linestyle="", marker=marker, markersize=4.5, label=label)
+
+
+def single_handle() -> Line2D:
+    """The small dot of a single run, as legends show it."""
+    return Line2D([], [], color="#767676", linestyle="", marker="o", markersize=1.6, label="a single run")
 
 
 def place_legend(figure: Figure, handles: Sequence[Any], width: float) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gptfluence.common.errors import ConfigurationError
@@ -26,6 +27,9 @@ def plot_intervals(
     *,
     xlabel: str,
     ylabel: str,
+    singles: pd.DataFrame | None = None,
+    within: pd.DataFrame | None = None,
+    training_runs: int | None = None,
     floor: float | None = None,
     line: float | None = 0.0,
     log: bool = False,
@@ -36,30 +40,42 @@ def plot_intervals(
     """One panel for each value of `panel`; in it, for each value of x in order of appearance, a point for each series.
 
     frame: one row per point: panel, series (a method), x, value, low, high, optionally variant; a value that is nan is not
-    drawn, nor is an interval that is. floor: values below it are triangles at the lower edge. line: a level that is marked.
-    log: vertical axes are logarithmic; then floor must be above 0.
+    drawn, nor is an interval that is.
+    singles: single runs, which are small dots; within: R2 within the kind, which are dashes; both have rows like `frame`
+    training_runs: K of `panels.mark_known_mean`, for an axis of R2_dev; line: another level that is marked
+    log: vertical axes are logarithmic and show 1 - R2 (`panels.error_left`) in all frames; then floor must be above 0
+    floor: points below it are triangles at the lower edge (hollow for a dash), and single runs are left out
     Raises ConfigurationError for missing columns or an empty frame.
     """
     import seaborn.objects as so
 
     panels.check("plot_intervals", frame, POINTS, "give one point at least")
-    frame, looks = panels.with_series(frame)
+    parts = {"point": frame, "single": singles, "dash": within}
+    marks = pd.concat([rows.assign(mark=mark) for mark, rows in parts.items() if rows is not None])
+    marks, looks = panels.with_series(marks)
     # what is recorded has no marker on lines
     looks = {label: look._replace(marker=look.marker or "D") for label, look in looks.items()}
     titles, positions = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["x"]))
     room = (width / columns - 0.6) / len(positions)
     ticks = [wrapped(str(x), room, "xtick.labelsize") for x in positions]
-    frame = frame.assign(
-        place=frame["x"].map(positions.index), tick=frame["x"].map(dict(zip(positions, ticks, strict=True)))
+    marks = marks.assign(
+        place=marks["x"].map(positions.index), tick=marks["x"].map(dict(zip(positions, ticks, strict=True)))
     )
-    drawn, below = _inside(frame, floor)
+    drawn, below = _inside(marks, floor)
+    drawn = drawn.assign(**{mark: drawn["value"].where(drawn["mark"] == mark) for mark in parts})
     dodge = so.Dodge(by=["color"])
     with style():
         figure = empty_figure(width, math.ceil(len(titles) / columns) * panel_height + 0.45)
-        plot = panels.plot(drawn, looks, x="tick", y="value").facet(col="panel", wrap=columns)
+        plot = panels.plot(drawn, looks, x="tick", y="point").facet(col="panel", order=titles, wrap=columns)
         bar = so.Range(linestyle="-", linewidth=1.0)
         plot = plot.add(bar, dodge, linestyle=None, ymin="low", ymax="high", legend=False)
         plot = plot.scale(x=so.Nominal(order=ticks)).add(so.Dot(pointsize=3.6, edgewidth=0.9), dodge, legend=False)
+        if singles is not None:
+            plot = plot.add(
+                so.Dot(pointsize=1.6, marker="o", edgewidth=0), dodge, marker=None, y="single", legend=False
+            )
+        if within is not None:
+            plot = plot.add(so.Dash(linewidth=1.3), dodge, y="dash", linestyle=None, legend=False)
         plot.share(x=False, y=False).on(figure).plot()
         for place, (axis, title) in enumerate(zip(figure.axes, titles, strict=True)):
             part = drawn[drawn["panel"] == title]
@@ -68,10 +84,12 @@ def plot_intervals(
             if log or cut:
                 _set_limits(axis, part, floor if cut else None, line, log)
             _mark_below(axis, below[below["panel"] == title], looks)
+            if training_runs is not None:
+                panels.mark_known_mean(axis, training_runs, rest=log)
             axis.set_title(str(title))
             axis.set_xlabel(xlabel if place + columns >= len(titles) else "")
             axis.set_ylabel(wrapped(ylabel, panel_height - 0.4, "axes.labelsize") if place % columns == 0 else "")
-        handles = panels.series_handles(looks)
+        handles = [*panels.series_handles(looks), *_handles(singles, within, log)]
         if len(below):
             handles.append(panels.edge_handle(f"below {floor:g}", above=False))
         panels.place_legend(figure, handles, width)
@@ -114,11 +132,13 @@ def plot_curves(
 
 
 def _inside(frame: pd.DataFrame, floor: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows whose value is not below the floor, their intervals cut there, and the rows whose value is."""
+    """The rows whose value is not below the floor, the intervals of points cut there, and the rows that get a triangle."""
     bottom = -math.inf if floor is None else floor
-    below = frame[frame["value"] < bottom]
+    below = frame[(frame["value"] < bottom) & (frame["mark"] != "single")]
     drawn = frame[~(frame["value"] < bottom)]
-    bounded = np.isfinite(drawn["low"]) & np.isfinite(drawn["high"]) & drawn["value"].notna()
+    bounded = (
+        np.isfinite(drawn["low"]) & np.isfinite(drawn["high"]) & drawn["value"].notna() & (drawn["mark"] == "point")
+    )
     return drawn.assign(low=drawn["low"].clip(lower=bottom).where(bounded), high=drawn["high"].where(bounded)), below
 
 
@@ -152,4 +172,15 @@ def _mark_below(axis: Axes, rows: pd.DataFrame, looks: Looks) -> None:
     order: Sequence[str] = list(looks)
     for row in rows.itertuples():
         offset = (order.index(row.label) - (len(order) - 1) / 2) * WIDTH / len(order)
-        panels.off_axis(axis, row.place + offset, looks[row.label].color, above=False)
+        panels.off_axis(axis, row.place + offset, looks[row.label].color, above=False, hollow=row.mark == "dash")
+
+
+def _handles(singles: pd.DataFrame | None, within: pd.DataFrame | None, rest: bool) -> list[Line2D]:
+    """The marks of single runs and of R2 within the kind, as legends show them."""
+    look, r2 = {"color": "#767676", "linestyle": ""}, f"{'1 − ' if rest else ''}R² within the kind"
+    found = []
+    if singles is not None and len(singles):
+        found.append(panels.single_handle())
+    if within is not None and len(within):
+        found.append(Line2D([], [], marker="_", markersize=6, markeredgewidth=1.3, label=r2, **look))
+    return found

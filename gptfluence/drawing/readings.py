@@ -308,13 +308,22 @@ def best_points(frame: pd.DataFrame, *, higher: bool = True) -> str:
     return "\n".join(sentences)
 
 
+def known_mean(training_runs: int, *, rest: bool = False) -> str:
+    """What the line of `panels.mark_known_mean` means, for captions; rest: the axis shows 1 - R2_dev."""
+    level, what = ("K/(K+1)", "1 - R2_dev") if rest else ("1/(K+1)", "R2_dev")
+    return (
+        f"Thin line: {level}, the {what} that the true mean of curricula drawn alike would have, which the "
+        f"K = {training_runs} training runs estimate."
+    )
+
+
 def of_sweep(frame: pd.DataFrame, x: str, what: str) -> str:
     """What a sweep shows: the best and the worst value of each method, and where it beats the mean trajectory.
 
     frame: of `sweeps.sweep`; what: the word for what is varied, in the singular
     """
     sentences = []
-    numbers = ("statistic", "value", "low", "high", "undefined", "diverged")
+    numbers = ("statistic", "value", "low", "high", "undefined", "diverged", "run")
     panels = [column for column in frame if column not in (x, "method", "variant", *numbers)]
     varied = with_variants(frame[frame[x].notna()])
     for (*panel, method, variant), rows in varied.groupby([*panels, "method", "variant"], sort=False):

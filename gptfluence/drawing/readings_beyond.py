@@ -9,6 +9,20 @@ import pandas as pd
 
 from gptfluence.drawing import names
 from gptfluence.drawing.task_panels import ACCURACY, LEARNING, LOSS_FALL, SHARE
+from gptfluence.scoring.intervals import FEWEST, LEVEL
+
+KINDS = (
+    "For kinds other than alike, too, the 0 of R2_dev is the mean of runs drawn alike, so that R2_dev is near 1 for any method "
+    "that gets the level of the kind right. Dashes: the same with R2 within the kind, whose 0 is the mean of the other runs of "
+    f"the same kind, corrected for their number; it is there for {FEWEST} runs at least."
+)
+INTERVALS = (
+    f"Bars: {LEVEL:.0%} intervals over runs (Student's t, standard error of the jackknife). Fewer than {FEWEST} runs are "
+    "drawn one by one instead (small dots)."
+)
+INTERVALS_OF_SETS = (
+    f"Bars: {LEVEL:.0%} intervals over curricula (Student's t, standard error of the jackknife), for {FEWEST} at least."
+)
 
 
 def of_tasks(frame: pd.DataFrame) -> str:
@@ -67,6 +81,29 @@ def of_horizon(results: pd.DataFrame) -> str:
         better = [names.method(str(name)) for name in relative.index[relative < 1]]
         sentences.append(
             f"{names.task(str(task))}: better than the mean trajectory at the last step: {', '.join(better) or 'none'}."
+        )
+    return " ".join(sentences)
+
+
+def of_explained(results: pd.DataFrame) -> str:
+    """Beside R2_dev: where methods beat the mean of the runs of the same kind, and how well they rank final losses.
+
+    results: of `shifted.explained`; a case is a kind of curriculum of a task and GPT
+    """
+    sentences = []
+    printed = [names.method(*pair) for pair in results[["method", "variant"]].to_numpy()]
+    results = results.assign(printed=printed, case=list(results[["model", "task", "kind"]].itertuples(index=False)))
+    within = results[results["statistic"] == "r2_within"]
+    won = (within["value"] > 0).groupby(within["printed"], sort=False).agg(["sum", "size"])
+    if len(won):
+        parts = [f"{name} {row['sum']} of {row['size']}" for name, row in won.iterrows()]
+        sentences.append(f"Cases with R² within the kind above 0: {', '.join(parts)}.")
+    ranks = results[results["statistic"] == "final_step_spearman"]
+    wide = ranks.pivot(index="case", columns="printed", values="value")[list(dict.fromkeys(ranks["printed"]))].dropna()
+    if len(wide):
+        parts = [f"{name} {value:.2f}" for name, value in wide.mean().items()]
+        sentences.append(
+            f"Rank correlation of final losses, mean over all cases where every method has one ({len(wide)}): {', '.join(parts)}."
         )
     return " ".join(sentences)
 

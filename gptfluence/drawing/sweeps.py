@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from gptfluence.drawing import names, panels
 from gptfluence.drawing.panels import Looks
 from gptfluence.drawing.style import PAGE, empty_figure, style, wrapped
 from gptfluence.drawing.tables import PRINTED
+from gptfluence.scoring import intervals
 from gptfluence.scoring.across_tasks import REFERENCE, RELATIVE, over_tasks
-from gptfluence.scoring.evaluation import explained_deviation, summarize
+from gptfluence.scoring.evaluation import summarize
 from gptfluence.simulators.base import FitReport
 
 FAR = 1e4  # an error so many times the smallest is off the axis, unless it is the best of its method
@@ -27,7 +28,11 @@ OVER_TASKS = "errors are geometric means of the error divided by persistence's, 
 SHOWN = (*RELATIVE.values(), *PRINTED)  # a panel each, as far as a frame has them
 CURVES = {"training_loss": "training loss", "validation_mse": "validation all-steps MSE"}
 CONVERGENCE = ["task", "method", "curve", "epoch", "value", "best"]
-SWEEP = ["statistic", "value", "low", "high", "undefined", "diverged"]
+SWEEP = ["statistic", "value", "low", "high", "undefined", "diverged", "run"]
+SCALES = {
+    "final_step_spearman": intervals.CORRELATION,
+    "r2_dev": intervals.EXPLAINED,
+}  # of intervals; others are errors
 
 
 def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = (), relative: bool = True) -> pd.DataFrame:
@@ -38,40 +43,62 @@ def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = (), relative:
     relative: errors relative to persistence's (`across_tasks.over_tasks`); otherwise as they are, of one task in each panel
 
     Returns columns (panel,) x, method, (variant,) statistic (the paper's and R2_dev), value (nan if a task has none), low and
-    high (of the runs each by itself), undefined (runs without a rank correlation), diverged (predicted trajectories).
+    high (its interval over runs, see `intervals`), undefined (runs without a rank correlation), diverged (predicted
+    trajectories), run. So few runs that there is no interval have rows of their own, whose statistics end in `OF_RUN`.
     Raises ConfigurationError if relative errors lack persistence, or others a single task.
     """
     panels.check("sweep", results, [x, *panel], "add it to rows of Campaign.evaluate")
     keys = [*panel, x, "method", *(["variant"] if "variant" in results else [])]
-    by_task = summarize(results[[*dict.fromkeys([*keys, "task"]), "run", "statistic", "value"]])
-    found = by_task[by_task["statistic"].isin(PRINTED)]
-    each = _of_each_run(results, [*dict.fromkeys([*keys, "task"]), "run"])
+    rows = results[[*dict.fromkeys([*keys, "task"]), "run", "statistic", "value"]]
+    within = list(panel)
     if relative:
         reference = results[results["method"] == REFERENCE]
         if reference.empty:
             raise ConfigurationError(f"sweep: errors are divided by those of {REFERENCE!r}; add it to the methods")
-        within = [*panel, *([x] if reference[x].notna().all() else [])]
-        found = over_tasks(found[[*keys, "task", "statistic", "value"]], within)
-        each = over_tasks(each, [*within, "run"])
+        within += [x] if reference[x].notna().all() else []
     elif results.groupby(list(panel) or [lambda _: 0])["task"].nunique().max() > 1:
         raise ConfigurationError("sweep: errors of several tasks have no common size; choose relative=True")
-    groups = each.groupby([*keys, "statistic"], sort=False, dropna=False)["value"]
-    ends = groups.agg(low="min", high="max").reset_index()
-    found = found[[*keys, "statistic", "value"]].merge(ends, on=[*keys, "statistic"], how="left")
+
+    def of(by_task: pd.DataFrame) -> pd.DataFrame:
+        found = by_task.loc[by_task["statistic"].isin(PRINTED), [*dict.fromkeys([*keys, "task"]), "statistic", "value"]]
+        return over_tasks(found, within) if relative else found[[*keys, "statistic", "value"]]
+
+    by_task = summarize(rows)
+    found = _with_runs(rows, within, of(by_task), lambda some: of(summarize(some)))
     for name, column in (("undefined", "undefined"), ("diverged", "value")):
-        of = "final_step_spearman" if name == "undefined" else "diverged"
-        counts = by_task[by_task["statistic"] == of].groupby(keys, sort=False, dropna=False)[column].sum()
+        of_task = "final_step_spearman" if name == "undefined" else "diverged"
+        counts = by_task[by_task["statistic"] == of_task].groupby(keys, sort=False, dropna=False)[column].sum()
         found = found.merge(counts.rename(name).reset_index(), on=keys, how="left")
     found.loc[found["statistic"] != "final_step_spearman", "undefined"] = 0
     found = found.astype({"diverged": int, "undefined": int})[[*keys, *SWEEP]]
     return found if "variant" in found and found["variant"].any() else found.drop(columns="variant", errors="ignore")
 
 
-def _of_each_run(results: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The statistics of `PRINTED` of each run: columns of keys, statistic, value."""
-    each = results.pivot(index=keys, columns="statistic", values="value")
-    each["r2_dev"] = [explained_deviation(*pair) for pair in each[["all_steps_mse", "mse_mean_trajectory"]].to_numpy()]
-    return each[PRINTED].reset_index().melt(keys, var_name="statistic", value_name="value")
+def _with_runs(
+    rows: pd.DataFrame, within: Sequence[str], found: pd.DataFrame, of: Callable[[pd.DataFrame], pd.DataFrame]
+) -> pd.DataFrame:
+    """Statistics `found` with columns low, high and run: intervals over runs, or where they are few, rows of single runs.
+
+    rows: of `Campaign.evaluate`; runs of different groups of `within` are others. of: the statistics of some of the rows
+    """
+    keys = [column for column in found if column != "value"]
+    groups = rows.groupby(list(within), dropna=False)["run"] if within else rows.groupby(lambda _: 0)["run"]
+    place = groups.transform(lambda names: pd.factorize(names)[0])
+    count = groups.transform("nunique")
+    runs = range(int(count.max()))
+    if len(runs) < intervals.FEWEST:
+        single = pd.concat([of(rows[rows["run"] == name]).assign(run=name) for name in rows["run"].unique()])
+        single["statistic"] += intervals.OF_RUN
+        return pd.concat([found.assign(run=""), single], ignore_index=True).assign(low=np.nan, high=np.nan)
+    without = (
+        pd.concat([of(rows[(place != k) & (count > k)]) for k in runs]).groupby(keys, dropna=False)["value"].agg(list)
+    )
+    found = found.merge(without.rename("without").reset_index(), on=keys, how="left")
+    ends = [
+        intervals.jackknife(row.value, row.without, SCALES.get(row.statistic, intervals.ERROR))[1:3]
+        for row in found.itertuples()
+    ]
+    return found.drop(columns="without").assign(**pd.DataFrame(ends, found.index, ["low", "high"]), run="")
 
 
 def plot_sweep(
@@ -81,16 +108,17 @@ def plot_sweep(
     xlabel: str,
     unit: str = "",
     panel: str | None = None,
+    training_runs: int | None = None,
     join: bool = True,
     width: float = PAGE,
     panel_height: float = 1.35,
 ) -> Figure:
-    """One panel for each statistic, one line for each method; bars reach from the lowest to the highest run.
+    """One panel for each statistic, one line for each method; bars are intervals, small dots single runs.
 
     frame: rows of `sweep`; x holds numbers or words (shown in order of appearance). A method with a missing x is a
     horizontal line: it knows nothing of what is varied.
     panel: a column whose values get a column of panels each, statistics then are rows; unit: of the metric, for labels
-    join: whether points of a method are joined by a line
+    training_runs: K of `panels.mark_known_mean`, for R2_dev; join: whether points of a method are joined by a line
 
     Errors are drawn on logarithmic axes, and R2_dev as the error that is left, 1 - R2_dev. Every method has a point in every
     panel where it has a finite value. Values off the axis (not finite, or errors far above all others) are triangles at its
@@ -98,7 +126,9 @@ def plot_sweep(
     """
     needed = [x, "method", "statistic", "value", "low", "high", *([panel] if panel else [])]
     panels.check("plot_sweep", frame, needed, "pass rows of sweep()")
-    frame, looks = panels.with_series(panels.error_left(frame, frame["statistic"] == "r2_dev"), "method", listed=True)
+    frame, looks = panels.with_series(
+        panels.error_left(frame, frame["statistic"].str.startswith("r2_dev")), "method", listed=True
+    )
     places = _places(frame[x])
     statistics = [statistic for statistic in SHOWN if (frame["statistic"] == statistic).any()]
     cases = list(frame[panel].unique()) if panel else [None]
@@ -112,9 +142,13 @@ def plot_sweep(
             if index >= len(statistics):
                 axis.remove()
                 continue
-            part = frame[frame["statistic"] == statistics[index]]
+            part = frame[frame["statistic"].isin([statistics[index], statistics[index] + intervals.OF_RUN])]
             part = part[part[panel] == cases[column]] if panel else part
             cut |= _draw_statistic(axis, part, x, places, looks, join)
+            if training_runs is not None and statistics[index] == "r2_dev":
+                panels.mark_known_mean(axis, training_runs, rest=True)
+            if training_runs is not None and statistics[index] == "r2_dev":
+                panels.mark_known_mean(axis, training_runs)
             label = _label(statistics[index], unit)
             if panel:
                 axis.set_title(
@@ -126,6 +160,8 @@ def plot_sweep(
             if row == shape[0] - 1 or (not panel and index + shape[1] >= len(statistics)):
                 axis.set_xlabel(wrapped(xlabel, width / shape[1] - 0.35, "axes.titlesize"))
         handles = panels.series_handles(looks)
+        if frame["statistic"].str.endswith(intervals.OF_RUN).any():
+            handles.append(panels.single_handle())
         panels.place_legend(figure, [*handles, panels.edge_handle()] if cut else handles, width)
     return figure
 
@@ -226,11 +262,13 @@ class _Limits(NamedTuple):
 
 
 def _draw_statistic(axis: Axes, part: pd.DataFrame, x: str, places: dict[Any, float], looks: Looks, join: bool) -> bool:
-    """Draw one panel; True if a value lies off the axis."""
+    """Draw one panel; True if a value lies off the axis. Single runs that do are left out."""
+    # Horizontal lines have neither bars nor dots.
+    single = part["statistic"].str.endswith(intervals.OF_RUN)
+    dots, part = part[single & part[x].notna()], part[~single]
     undefined = bool(part["value"].isna().all())
-    # Horizontal lines have no bars.
     part = part.assign(low=part["low"].where(part[x].notna()), high=part["high"].where(part[x].notna()))
-    limits = _limits(part)
+    limits = _limits(pd.concat([part, dots]))
     if limits.log:
         panels.log_axis(axis, limits.low, limits.high)
     if undefined:
@@ -251,6 +289,9 @@ def _draw_statistic(axis: Axes, part: pd.DataFrame, x: str, places: dict[Any, fl
             aside = order.index(label) - (len(order) - 1) / 2
             rows = rows[rows[x].notna()]
             cut |= _draw_varied(axis, rows, rows[x].map(places).to_numpy(float), look, limits, aside, join)
+            mine = dots[(dots["label"] == label) & limits.hold(dots["value"].to_numpy(float))]
+            at = mine[x].map(places).to_numpy(float) + (0.0 if join else 0.12 * aside)
+            axis.plot(at, mine["value"], linestyle="", marker=".", markersize=2.5, color=look.color, zorder=2)
     _ticks(axis, places)
     if not limits.log and not undefined:
         axis.set_ylim(limits.low, limits.high)

@@ -12,12 +12,12 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names
 from gptfluence.experiments import shifted
 from gptfluence.recording.dynamics import GPTDynamics
-from gptfluence.scoring import conformal
+from gptfluence.scoring import conformal, intervals
 from gptfluence.scoring.deviations import mean_over_runs
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 
-COLUMNS = [*shifted.COLUMNS, "unit", "calibration_runs"]
+COLUMNS = [*shifted.COLUMNS, *shifted.MORE, "unit", "calibration_runs"]
 
 
 def bands_of(
@@ -61,9 +61,10 @@ def covered(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[GPTDynamics]]:
     """Coverage and width of bands for every simulator, kind of curriculum and task.
 
-    Returns a frame with `COLUMNS` (statistic: coverage, with its interval over runs; mean_width, nats per target token), a
-    frame of example paths with their bands as `trajectories.plot_bands` draws them, and the runs. Kinds whose runs are longer
-    than the calibration runs have no bands: they are left out, and an error if they are asked for alone.
+    Returns a frame with `COLUMNS` (statistic: coverage, with its interval over runs, and of each run where these are few;
+    mean_width, nats per target token), a frame of example paths with their bands as `trajectories.plot_bands` draws them,
+    and the runs. Kinds whose runs are longer than the calibration runs have no bands: they are left out, and an error if
+    they are asked for alone.
     """
     rows, paths, sources = [], [], []
     for campaign in campaigns:
@@ -91,10 +92,12 @@ def covered(
                         variant.variant,
                     )
                     common = (*common, len(recorded))
-                    share = mean_over_runs(conformal.coverage(band, values, truth))
-                    width = mean_over_runs(conformal.mean_width(band, values))
-                    rows.append((*common, "coverage", *share[:3], unit, band.runs))
-                    rows.append((*common, "mean_width", *width[:3], unit, band.runs))
+                    inside = conformal.coverage(band, values, truth)
+                    share = mean_over_runs(inside, intervals.SHARE)
+                    width = mean_over_runs(conformal.mean_width(band, values), intervals.ERROR)
+                    reported = [("coverage", *share, ""), ("mean_width", *width, "")]
+                    reported += shifted.of_single_runs("coverage", inside, recorded.names)
+                    rows += [(*common, *row, unit, band.runs) for row in reported]
                 panel = f"{names.task(campaign.task)}: {kind}"
                 paths.append(_paths(panel, variant.method, values[0], truth[0], bands[variant]["path"]))
     if not rows:

@@ -358,7 +358,7 @@ def results(experiments: Sequence[Experiment], inspected: Sequence[float] = INSP
     """All that figure 7 shows, with the columns that `drawing.inspection` draws from.
 
     A row with a `repeat` is of that seed (of the flips found, whose curves are long, there are none). A row without one is the
-    mean over seeds with its t interval, the exact expectation of random inspection with the interval of single orders, or,
+    mean over seeds with its interval (for five seeds at least), the exact expectation of random inspection with the interval of single orders, or,
     as series "paper", what the paper reports.
     """
     frames = []

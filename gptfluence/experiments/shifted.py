@@ -19,8 +19,9 @@ from gptfluence.recording import kinds as curricula
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.text_metrics import TEXT_METRICS
-from gptfluence.scoring import deviations
-from gptfluence.scoring.evaluation import evaluate
+from gptfluence.scoring import deviations, intervals
+from gptfluence.scoring.evaluation import evaluate, explained_deviation
+from gptfluence.scoring.intervals import Interval
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign, Method
 from gptfluence.study.predictions import Predictions
@@ -48,6 +49,7 @@ COLUMNS = [
     "low",
     "high",
 ]
+MORE = ["undefined", "run"]  # further columns; run: of rows about a single run
 
 
 class Measured(NamedTuple):
@@ -132,39 +134,73 @@ def mean_trajectory(train: GPTDynamics, steps: int, metric: str = "loss") -> np.
 
 def statistics(
     predicted: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, metric: str = "loss"
-) -> dict[str, deviations.Interval]:
+) -> dict[str, Interval]:
     """What is reported of predictions for some runs, each with its interval over runs.
 
-    all_steps_mse and mse_mean_trajectory (metric's unit squared), r2_dev, final_step_spearman, change_spearman,
-    deviation_spearman (see `deviations`); diverged counts trajectories.
+    all_steps_mse and mse_mean_trajectory (metric's unit squared), r2_dev, r2_within (for `intervals.FEWEST` runs at least),
+    final_step_spearman, change_spearman, deviation_spearman (see `deviations`); diverged counts trajectories.
     """
     truth = recorded.trajectories(metric)
     frame = evaluate(predicted, recorded, metric=metric, reference=mean)
     each = frame.pivot(index="run", columns="statistic", values="value").loc[recorded.names]
     mse, of_mean = each["all_steps_mse"].to_numpy(), each["mse_mean_trajectory"].to_numpy()
+    ranks = {
+        "final_step_spearman": each["final_step_spearman"].to_numpy(),
+        "change_spearman": deviations.change_spearman(predicted, truth),
+        "deviation_spearman": deviations.deviation_spearman(predicted, truth, mean[-1]),
+    }
     diverged = float(each["diverged"].sum())
+    found = {"r2_dev": deviations.explained_deviation(mse, of_mean)}
+    if len(recorded) >= intervals.FEWEST:
+        found["r2_within"] = deviations.explained_within(mse, truth[:, recorded.measured(metric)[1:]])
     return {
-        "r2_dev": deviations.explained_deviation(mse, of_mean),
-        "all_steps_mse": deviations.mean_over_runs(mse),
-        "mse_mean_trajectory": deviations.mean_over_runs(of_mean),
-        "final_step_spearman": deviations.mean_over_runs(each["final_step_spearman"].to_numpy()),
-        "change_spearman": deviations.mean_over_runs(deviations.change_spearman(predicted, truth)),
-        "deviation_spearman": deviations.mean_over_runs(deviations.deviation_spearman(predicted, truth, mean[-1])),
-        "diverged": deviations.Interval(diverged, diverged, diverged),
+        **found,
+        "all_steps_mse": deviations.mean_over_runs(mse, intervals.ERROR),
+        "mse_mean_trajectory": deviations.mean_over_runs(of_mean, intervals.ERROR),
+        **{name: deviations.mean_over_runs(values, intervals.CORRELATION) for name, values in ranks.items()},
+        "diverged": Interval(diverged, diverged, diverged),
     }
 
 
-def difference(
-    predicted: np.ndarray, other: np.ndarray, recorded: GPTDynamics, mean: np.ndarray
-) -> deviations.Interval:
-    """R2_dev of `predicted` less that of `other`. The interval draws the same runs again for both: what they share cancels.
+def difference(predicted: np.ndarray, other: np.ndarray, recorded: GPTDynamics, mean: np.ndarray) -> Interval:
+    """R2_dev of `predicted` less that of `other`, with its interval (see `deviations.difference_of_explained`).
 
     predicted, other: float [runs, steps + 1, tests]; mean: float [steps + 1, tests]; all losses in nats per target token.
     Returns a number without a unit, above 0 where `predicted` is the better one.
     """
-    truth = recorded.trajectories("loss").astype(np.float64)
-    left, right, of_mean = (np.square(v - truth)[:, 1:].mean(axis=(1, 2)) for v in (predicted, other, mean))
-    return deviations.explained_deviation(of_mean + left - right, of_mean)
+    truth, counted = recorded.trajectories("loss"), recorded.measured("loss")[1:]
+    return deviations.difference_of_explained(*(_errors(values, truth, counted) for values in (predicted, other, mean)))
+
+
+def of_single_runs(statistic: str, values: Sequence[float], runs: Sequence[str]) -> list[tuple]:
+    """Rows (statistic, value, low, high, undefined, run) of so few runs that they have no interval; else none.
+
+    values: one for each of `runs`, which are names. The statistic's name gets `intervals.OF_RUN` at its end.
+    """
+    if len(runs) >= intervals.FEWEST:
+        return []
+    nan = float("nan")
+    return [
+        (f"{statistic}{intervals.OF_RUN}", float(value), nan, nan, 0, run)
+        for value, run in zip(values, runs, strict=True)
+    ]
+
+
+def _reported(values: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, metric: str = "loss") -> list[tuple]:
+    """Rows (statistic, value, low, high, undefined, run): `statistics`, and R2_dev of single runs where they are few."""
+    truth = recorded.trajectories(metric)
+    counted = recorded.measured(metric)[1:]
+    pairs = zip(*(_errors(array, truth, counted) for array in (values, mean)), strict=True)
+    each = [explained_deviation(*pair) for pair in pairs]
+    found = statistics(values, recorded, mean, metric=metric)
+    rows = [(statistic, *interval, "") for statistic, interval in found.items()]
+    return rows + of_single_runs("r2_dev", each, recorded.names)
+
+
+def _errors(predicted: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Mean squared errors at counted steps, float64 [runs]; float [runs, steps + 1, tests] each, or they broadcast."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.square(predicted - truth.astype(np.float64))[:, counted].mean(axis=(1, 2))
 
 
 def explained(
@@ -177,8 +213,8 @@ def explained(
 ) -> Measured:
     """Every method on every kind of curriculum of every campaign; no `unseen_pool` where none is kept apart.
 
-    Returns a tidy frame with `COLUMNS` and `undefined` (runs without a value; all of them where a simulator refuses runs
-    of this length, or unseen examples). runs: of each kind but `alike` and the unseen ones, whose runs are the profile's.
+    Returns a tidy frame with `COLUMNS` and `MORE` (undefined: runs without a value; all of them where a simulator refuses
+    runs of this length, or unseen examples). runs: of each kind but `alike` and the unseen ones, whose runs are the profile's.
     against: one of `methods`, with which all others are compared (statistic r2_dev_difference, see `difference`). On unseen
     tests the rows "one_run" say how good the first training run is as a prediction: a simulator that trains it again to
     measure these tests must be judged by that.
@@ -200,7 +236,7 @@ def explained(
             answers["unseen_tests"] = predict_unseen_tests(campaign, runs_of["unseen_tests"], methods)
         for kind in runs_of:
             rows += _explained(campaign, kind, answers[kind], methods, against)
-    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources)
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, *MORE]), sources)
 
 
 def _explained(
@@ -221,12 +257,12 @@ def _explained(
     for name in series:
         common = (campaign.setting_name, recorded.model, campaign.task, "loss", kind, *name, len(recorded))
         if name in refused:
-            rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded)))
+            rows.append((*common, "r2_dev", *[float("nan")] * 3, len(recorded), ""))
             continue
-        reported = statistics(values[name], recorded, mean)
+        rows += [(*common, *row) for row in _reported(values[name], recorded, mean)]
         if other in values and name != other:
-            reported["r2_dev_difference"] = difference(values[name], values[other], recorded, mean)
-        rows += [(*common, statistic, *interval) for statistic, interval in reported.items()]
+            less = difference(values[name], values[other], recorded, mean)
+            rows.append((*common, "r2_dev_difference", *less, ""))
     return rows
 
 
@@ -239,7 +275,7 @@ def other_metrics(campaigns: Sequence[Campaign], metrics: Sequence[str], methods
 
     Sampling noise makes part of a text score unpredictable. The rows "ceiling" give the best possible R²dev, that of a
     simulator which knows the expected score of every text. It is estimated by recording the held-out runs once more with
-    other random numbers, whose scores differ by that noise twice. Returns a frame with `COLUMNS` and `undefined`.
+    other random numbers, whose scores differ by that noise twice. Returns a frame with `COLUMNS` and `MORE`.
     """
     rows, sources = [], []
     for campaign in campaigns:
@@ -254,17 +290,17 @@ def other_metrics(campaigns: Sequence[Campaign], metrics: Sequence[str], methods
             mean = mean_trajectory(dynamics.split()[0], test.curricula[0].steps, metric)
             common = (campaign.setting_name, dynamics.model, campaign.task, metric, "alike")
             for variant, values in found.values.items():
-                reported = statistics(values, test, mean, metric=metric)
-                rows += [(*common, *_key(variant), len(test), key, *one) for key, one in reported.items()]
+                reported = _reported(values, test, mean, metric=metric)
+                rows += [(*common, *_key(variant), len(test), *row) for row in reported]
             if metric in TEXT_METRICS and setting.generation.temperature > 0:
                 again = campaign.record(test.curricula).for_metric(metric)
                 sources.append(again)
                 best = _ceiling(again, test, mean, metric)
-                rows.append((*common, CEILING, "", len(test), "r2_dev", *best))
-    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined"]), sources)
+                rows.append((*common, CEILING, "", len(test), "r2_dev", *best, ""))
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, *MORE]), sources)
 
 
-def _ceiling(again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str) -> deviations.Interval:
+def _ceiling(again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: str) -> Interval:
     """R2_dev of the expected score: two samples of it differ by twice its variance, at every step that was measured."""
     truth = test.trajectories(metric).astype(np.float64)
     noise = np.square(again.trajectories(metric) - truth) / 2
@@ -275,7 +311,7 @@ def _ceiling(again: GPTDynamics, test: GPTDynamics, mean: np.ndarray, metric: st
 def runs_needed(campaigns: Sequence[Campaign], methods: Sequence[Method], counts: Sequence[int]) -> Measured:
     """How good simulators are that were fitted on the first so many training runs, on the held-out runs.
 
-    Returns a frame with `COLUMNS`, `fitted_on` (training runs) and `undefined`. R2_dev compares with the mean of *all*
+    Returns a frame with `COLUMNS`, `MORE` and `fitted_on` (training runs). R2_dev compares with the mean of *all*
     training runs throughout, so that values of different counts can be compared. Raises ConfigurationError for a count
     that is not 1 to the profile's number of training runs.
     """
@@ -301,8 +337,8 @@ def runs_needed(campaigns: Sequence[Campaign], methods: Sequence[Method], counts
                     *_key(variant),
                     len(test),
                 )
-                rows += [(*common, key, *one, count) for key, one in statistics(values, test, mean).items()]
-    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, "undefined", "fitted_on"]), sources)
+                rows += [(*common, *row, count) for row in _reported(values, test, mean)]
+    return Measured(pd.DataFrame(rows, columns=[*COLUMNS, *MORE, "fitted_on"]), sources)
 
 
 def by_step(campaigns: Sequence[Campaign], methods: Sequence[Method]) -> Measured:

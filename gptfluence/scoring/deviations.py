@@ -3,54 +3,77 @@
 Most of a trajectory is the same for all curricula drawn alike. So the mean trajectory alone already has small errors
 and high rank correlations of final losses. This module measures the rest: what the curriculum changes.
 
-Intervals are percentile bootstrap intervals. Whole runs are drawn again, because the test examples of one run share its
-curriculum. For two or three runs an interval says little more than their range, and for one run it is nan.
+All statistics of several runs come with an interval (`intervals.over_runs`).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from gptfluence.common.errors import ConfigurationError
+from gptfluence.scoring import intervals
+from gptfluence.scoring.evaluation import explained_deviation as explained
 from gptfluence.scoring.evaluation import spearman
-
-LEVEL = 0.9
-RESAMPLES = 2000
+from gptfluence.scoring.intervals import Interval, Scale, over_runs
 
 
-class Interval(NamedTuple):
-    """A statistic with its interval. undefined: how many of the averaged runs or test examples had no value."""
-
-    value: float
-    low: float
-    high: float
-    undefined: int = 0
-
-
-def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray, *, seed: int = 0) -> Interval:
+def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> Interval:
     """R2_dev = 1 - sum(mse) / sum(mse_mean_trajectory) over runs, with its interval. Both: float [runs]."""
     mse, reference = _one_each("explained_deviation", mse, mse_mean_trajectory, dimensions=1)
-
-    def statistic(error: np.ndarray, of_mean: np.ndarray, axis: int = -1) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            return 1 - error.sum(axis=axis) / of_mean.sum(axis=axis)
-
-    return _interval((mse, reference), statistic, seed)
+    return over_runs(lambda rows: explained(mse[rows], reference[rows]), len(mse), intervals.EXPLAINED)
 
 
-def mean_over_runs(values: np.ndarray, *, seed: int = 0) -> Interval:
-    """The mean over the runs that have a value, with its interval; nan if none has. values: float [runs]."""
+def difference_of_explained(mse: np.ndarray, other_mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> Interval:
+    """R2_dev of one method less that of another on the same runs, with its interval. All: float [runs].
+
+    What both methods have in common in a run is not in the interval: each run is left out for both at once.
+    """
+    mse, other = _one_each("difference_of_explained", mse, other_mse, dimensions=1)
+    _, reference = _one_each("difference_of_explained", mse, mse_mean_trajectory, dimensions=1)
+
+    def statistic(rows: np.ndarray) -> float:
+        return explained(mse[rows], reference[rows]) - explained(other[rows], reference[rows])
+
+    return over_runs(statistic, len(mse), intervals.ANY)
+
+
+def explained_within(mse: np.ndarray, recorded: np.ndarray) -> Interval:
+    """R2 within the kind, with its interval: 1 - MSE / MSE of the mean of the *other* runs of the same kind, corrected.
+
+    mse: float [runs], means over predicted steps and test examples; recorded: float [runs, predicted steps, tests]
+
+    The MSE of the mean of n - 1 other runs is n / (n - 1) times that of the true mean of the kind, because it is itself an
+    estimate. The correction takes this factor out, so that 0 is the true mean of this kind of curricula:
+
+        r2_within = 1 - mean(mse) / s^2,    s^2 = (n - 1) / n * mean_k (y_k - mean of the others)^2
+
+    s^2 is the unbiased variance between runs, or half the mean squared distance of two different runs. nan if no two runs
+    differ. Raises ConfigurationError for fewer than `intervals.FEWEST` runs, of which a variance says little.
+    """
+    mse, recorded = np.asarray(mse, np.float64), np.asarray(recorded, np.float64)
+    if recorded.ndim != 3 or mse.shape != recorded.shape[:1] or len(mse) < intervals.FEWEST:
+        raise ConfigurationError(
+            f"explained_within: {list(mse.shape)} errors of {list(recorded.shape)} values; give [runs] errors of [runs, "
+            f"steps, tests] values, {intervals.FEWEST} runs at least"
+        )
+    distances = np.stack([np.square(recorded - run).mean(axis=(1, 2)) for run in recorded])
+
+    def statistic(rows: np.ndarray) -> float:
+        pairs = len(rows) * (len(rows) - 1)
+        return explained(mse[rows].mean(), distances[np.ix_(rows, rows)].sum() / pairs / 2)
+
+    return over_runs(statistic, len(mse), intervals.EXPLAINED)
+
+
+def mean_over_runs(values: np.ndarray, scale: Scale) -> Interval:
+    """The mean over the runs that have a value, with its interval on this scale; nan if none has. values: float [runs]."""
     values = np.asarray(values, np.float64)
     defined = values[~np.isnan(values)]
     if not len(defined):
         return Interval(float("nan"), float("nan"), float("nan"), len(values))
-    return _interval((defined,), np.mean, seed)._replace(undefined=len(values) - len(defined))
+    found = over_runs(lambda rows: defined[rows].mean(), len(defined), scale)
+    return found._replace(undefined=len(values) - len(defined))
 
 
 def change_spearman(predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
@@ -80,28 +103,24 @@ def deviation_spearman(predicted: np.ndarray, recorded: np.ndarray, mean: np.nda
     return spearman(deviations, recorded[:, -1] - mean)
 
 
-def linear_datamodelling_score(predicted: np.ndarray, recorded: np.ndarray, *, seed: int = 0) -> Interval:
+def linear_datamodelling_score(predicted: np.ndarray, recorded: np.ndarray) -> Interval:
     """The rank correlation over curricula of the predicted and true metric of a test example, averaged over test examples.
 
     Both: float [curricula, tests]. After Park et al., 2023 (arXiv:2303.14186), where curricula are random subsets. A test
-    example for which a method predicts the same value on every curriculum has no score; it is left out and counted. For
-    the interval, curricula are drawn again.
+    example for which a method predicts the same value on every curriculum has no score; it is left out and counted. The
+    interval is over curricula.
     """
     predicted, recorded = _one_each("linear_datamodelling_score", predicted, recorded, dimensions=2)
-    each = spearman(predicted, recorded, axis=0)
-    undefined = int(np.isnan(each).sum())
-    if undefined == len(each):
+    defined = ~np.isnan(spearman(predicted, recorded, axis=0))
+    undefined = int((~defined).sum())
+    if not defined.any():
         return Interval(float("nan"), float("nan"), float("nan"), undefined)
 
     def statistic(rows: np.ndarray) -> float:
-        again = spearman(predicted[rows], recorded[rows], axis=0)
-        return float(np.nanmean(again)) if not np.isnan(again).all() else float("nan")
+        each = spearman(predicted[rows], recorded[rows], axis=0)
+        return float(np.nanmean(each)) if not np.isnan(each).all() else float("nan")
 
-    positions = np.arange(len(predicted))
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(rng.choice(positions, len(positions))) for _ in range(RESAMPLES // 5)]
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(np.nanmean(each)), float(low), float(high), undefined)
+    return over_runs(statistic, len(predicted), intervals.CORRELATION)._replace(undefined=undefined)
 
 
 def by_horizon(predicted: np.ndarray, recorded: np.ndarray, mean: np.ndarray, *, observed: int = 1) -> pd.DataFrame:
@@ -124,25 +143,6 @@ def by_horizon(predicted: np.ndarray, recorded: np.ndarray, mean: np.ndarray, *,
             "mse_mean_trajectory": errors[1].ravel(),
         }
     )
-
-
-def _interval(samples: tuple[np.ndarray, ...], statistic: Callable, seed: int) -> Interval:
-    value, nan = float(statistic(*samples)), float("nan")
-    if len(samples[0]) < 2 or not np.isfinite(value):
-        return Interval(value, nan, nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of constant samples; their interval is a point
-        found = bootstrap(
-            samples,
-            statistic,
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            confidence_level=LEVEL,
-            n_resamples=RESAMPLES,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return Interval(value, float(found.low), float(found.high))
 
 
 def _one_each(where: str, predicted: np.ndarray, recorded: np.ndarray, *, dimensions: int) -> list[np.ndarray]:

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from gptfluence.common.errors import ConfigurationError
-from gptfluence.scoring.deviations import LEVEL
+from gptfluence.scoring.deviations import mean_over_runs
+from gptfluence.scoring.intervals import ANY, LEVEL
 
 
 def inspection_order(scores: np.ndarray) -> np.ndarray:
@@ -64,9 +65,6 @@ def random_area(pool: int, flipped: int) -> tuple[float, float, float]:
 
 
 def mean_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over seeds and its t interval of `LEVEL`; of a single seed the interval is nan."""
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return float(values.mean()), np.nan, np.nan
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
-    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+    """The mean over seeds and its interval (see `intervals`), whose ends are nan for fewer than `intervals.FEWEST` seeds."""
+    value, low, high, _ = mean_over_runs(np.asarray(values), ANY)
+    return value, low, high
