@@ -28,7 +28,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
-methods: list[str] = []  # the mean trajectory, counts, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
+methods: list[str] = []  # mean trajectory, counts, Simfluence, GPTfluence, low-rank deviations, tangent simulator
 counts: list[int] = [1, 2, 5, 10, 25]  # training runs; counts above what the profile has are left out
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed

@@ -30,7 +30,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 tasks: list[str] = []  # SST-2 and WebNLG
-methods: list[str] = []  # the mean trajectory, counts, Simfluence, GPTfluence, low-rank deviations, the tangent simulator
+methods: list[str] = []  # mean trajectory, counts, Simfluence, GPTfluence, low-rank deviations, tangent simulator
 scores: list[str] = ["tracin_cp_10", "grad_dot"]  # by gradients along the run itself
 sizes: list[int] = []  # examples left out; default: 1 example, 1/32, 1/8 and 1/4 of the subset
 draws: int = 8  # sets of each size; the GPT is trained once for each
