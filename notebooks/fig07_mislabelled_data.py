@@ -98,7 +98,7 @@ star = " Star: what the paper's text gives; its curves come without numbers." if
 caption = (
     f"Finding mislabelled training data: {gf.names.task(nb.task)}, {shares} of the labels of {len(first.flipped)} training "
     f"examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Means over {len(seeds)} "
-    f"seeds{few}, with 90% t intervals; dots: single seeds. Random: its exact expectation, with the range of 90% of single "
+    f"seed{'s' * (len(seeds) > 1)}{few}, with 90% t intervals; dots: single seeds. Random: its exact expectation, with the range of 90% of single "
     f"orders (its accuracies are of one order a seed). Accuracy on {tests} tests: {accuracies}. Simulators are fitted on "
     f"{runs} runs. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"
 )
