@@ -33,9 +33,9 @@
 # ![Figure 7, profile mini](../figures/mini/fig07_mislabelled_data.png)
 #
 # Inputs: runs on the flipped pool and simulators fitted on them (made if missing). Outputs:
-# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about a minute of one core for each seed.
+# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about 75 seconds of one core for each seed.
 #
-# Twenty seeds, with 20% of the labels flipped as well, take about 40 minutes of one core, by this command:
+# Twenty seeds, with 20% of the labels flipped as well, take about 50 minutes of one core, by this command:
 #
 # `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile mini -y 'seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]' -y 'flipped_fractions: [0.4, 0.2]' -p output_dir figures/mini-20-seeds`
 #
