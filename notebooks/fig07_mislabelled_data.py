@@ -33,9 +33,9 @@
 # ![Figure 7, profile mini](../figures/mini/fig07_mislabelled_data.png)
 #
 # Inputs: runs on the flipped pool and simulators fitted on them (made if missing). Outputs:
-# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about a minute of one core for each seed.
+# `figures/<profile>/fig07_mislabelled_data.*`. From nothing, profile `mini` takes about 75 seconds of one core for each seed.
 #
-# Twenty seeds, with 20% of the labels flipped as well, take about 40 minutes of one core, by this command:
+# Twenty seeds, with 20% of the labels flipped as well, take about 50 minutes of one core, by this command:
 #
 # `papermill notebooks/fig07_mislabelled_data.ipynb out.ipynb -p profile mini -y 'seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]' -y 'flipped_fractions: [0.4, 0.2]' -p output_dir figures/mini-20-seeds`
 #
@@ -104,7 +104,7 @@ star = " Star: what the paper's text gives; its curves come without numbers." if
 caption = (
     f"Finding mislabelled training data: {gf.names.task(nb.task)}, {shares} of the labels of {len(first.flipped)} training "
     f"examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Means over {len(seeds)} "
-    f"seeds{few}, {intervals}. Random: its exact expectation, with the range of 90% of single "
+    f"seed{'s' * (len(seeds) > 1)}{few}, {intervals}. Random: its exact expectation, with the range of 90% of single "
     f"orders (its accuracies are of one order a seed). Accuracy on {tests} tests: {accuracies}. Simulators are fitted on "
     f"{runs} runs. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"
 )
