@@ -31,6 +31,7 @@ import pandas as pd
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import names
 from gptfluence.drawing.tables import told_the_answer, with_variants
+from gptfluence.profile.load import load_profile
 from gptfluence.workflow import catalogue
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -161,18 +162,6 @@ def tangent() -> str:
     return "\n".join(lines)
 
 
-def tangent_in_words() -> str:
-    """How often the tangent simulator predicts more than half of what a curriculum changes, and where the least."""
-    own = pd.concat([_explained(folder).assign(folder=folder) for folder in TANGENT], ignore_index=True)
-    own = own[own["method"] == "tangent"]
-    least = own.loc[own["value"].idxmin()]
-    return _prose(
-        f"R²dev is above 0.5 in {int((own['value'] > 0.5).sum())} of {len(own)} cases, a case being one task, one GPT and one "
-        f"kind of curriculum. The lowest value is {_number(least['value'])} ({names.task(least['task'])}, "
-        f"*{_kind(least['kind'])}*, `{least['folder']}`)."
-    )
-
-
 def claims() -> str:
     """What became of the paper's comparisons of methods: a line for each of its tables, profile `mini`."""
     lines = [
@@ -189,6 +178,35 @@ def claims() -> str:
             f"{np.median([case[4] for case in found]):.2g} |"
         )
     return "\n".join(lines)
+
+
+def found() -> str:
+    """What profile `mini` shows, in sentences: the paper's comparisons, and who predicts what a curriculum changes."""
+    cases = [_case(case) for name in CLAIMS for case in _cases(name)]
+    better, in_paper, _, beats_mean = (sum(case[k] for case in cases) for k in range(4))
+    title = load_profile("mini").title
+    frame = _explained("mini")
+    alike = frame[(frame["kind"] == "alike") & (frame["variant"] == "")]
+    explained = [
+        f"{names.method(method)} {_between(rows['value'])}" for method, rows in alike.groupby("method", sort=False)
+    ]
+    kinds = frame[frame["variant"] == ""].pivot_table(index=["model", "task", "kind"], columns="method", values="value")
+    best = kinds.idxmax(axis=1).value_counts()
+    won = ", ".join(f"{names.method(method)} in {count}" for method, count in best.items())
+    return "\n\n".join(
+        (
+            _prose(
+                f"*The paper's comparisons* ({title}): GPTfluence has a lower error than Simfluence in {better} of "
+                f"{len(cases)} cases (in the paper in {in_paper}), and than the mean trajectory of the training runs, which "
+                f"knows nothing of the curriculum, in {beats_mean}."
+            ),
+            _prose(
+                "*What a curriculum changes in the loss* (R²dev: 1 is perfect, 0 is that mean), over the tasks of "
+                f"fine-tuning, for curricula drawn alike: {'; '.join(explained)}. Over all {len(kinds)} tasks and kinds of "
+                f"curricula, the best is {won}."
+            ),
+        )
+    )
 
 
 def below(what: str) -> str:
@@ -294,8 +312,8 @@ WRITERS: dict[str, Callable[..., str]] = {
     "table": tables,
     "coverage": coverage,
     "tangent": tangent,
-    "tangent_in_words": tangent_in_words,
     "claims": claims,
+    "found": found,
     "below": below,
     "low_coverage": low_coverage,
     "reading": reading,
@@ -326,7 +344,7 @@ def _coverage(name: str) -> pd.DataFrame:
 def _cases(name: str) -> Iterator[pd.DataFrame]:
     """The cases of one of the paper's tables in profile `mini`, with a row for each method; not its averages."""
     frame = read(f"mini/{name}")
-    frame = frame[(frame["task"] != "average") & (frame["variant"] == "") & ~told_the_answer(frame)]
+    frame = frame[~frame["task"].isin(["average", "over_tasks"]) & (frame["variant"] == "") & ~told_the_answer(frame)]
     by = [column for column in ("model", "metric", "task") if column in frame]
     for _, rows in frame.groupby(by, sort=False):
         mse = rows[rows["statistic"] == "all_steps_mse"].set_index("method")
