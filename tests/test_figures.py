@@ -486,7 +486,7 @@ def test_the_reading_is_plain_when_a_trivial_baseline_wins():
 
 
 def test_the_reading_says_who_is_better_than_counts_of_labels():
-    text = readings.of_table(tables.methods_by_task(summary(counts=(0.015, 0.001))))
+    text = readings.of_table(tables.methods_by_task(summary(counts=(0.015, 0.001), persistence=(0.1, 0.1))))
     assert "Label and format counts, a trivial baseline, has the lowest all-steps MSE" in text
     assert "Label and format counts (in 2 of 2 tasks)" in text
     assert "Better than label and format counts: GPTfluence (in 1 of 2 tasks); never: Simfluence." in text
