@@ -221,6 +221,12 @@ def test_scores_are_those_of_each_method(experiment):
     assert not np.array_equal(scores["tangent", ""], np.zeros(16))
 
 
+def test_methods_have_the_options_of_the_setting():
+    own = ("settings.fine_tuning.simulators={tangent: {coordinates: 32}}",)
+    options = small(gf.Study.load("smoke", own, jobs=1))._linearisation.options
+    assert (options.coordinates, options.use_corrections) == (32, False)
+
+
 def test_untrained_is_what_a_fit_begins_with(experiment):
     variant = experiment.campaign.study.variant("gptfluence", max_epochs=1, learning_rate=1e-12, weight_decay=0.0)
     hardly = experiment.campaign.simulator(variant)

@@ -39,6 +39,13 @@ def test_a_search_begins_with_the_profiles_entry_and_goes_on_with_settings_that_
         Variant.of(kind, **options)
 
 
+def test_fits_to_the_end_of_their_schedule_are_tried_too() -> None:
+    for kind in ("gptfluence", "simfluence"):
+        in_epochs = [one for one in tuning.drawn(kind, 96, 24) if "max_epochs" in one]
+        assert {one["patience"] for one in in_epochs} == {30, None}
+        assert {one["max_epochs"] for one in in_epochs} == {30, 100, 300}
+
+
 def test_a_setting_far_behind_on_the_same_tasks_is_tried_on_no_more() -> None:
     def request(task: str, *options: tuple, method: str = "simfluence") -> tuning.Request:
         return tuning.Request(("smoke", (), Path()), "fine_tuning", task, "nano", "loss", method, options)

@@ -132,6 +132,14 @@ def test_a_test_is_moved_by_what_moves_it_further_than_noise():
     assert found.mean() < 0.05
 
 
+def test_noise_counts_as_often_as_is_said():
+    rng = np.random.default_rng(5)
+    assert variation.moved(rng.normal(size=(300, 4000))).mean() == pytest.approx(0.003, abs=0.001)
+    assert variation.moved(rng.normal(size=(12, 20000))).mean() == pytest.approx(0.013, abs=0.002)
+    heavy = variation.moved(rng.standard_t(4, size=(12, 20000))).mean()
+    assert 0.03 < heavy < 0.04
+
+
 def test_examples_and_tests_share_rare_words_only():
     pool = [Example(str(k), f"the word{k} is", " good.") for k in range(20)]
     tests = [Example("a", "Is Word3 the one?", " good."), Example("b", "the other is", " good.")]

@@ -68,7 +68,7 @@ COLUMNS = {
     # which options methods are to have
     "relative_to_mean": "all-steps MSE on validation runs over that of the mean training trajectory; over tasks the geometric mean",
     "relative_to_persistence": "the same over that of persistence",
-    "ended": "how a fit in epochs ended: by itself (patience) or cut off (max_epochs, divergence); over tasks how many by patience",
+    "ended": "how a fit in epochs ended: patience, max_epochs (the last) or divergence; over tasks how many by patience",
     "chosen": "whether these options of a method were chosen",
 }
 

@@ -26,8 +26,9 @@ def bands_of(
     """Bands of simulators fitted without the last `calibration` training runs, which calibrate with the validation runs.
 
     Returns variant -> unit -> bands, and the campaign whose simulators they belong to. Simulators without finite errors on
-    the runs they were fitted on have no bands and are left out. Validation runs chose among a simulator's epochs, so they
-    are not quite exchangeable with new ones; as few as they are, that matters little.
+    the runs they were fitted on have no bands and are left out. Validation runs chose among a simulator's epochs or
+    settings, so they are not quite exchangeable with new runs: the more of the calibration runs they are, the narrower bands
+    may come out. `covered` measures it on runs drawn alike.
     """
     train, validation, _ = campaign.dynamics("loss").split()
     fitted_on, left_out = conformal.calibration_names(train.names, calibration)

@@ -8,7 +8,8 @@ Scores, all higher where an example is more suspect. None is told which label of
 
     tracin_cp   self-influence, sum over checkpoints k of lr_k <g_i, g_i>, g_i the gradient of example i's own loss (Pruthi
                 et al., 2020); (nats per token)^2 per unit of weight, times the learning rate
-    gptfluence  the example's factor on its own loss, A_ii, with its training features on both sides; no unit
+    gptfluence  the example's factor on its own loss, A_ii, with its training features on both sides; no unit. (With the
+                option target: deviation it is the factor on how far its loss is from the mean trajectory.)
                 variant "untrained": the same with the weights that its fit began with, which have learned nothing
     tangent     what the example does to its own final loss in a simulated run: its loss when its places in the curriculum
                 are taken by others, minus its loss with it; nats per token
@@ -50,6 +51,7 @@ from gptfluence.scoring.inspection import (
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.fitting import TableSimulator
 from gptfluence.simulators.gptfluence import GPTfluence
+from gptfluence.simulators.options import Variant
 from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import Task, TaskPool, fingerprint
@@ -182,7 +184,8 @@ class Experiment:
     ) -> None:
         """tests: how many examples accuracies are measured on; simulators are fitted on the profile's own, the first of them.
 
-        Raises ConfigurationError: see `flip_labels`, and for numbers that are out of range."""
+        Raises ConfigurationError as `flip_labels`, and for numbers that are out of range.
+        """
         for name, value in (("runs", runs), ("tests", tests), ("checkpoints", checkpoints)):
             if value < 1:
                 raise ConfigurationError(f"mislabelled: {name} must be 1 or more, not {value}")
@@ -312,9 +315,14 @@ class Experiment:
         return self._kept("along-training", [canonical(recording), self.parameters, self.checkpoints], compute)
 
     @property
+    def _linearisation(self) -> Variant:
+        """The tangent simulator with its options in this setting, without corrections."""
+        return self.campaign.variant("tangent").with_(use_corrections=False)
+
+    @property
     def _self_effects(self) -> np.ndarray:
         """float64 [pool]: `self_effects` by the linearisation alone; corrections learned from runs would move all runs alike."""
-        variant = self._study.variant("tangent").with_(use_corrections=False)
+        variant = self._linearisation
 
         def compute() -> dict[str, np.ndarray]:
             start = self._along_training["before"].to_numpy()
@@ -357,9 +365,9 @@ class Experiment:
 def results(experiments: Sequence[Experiment], inspected: Sequence[float] = INSPECTED) -> pd.DataFrame:
     """All that figure 7 shows, with the columns that `drawing.inspection` draws from.
 
-    A row with a `repeat` is of that seed (of the flips found, whose curves are long, there are none). A row without one is the
-    mean over seeds with its interval (for five seeds at least), the exact expectation of random inspection with the interval of single orders, or,
-    as series "paper", what the paper reports.
+    A row with a `repeat` is of that seed (of the flips found, whose curves are long, there are none). A row without one is
+    the mean over seeds with its interval (for five seeds at least). Of series "random" it is the exact expectation with the
+    range of single orders, but for accuracies, which are measured. Of series "paper" it is what the paper reports.
     """
     frames = []
     for one in experiments:
@@ -394,6 +402,6 @@ def _known(one: Experiment) -> pd.DataFrame:
 
 
 def accuracies(experiments: Sequence[Experiment]) -> pd.DataFrame:
-    """Mean test accuracy over seeds: rows by the share of labels flipped, columns before, flipped, right."""
+    """Mean test accuracy (0-1) over seeds: rows by the share of labels flipped, columns before, flipped, right."""
     rows = [{"share": one.flipped_fraction, **one.accuracies()} for one in experiments]
     return pd.DataFrame(rows).groupby("share", sort=False).mean()

@@ -33,7 +33,8 @@ def of_tasks(campaigns: Sequence[Campaign], *, slow_drift: float, train: int, he
         first_component_share, counts_share shares of the deviations of all runs, 0 to 1
         counts_r2_dev                       R²dev of counts of labels and formats
         persistence_ratio                   MSE of persistence over MSE of the mean trajectory
-        pool_examples_that_matter           how many examples of a curriculum move a test by themselves, mean over tests
+        pool_examples_that_matter           how many examples of a curriculum move a test by themselves, mean over tests;
+                                            some of them by chance (see `variation.moved`)
         move_ratio                          how many times further an example moves tests that share a rare word with it
     The last two are of learning, and only with `left_out`.
 

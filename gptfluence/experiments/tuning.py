@@ -39,7 +39,8 @@ IN_EPOCHS: dict[str, tuple] = {
     "standardize": (True, False),
     "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
     "batch_size": (8192, 32768),
-    "max_epochs": (100, 300, 1000),
+    "max_epochs": (30, 100, 300),
+    "patience": (30, None),  # None: to the end of the schedule, where the rate is 0; with patience few fits get so far
     "weight_decay": (1e-5, 1e-1, 1.0),
 }
 # What is tried of each kind of method: grids, each the values of some options. A float in `checkpoints` is a share of a run.

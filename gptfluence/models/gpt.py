@@ -143,7 +143,7 @@ class ModelSource:
 
 @cache
 def _corpus(names: tuple[str, ...], seed: int, examples_per_task: int) -> list[tuple[str, str]]:
-    """Half a second's work, asked for by every look at a nano model's identity."""
+    """Prompts and targets: seconds of work, asked for by every look at a nano model's identity."""
     return mini.corpus(names, seed=seed, examples_per_task=examples_per_task)
 
 
@@ -268,7 +268,7 @@ def _no_hub(config: HubModel) -> str:
 
 
 def _pretrain(config: NanoModel, texts: list[tuple[str, str]], folder: Path) -> None:
-    """Train tokenizer and weights on `texts`, deterministically in one thread, and save both in `folder`."""
+    """Train tokenizer and weights on prompts and targets, deterministically in one thread, and save both in `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
@@ -316,7 +316,10 @@ def _pretrain(config: NanoModel, texts: list[tuple[str, str]], folder: Path) -> 
 def _train_language_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str]], config: NanoModel
 ) -> None:
-    """Train all weights on prompts and targets, one text after another. Each text counts the same, however long it is."""
+    """Train all weights on prompts and targets, one text after another.
+
+    Each text counts the same, however long it is: its target 1 and its prompt `PROMPT_WEIGHT`, in equal parts for each token.
+    """
     import torch
 
     stream: list[int] = []
@@ -326,7 +329,10 @@ def _train_language_model(
         counts += [*[PROMPT_WEIGHT / len(prompt)] * len(prompt), *[1 / (len(target) + 1)] * (len(target) + 1)]
     rows = len(stream) // PRETRAINING_LENGTH
     if rows == 0:
-        raise ModelError("the corpus of a nano model is too short to pre-train on")
+        raise ModelError(
+            f"the corpus of a nano model has {len(stream)} tokens, fewer than the {PRETRAINING_LENGTH} of one sequence; "
+            "take more examples for each task"
+        )
     tokens, weights = (
         torch.tensor(part[: rows * PRETRAINING_LENGTH]).view(rows, PRETRAINING_LENGTH) for part in (stream, counts)
     )

@@ -130,7 +130,7 @@ class GPTDynamics:
         """int [rows]: the steps that a metric was measured at, first and last among them; runs must be of equal length.
 
         Between them a score of texts stands as it was (`Generation.every`), so that what trajectories hold there is no
-        measurement: nothing is fitted or scored on it. Other metrics are measured at every step.
+        measurement: no prediction is fitted to it or scored on it. Other metrics are measured at every step.
         """
         steps = np.arange(self.trajectories(metric).shape[1])
         generation = self.spec.generation if self.spec else None

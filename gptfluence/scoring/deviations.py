@@ -3,7 +3,7 @@
 Most of a trajectory is the same for all curricula drawn alike. So the mean trajectory alone already has small errors
 and high rank correlations of final losses. This module measures the rest: what the curriculum changes.
 
-All statistics of several runs come with an interval (`intervals.over_runs`).
+A statistic over several runs comes with an interval (`intervals.over_runs`).
 """
 
 from __future__ import annotations

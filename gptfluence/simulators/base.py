@@ -74,7 +74,8 @@ class FitReport:
     diverged: bool = False  # validation rollouts of the weights that were kept diverged, or the training loss did
     diverged_trajectories: int = 0  # how many of these rollouts
     diverged_epochs: int = 0  # epochs in which at least one validation rollout diverged
-    # "patience": by itself, when validation rollouts no longer got better; "max_epochs": cut off, more might have helped;
+    # "patience": by itself, when validation rollouts no longer got better; "max_epochs": at the last epoch, where the
+    # schedule's rate is 0 (a longer schedule might have helped);
     # "divergence": the training loss was lost; "": nothing was fitted in epochs
     ended: str = ""
 

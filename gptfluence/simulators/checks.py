@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gptfluence.common.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError, OutOfReachError
 from gptfluence.recording.dynamics import GPTDynamics
 
 
@@ -54,3 +54,14 @@ def checked_observed(observed: np.ndarray, curricula: int, steps: int, tests: in
     if not np.isfinite(observed).all():
         raise ConfigurationError("simulate: observed holds values that are not finite; start from recorded values")
     return np.broadcast_to(observed, (curricula, *observed.shape[1:]))
+
+
+def check_mean_reaches(steps: int, fitted: int, *, name: str) -> None:
+    """That a curriculum of so many steps is no longer than the fitted runs, whose mean trajectory the simulator `name` needs.
+
+    Raises OutOfReachError.
+    """
+    if steps > fitted:
+        raise OutOfReachError(
+            f"{name}: a curriculum has {steps} steps, but the fitted runs have {fitted}; there is no mean beyond them"
+        )

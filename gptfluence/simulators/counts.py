@@ -128,7 +128,7 @@ class Counts(LinearDeviations):
         return self._fitted[1] if tests is None else tests
 
     def _change(self, tests: np.ndarray | None) -> np.ndarray:
-        """The mean change of fitted tests of the same groups: float64 [steps + 1, tests]; of several groups, the sum of theirs."""
+        """The mean change of fitted tests of the same groups, or of several groups the sum: float64 [steps + 1, tests]."""
         mean = self._solution.mean
         of_groups = np.linalg.lstsq(self._directions(None), (mean - mean[0]).T, rcond=None)[0]  # [groups, steps + 1]
         return (self._directions(tests) @ of_groups).T

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptfluence.common.errors import OutOfReachError
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator, carried
+from gptfluence.simulators.checks import check_mean_reaches
 from gptfluence.tasks.base import TaskPool
 
 FOLDS = 5
@@ -131,7 +131,7 @@ class LinearDeviations(Simulator):
         """Choose settings on these runs left out in turn, then fit `train`'s; the solution, and the rule in words.
 
         batches: int [runs, steps, batch]; values: float64 [runs, steps + 1, tests]: of the training runs, and behind them of
-        validation runs of the same shape
+        the validation runs if their curricula have the same shape
         """
 
     @abstractmethod
@@ -190,12 +190,7 @@ class LinearDeviations(Simulator):
     def _rollout(self, prepared: Any, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
         pool, tests = prepared
         steps, seen = batches.shape[1], observed.shape[1]
-        fitted = len(self._solution.mean) - 1
-        if steps > fitted:
-            raise OutOfReachError(
-                f"{self.name}: a curriculum has {steps} steps, but the fitted runs have {fitted}; there is no mean beyond "
-                "them"
-            )
+        check_mean_reaches(steps, len(self._solution.mean) - 1, name=self.name)
         level = self._solution.mean if tests is None else self._change(tests)
         predicted = self._deviations(batches, pool, tests) + level[: steps + 1]
         share = self._carried[0 if tests is None else 1, min(seen, self._carried.shape[1]) - 1]

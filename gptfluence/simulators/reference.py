@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptfluence.common.errors import OutOfReachError
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator
+from gptfluence.simulators.checks import check_mean_reaches
 from gptfluence.tasks.base import TaskPool
 
 
@@ -20,10 +20,7 @@ def mean_prediction(mean: np.ndarray, observed: np.ndarray, steps: int, *, unsee
 
     Raises OutOfReachError, in which `name` is the simulator's, for more steps than the fitted runs have.
     """
-    if steps >= len(mean):
-        raise OutOfReachError(
-            f"{name}: a curriculum has {steps} steps, but the fitted runs have {len(mean) - 1}; there is no mean beyond them"
-        )
+    check_mean_reaches(steps, len(mean) - 1, name=name)
     if not unseen:
         return mean[None, : steps + 1]
     change = (mean - mean[0]).mean(axis=1)

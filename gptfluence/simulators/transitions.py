@@ -40,6 +40,7 @@ def make_transitions(
     values: float32 [runs, steps + 1, tests]; batches: int [runs, steps, batch]
     measured: int [rows], the steps that were measured, first and last among them; None: all. If there are others, a
         transition is a stretch: it leads from a measured step through all updates to the next one (see `predict_step`).
+        Lags above 1 reach back to steps in between, and find there what `values` holds: the value measured last
 
     With a checkpoint interval c > 1 only the values of every c-th step (and of the last) are used. "hold": the
     transition into step t, with m = floor((t-1)/c) c, leads from y_m to y_min(m+c, T), so every step of an interval is

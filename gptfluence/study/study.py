@@ -188,7 +188,10 @@ class Study:
         return list(names) or self.setting(setting).methods or list(self.profile.simulators)
 
     def variant(self, method: str, setting: str | None = None, /, **changes: Any) -> Variant:
-        """A method of the profile, with the options that it has in a setting, and with some of its options changed."""
+        """A method of the profile, with the options that it has in a setting, and with some of its options changed.
+
+        Raises ConfigurationError for an unknown method, option or value.
+        """
         if method not in self.profile.simulators:
             raise ConfigurationError(
                 unknown("method", method, self.profile.simulators, where=f"{self._where}methods: ")

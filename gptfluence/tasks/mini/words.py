@@ -1,4 +1,4 @@
-"""Words, dice and facts that the generators share."""
+"""What the generators share: words, dice, and worlds, which say what invented words mean."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ class World:
         self._dealt: dict[tuple, dict[str, tuple[str, ...]]] = {}
 
     def words(self, ending: str, classes: Sequence[str], size: int) -> dict[str, tuple[str, ...]]:
-        """class -> `size` words of this ending, dealt by the seed; a third as many of known words, which is enough to learn from."""
+        """class -> `size` words of this ending, dealt by the seed.
+
+        Of known words there are a third as many, which is enough to learn from.
+        """
         key = (ending, tuple(classes), size)
         if key not in self._dealt:
             total = size * len(classes)
