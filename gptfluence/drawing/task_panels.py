@@ -17,11 +17,7 @@ from gptfluence.drawing.style import PAGE, style, wrapped
 from gptfluence.drawing.typeset import Table
 
 COLUMNS = ("model", "task", "regime", "statistic", "value")
-ACCURACY, LOSS_FALL, SHARE = (
-    0.8,
-    1 / 3,
-    0.5,
-)  # goals: accuracy at least, fall of the loss of free text at least, share under
+ACCURACY, LOSS_FALL, SHARE = 0.8, 1 / 3, 0.5  # goals: accuracy and fall of free text's loss at least, share under
 FLOOR = -0.5  # R²dev below it is a triangle at the edge
 UNIT = (-0.03, 1.03)
 LEARNING, SLOW_DRIFT = "learning", "slow drift"
@@ -76,7 +72,7 @@ def plot_tasks(frame: pd.DataFrame, *, width: float = PAGE, panel_height: float 
     with style():
         figure, axes = panels.grid(math.ceil(len(drawn) / 2), 2, width, panel_height)
         for axis in axes.flat[len(drawn) :]:
-            axis.set_visible(False)
+            axis.remove()
         for axis, (model, panel, part) in zip(axes.flat, drawn, strict=False):
             _draw(axis, panel, part, width / 2 - 0.6)
             axis.set_title(panel.title if len(models) == 1 else f"{model}: {panel.title[0].lower()}{panel.title[1:]}")
