@@ -55,11 +55,14 @@ PANELS = (
 )
 
 
-def plot_tasks(frame: pd.DataFrame, *, width: float = PAGE, panel_height: float = 1.55) -> Figure:
+def plot_tasks(
+    frame: pd.DataFrame, *, training_runs: int | None = None, width: float = PAGE, panel_height: float = 1.55
+) -> Figure:
     """Loss and accuracy before and after training, what share of the deviations is simple, and what counts explain.
 
-    frame: columns `COLUMNS`. Models stand one below the other. A panel whose statistics no task has is left out. Raises
-    ConfigurationError for missing columns or an empty frame.
+    frame: columns `COLUMNS`. Models stand one below the other. A panel whose statistics no task has is left out. R2_dev below
+    `FLOOR` is a triangle at the edge. training_runs: K of `panels.mark_known_mean`, for R2_dev
+    Raises ConfigurationError for missing columns or an empty frame.
     """
     panels.check("plot_tasks", frame, COLUMNS, "give the frame of task_statistics.of_tasks")
     models = list(dict.fromkeys(frame["model"]))
@@ -75,8 +78,13 @@ def plot_tasks(frame: pd.DataFrame, *, width: float = PAGE, panel_height: float 
             axis.remove()
         for axis, (model, panel, part) in zip(axes.flat, drawn, strict=False):
             _draw(axis, panel, part, width / 2 - 0.6)
+            if training_runs is not None and "counts_r2_dev" in panel.statistics:
+                panels.mark_known_mean(axis, training_runs)
             axis.set_title(panel.title if len(models) == 1 else f"{model}: {panel.title[0].lower()}{panel.title[1:]}")
-        panels.place_legend(figure, _handles(frame), width)
+        handles = _handles(frame)
+        if (frame.loc[frame["statistic"] == "counts_r2_dev", "value"] < FLOOR).any():
+            handles.append(panels.edge_handle(f"below {FLOOR:g}", above=False))
+        panels.place_legend(figure, handles, width)
     return figure
 
 
