@@ -14,7 +14,7 @@
 # %% [markdown]
 # # What would this GPT have learned from other data?
 #
-# The whole method on one page, in under two minutes: record a few training runs, look at them, fit a simulator, ask it
+# The whole method on one page: record a few training runs, look at them, fit a simulator, ask it
 # about a curriculum nobody trained on, then really train on that curriculum and compare.
 #
 # ![A curriculum nobody trained on: simulated, then really trained](../figures/mini/explore_quickstart.png)

@@ -66,11 +66,11 @@ table = gf.task_panels.table(results)
 table
 
 # %%
-picture = gf.task_panels.plot_tasks(results)
+profile_runs = nb.campaigns[0].setting.runs
+picture = gf.task_panels.plot_tasks(results, training_runs=profile_runs.train)
 picture
 
 # %%
-profile_runs = nb.campaigns[0].setting.runs
 what = (
     "What tasks teach and what differs between curricula. Loss and accuracy: means over test examples and held-out runs, before "
     "and after training. Shares: of the sum of squared deviations from the mean trajectory. R2_dev = 1 - MSE / MSE of the mean "
@@ -80,7 +80,8 @@ runs = (
     f"{nb.study.profile.title} ({', '.join(nb.models)}). Learning: {profile_runs.train} training and {profile_runs.test} "
     f"held-out runs. Slow drift: {slow_drift:g} times the learning rate, {slow_train} and {slow_held_out} runs."
 )
-goals = "Lines: chance and goals (accuracy 0.8, shares under 0.5), and R2_dev 0."
+goals = "Lines: chance and goals (accuracy 0.8, shares under 0.5), and R2_dev 0 (the mean training trajectory)."
+goals += f" {gf.readings.known_mean(profile_runs.train)} (It is 1/{slow_train + 1} in slow drift.)"
 reading = gf.readings_beyond.of_tasks(results)
 nb.save_figure(picture, results, caption=f"{what} {goals} {runs}", sources=sources, reading=reading)
 

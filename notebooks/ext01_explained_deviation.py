@@ -26,8 +26,8 @@
 # ![R²dev by kind of curriculum, profile mini](../figures/mini/ext01_explained_deviation.png)
 #
 # Inputs: recorded runs and fitted simulators (made if missing), and runs of every other kind. Outputs:
-# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`. With the training runs recorded and simulators
-# fitted on them, profile `mini` takes 12 minutes of one core. With more cores, runs are recorded side by side.
+# `figures/<profile>/ext01_explained_deviation.*` and `ext01_other_metrics.*`.
+# With more cores, runs are recorded side by side.
 #
 # `papermill notebooks/ext01_explained_deviation.ipynb out.ipynb -p profile smoke -y 'kinds: [alike, sorted]'`
 

@@ -20,8 +20,7 @@
 # ![Figure 6, profile mini](../figures/mini/fig06_model_sizes.png)
 #
 # Inputs: recorded runs of every GPT and fitted simulators (made if missing). Outputs:
-# `figures/<profile>/fig06_model_sizes.*`. With everything recorded it takes a few seconds. From nothing, profile `mini`
-# takes some fifteen minutes on two cores.
+# `figures/<profile>/fig06_model_sizes.*`. With everything recorded it takes a few seconds.
 #
 # `papermill notebooks/fig06_model_sizes.ipynb out.ipynb -p profile smoke -y 'methods: [persistence, gptfluence]'`
 

@@ -22,8 +22,7 @@
 # [Table 1, profile mini](../figures/mini/tab01_instruction_tuning_loss.md)
 #
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
-# `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds. From nothing, profile
-# `mini` takes some ten minutes on two cores.
+# `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds.
 #
 # `papermill notebooks/tab01_instruction_tuning_loss.ipynb out.ipynb -p profile smoke -y 'models: [nano-smoke]'`
 

@@ -14,15 +14,16 @@
 # %% [markdown]
 # # Table 2: loss simulation in fine-tuning
 #
-# A GPT is fine-tuned on each task 32 times, each time on another random curriculum. 25 runs fit a simulator, 2 choose its
-# best epoch, and on 5 held-out runs it starts from the loss before training and predicts the rest. *Lower errors are better.
+# A GPT is fine-tuned on each task many times (in the paper 32), each time on another random curriculum. Training runs fit a
+# simulator, and validation runs choose its best epoch. On held-out runs it predicts the rest from the loss before training.
+# *Lower errors are better.
 # R²dev above 0 means that a method predicts some of a curriculum's own effect. Below 0, the mean of the training runs, which
 # knows nothing of the curriculum, predicts better.*
 #
 # [Table 2, profile mini](../figures/mini/tab02_fine_tuning_loss.md)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab02_fine_tuning_loss.*`.
-# With everything recorded it takes a few seconds. From nothing, profile `mini` takes about ten minutes on two cores.
+# With everything recorded and fitted it takes a few seconds.
 #
 # `papermill notebooks/tab02_fine_tuning_loss.ipynb out.ipynb -p profile smoke -y 'tasks: [sst2]'`
 

@@ -21,8 +21,7 @@
 # [Table 3, profile mini](../figures/mini/tab03_instruction_tuning_generation.md)
 #
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
-# `figures/<profile>/tab03_instruction_tuning_generation.*`. With everything recorded it takes a few seconds. From nothing,
-# profile `mini` takes some ten minutes on two cores.
+# `figures/<profile>/tab03_instruction_tuning_generation.*`. With everything recorded it takes a few seconds.
 #
 # `papermill notebooks/tab03_instruction_tuning_generation.ipynb out.ipynb -p profile smoke -y 'metrics: [bleu]'`
 

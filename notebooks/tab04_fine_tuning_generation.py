@@ -20,7 +20,7 @@
 # [Table 4, profile mini](../figures/mini/tab04_fine_tuning_generation.md)
 #
 # Inputs: recorded runs and fitted simulators (made if missing). Outputs: `figures/<profile>/tab04_fine_tuning_generation.*`.
-# With everything recorded it takes a few seconds. From nothing, profile `mini` takes about ten minutes on two cores.
+# With everything recorded it takes a few seconds.
 #
 # `papermill notebooks/tab04_fine_tuning_generation.ipynb out.ipynb -p profile smoke -y 'metrics: [rouge_l]'`
 

@@ -16,7 +16,7 @@
 #
 # The five tables of the paper's appendix. Each shows the paper's values beside the profile's, and marks those that differ:
 # how the GPTs are trained (tables 5 and 7) and how the simulators are fitted (tables 6, 8 and 9). A profile has one entry for
-# each simulator. Where the paper fits it differently in instruction tuning, the table shows a difference.
+# each simulator, and a setting may have options of its own. Table 9 has those of fine-tuning.
 #
 # [Table 5, profile mini](../figures/mini/tab05_hyperparameters_instruction_tuning.md)
 #

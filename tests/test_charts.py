@@ -88,6 +88,14 @@ def test_few_runs_of_a_sweep_are_shown_one_by_one():
     assert figure.legends[0].get_texts()[-1].get_text() == "a single run"
 
 
+def test_a_sweep_marks_the_true_mean_once_as_the_error_that_is_left(monkeypatch):
+    marked = []
+    monkeypatch.setattr(sweeps.panels, "mark_known_mean", lambda _, runs, rest=False: marked.append((runs, rest)))
+    rows = results(0, {"gptfluence": [1.0, 2.0], "mean_trajectory": [np.nan], "persistence": [np.nan]}, runs=3)
+    sweeps.plot_sweep(sweeps.sweep(rows, "c"), "c", xlabel="c", training_runs=4)
+    assert marked == [(4, True)]
+
+
 def test_a_statistic_that_one_task_lacks_is_not_averaged_over_the_others():
     rows = results(0, {"gptfluence": [1.0], "persistence": [np.nan]})
     lacking = (rows["statistic"] == "final_step_spearman") & (rows["task"] == "rte")

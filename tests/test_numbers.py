@@ -194,6 +194,26 @@ def test_claims_of_the_paper_are_counted():
     assert line in text("README.md")
 
 
+def test_what_was_found_compares_methods_alone_and_with_counts(tmp_path, monkeypatch):
+    kinds, found = ("alike", "sorted"), {"counts": (0.3, 0.6), "gptfluence": (0.1, 0.7), "tangent": (0.9, 0.5)}
+    rows = [(method, *pair) for method, values in found.items() for pair in zip(kinds, values, strict=True)]
+    frame = pd.DataFrame([*rows, ("one_run", "sorted", 0.99)], columns=["method", "kind", "value"])
+    frame = frame.assign(task="sst2", model="nano", metric="loss", statistic="r2_dev", variant="")
+    (tmp_path / "figures" / "mini-slow").mkdir(parents=True)
+    frame.to_csv(tmp_path / "figures" / "mini-slow" / "ext01_explained_deviation.csv", index=False)
+    monkeypatch.setattr(tool(), "ROOT", tmp_path)
+    monkeypatch.setattr(tool(), "_cases", lambda name: [name])
+    monkeypatch.setattr(tool(), "_case", lambda name: (name.startswith("tab01"), True, False, False, 1.0))
+    text = " ".join(tool().found("mini-slow").split())
+    assert "Simfluence in 1 of 4 cases (in the paper in 4 of these)" in text
+    assert "in 0 of them." in text
+    assert "slow drift" in text
+    assert "Label and format counts 0.30; GPTfluence 0.10; Tangent simulator 0.90." in text
+    assert "Of 2 combinations" in text
+    assert "GPTfluence in 1" in text
+    assert "which do not read the texts, for GPTfluence in 1, Tangent simulator in 1 of 2." in text
+
+
 def test_sentences_name_what_lies_below_a_limit(tmp_path, monkeypatch):
     rows = [("sst2", "alike", 0.95), ("sst2", "longer_runs", 0.8994), ("webnlg", "alike", 0.5)]
     frame = pd.DataFrame(rows, columns=["task", "kind", "value"])

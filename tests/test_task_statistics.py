@@ -120,5 +120,8 @@ def test_the_figure_has_a_panel_for_what_there_is():
     assert {0.5, 0.8} <= {line.get_ydata()[0] for line in accuracy.lines}
     assert sum(line.get_marker() == "v" for line in counts.lines) == 4  # two tasks, two regimes, all far below
     assert counts.get_ylim()[0] == task_panels.FLOOR
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "below -0.5"
+    marked = task_panels.plot_tasks(frame, training_runs=24).axes
+    assert [[text.get_text() for text in axis.texts] for axis in marked] == [[], [], [], ["1/(K+1)"]]
     free = task_panels.plot_tasks(frame[frame["task"] == "webnlg"])
     assert "Accuracy" not in [axis.get_title() for axis in free.axes if axis.get_visible()]

@@ -18,7 +18,7 @@ KINDS = (
 )
 INTERVALS = (
     f"Bars: {LEVEL:.0%} intervals over runs (Student's t, standard error of the jackknife). Fewer than {FEWEST} runs are "
-    "drawn one by one instead (small dots)."
+    "drawn one by one instead (small dots), as far as they are on the axis."
 )
 INTERVALS_OF_SETS = (
     f"Bars: {LEVEL:.0%} intervals over curricula (Student's t, standard error of the jackknife), for {FEWEST} at least."

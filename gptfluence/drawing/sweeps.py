@@ -29,10 +29,8 @@ SHOWN = (*RELATIVE.values(), *PRINTED)  # a panel each, as far as a frame has th
 CURVES = {"training_loss": "training loss", "validation_mse": "validation all-steps MSE"}
 CONVERGENCE = ["task", "method", "curve", "epoch", "value", "best"]
 SWEEP = ["statistic", "value", "low", "high", "undefined", "diverged", "run"]
-SCALES = {
-    "final_step_spearman": intervals.CORRELATION,
-    "r2_dev": intervals.EXPLAINED,
-}  # of intervals; others are errors
+# of intervals; other statistics are errors
+SCALES = {"final_step_spearman": intervals.CORRELATION, "r2_dev": intervals.EXPLAINED}
 
 
 def sweep(results: pd.DataFrame, x: str, *, panel: Sequence[str] = (), relative: bool = True) -> pd.DataFrame:
@@ -147,8 +145,6 @@ def plot_sweep(
             cut |= _draw_statistic(axis, part, x, places, looks, join)
             if training_runs is not None and statistics[index] == "r2_dev":
                 panels.mark_known_mean(axis, training_runs, rest=True)
-            if training_runs is not None and statistics[index] == "r2_dev":
-                panels.mark_known_mean(axis, training_runs)
             label = _label(statistics[index], unit)
             if panel:
                 axis.set_title(

@@ -17,11 +17,7 @@ from gptfluence.drawing.style import PAGE, style, wrapped
 from gptfluence.drawing.typeset import Table
 
 COLUMNS = ("model", "task", "regime", "statistic", "value")
-ACCURACY, LOSS_FALL, SHARE = (
-    0.8,
-    1 / 3,
-    0.5,
-)  # goals: accuracy at least, fall of the loss of free text at least, share under
+ACCURACY, LOSS_FALL, SHARE = 0.8, 1 / 3, 0.5  # goals: accuracy and fall of free text's loss at least, share under
 FLOOR = -0.5  # R²dev below it is a triangle at the edge
 UNIT = (-0.03, 1.03)
 LEARNING, SLOW_DRIFT = "learning", "slow drift"
@@ -59,11 +55,14 @@ PANELS = (
 )
 
 
-def plot_tasks(frame: pd.DataFrame, *, width: float = PAGE, panel_height: float = 1.55) -> Figure:
+def plot_tasks(
+    frame: pd.DataFrame, *, training_runs: int | None = None, width: float = PAGE, panel_height: float = 1.55
+) -> Figure:
     """Loss and accuracy before and after training, what share of the deviations is simple, and what counts explain.
 
-    frame: columns `COLUMNS`. Models stand one below the other. A panel whose statistics no task has is left out. Raises
-    ConfigurationError for missing columns or an empty frame.
+    frame: columns `COLUMNS`. Models stand one below the other. A panel whose statistics no task has is left out. R2_dev below
+    `FLOOR` is a triangle at the edge. training_runs: K of `panels.mark_known_mean`, for R2_dev
+    Raises ConfigurationError for missing columns or an empty frame.
     """
     panels.check("plot_tasks", frame, COLUMNS, "give the frame of task_statistics.of_tasks")
     models = list(dict.fromkeys(frame["model"]))
@@ -76,11 +75,16 @@ def plot_tasks(frame: pd.DataFrame, *, width: float = PAGE, panel_height: float 
     with style():
         figure, axes = panels.grid(math.ceil(len(drawn) / 2), 2, width, panel_height)
         for axis in axes.flat[len(drawn) :]:
-            axis.set_visible(False)
+            axis.remove()
         for axis, (model, panel, part) in zip(axes.flat, drawn, strict=False):
             _draw(axis, panel, part, width / 2 - 0.6)
+            if training_runs is not None and "counts_r2_dev" in panel.statistics:
+                panels.mark_known_mean(axis, training_runs)
             axis.set_title(panel.title if len(models) == 1 else f"{model}: {panel.title[0].lower()}{panel.title[1:]}")
-        panels.place_legend(figure, _handles(frame), width)
+        handles = _handles(frame)
+        if (frame.loc[frame["statistic"] == "counts_r2_dev", "value"] < FLOOR).any():
+            handles.append(panels.edge_handle(f"below {FLOOR:g}", above=False))
+        panels.place_legend(figure, handles, width)
     return figure
 
 
