@@ -63,6 +63,7 @@ CLAIMS = (  # the tables in which the paper compares methods
     "tab03_instruction_tuning_generation",
     "tab04_fine_tuning_generation",
 )
+OVER_TASKS = ("average", "over_tasks")  # rows of tables that are of no task
 HOW = {"mean": pd.Series.mean, "lowest": pd.Series.min, "highest": pd.Series.max}
 
 
@@ -256,7 +257,7 @@ def number(what: str) -> str:
     """One number of one CSV file; what: "PROFILE/NAME [mean|lowest|highest] COLUMN=VALUE COLUMN!=VALUE ...".
 
     Without one of the three words a single row must fit. What the query does not name is: metric loss, statistic r2_dev,
-    no variant. Rows of task "average" count only if they are asked for.
+    no variant. Rows over all tasks count only if they are asked for.
     """
     name, *words = shlex.split(what)
     how = words.pop(0) if words and words[0] in HOW else ""
@@ -269,7 +270,7 @@ def number(what: str) -> str:
     named = {column for column, _, _ in asked}
     for column, value in STANDARD.items():
         asked += [(column, "=", value)] if column in frame and column not in named else []
-    asked += [("task", "!=", "average")] if "task" in frame and "task" not in named else []
+    asked += [("task", "!=", over) for over in OVER_TASKS if "task" in frame and "task" not in named]
     for column, relation, value in asked:
         frame = frame[(frame[column].astype(str) == value) == (relation == "=")]
     values = frame["value"]
@@ -355,7 +356,7 @@ def _coverage(name: str) -> pd.DataFrame:
 def _cases(name: str) -> Iterator[pd.DataFrame]:
     """The cases of one of the paper's tables in profile `mini`, with a row for each method; not its averages."""
     frame = read(f"mini/{name}")
-    frame = frame[~frame["task"].isin(["average", "over_tasks"]) & (frame["variant"] == "") & ~told_the_answer(frame)]
+    frame = frame[~frame["task"].isin(OVER_TASKS) & (frame["variant"] == "") & ~told_the_answer(frame)]
     by = [column for column in ("model", "metric", "task") if column in frame]
     for _, rows in frame.groupby(by, sort=False):
         mse = rows[rows["statistic"] == "all_steps_mse"].set_index("method")
