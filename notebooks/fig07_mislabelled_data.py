@@ -56,7 +56,7 @@ output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures i
 # %%
 import gptfluence as gf
 from gptfluence.experiments import mislabelled
-from gptfluence.scoring.intervals import FEWEST
+from gptfluence.scoring import intervals as interval_rules
 
 nb = gf.Notebook("fig07_mislabelled_data", globals())
 experiments = [
@@ -91,8 +91,8 @@ picture
 shares = " and ".join(f"{fraction:.0%}" for fraction in flipped_fractions)
 intervals = (
     "with 90% intervals; dots: single seeds"
-    if len(seeds) >= FEWEST
-    else f"without intervals, which need {FEWEST} seeds; dots: single seeds"
+    if len(seeds) >= interval_rules.FEWEST
+    else f"without intervals, which need {interval_rules.FEWEST} seeds; dots: single seeds"
 )
 few = " (twenty by the command in the notebook, which takes longer)" if len(seeds) < 20 else ""
 accuracies = "; ".join(

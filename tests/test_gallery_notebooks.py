@@ -115,7 +115,7 @@ def test_figure_8(notebook, unseen):
             {"figure": 14, "model": "nano-smoke", "methods": ["persistence"], "examples": 1},
             "fig14_instruction_tuning_rouge_l_410m",
             1,
-            TRIVIAL,
+            {"persistence", "mean_trajectory"},
         ),
     ],
 )

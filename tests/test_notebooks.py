@@ -164,7 +164,7 @@ def test_figure_7_finds_everything_in_the_end_and_nothing_before(papermill):
     facts = json.loads((outputs / "fig07_mislabelled_data.json").read_text())
     assert "2 seeds (twenty by the command in the notebook" in facts["caption"]
     assert "Accuracy on 12 tests: 0." in facts["caption"]
-    assert "its untrained weights" in facts["reading"]
+    assert "GPTfluence (untrained) 0." in facts["reading"]
     done, _ = papermill("fig07_mislabelled_data", "task: webnlg")
     assert done.returncode != 0
 

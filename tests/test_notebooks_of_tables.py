@@ -138,7 +138,7 @@ def test_table_10_and_figure_4_compare_orders_on_the_same_steps(execute):
     cases = set(table[["metric", "task"]].itertuples(index=False, name=None))
     assert cases == {("loss", "rte"), ("loss", "webnlg"), ("bleu", "webnlg")}
     check_statistics(table, ["metric", "task"])
-    assert len(figure) == 3 * 4 * 4  # cases, methods, statistics
+    assert figure["run"].isna().sum() == 3 * 5 * 4  # cases; three baselines, and one method of two orders; statistics
     both = figure[(figure["order"] == 3) & (figure["statistic"] == "all_steps_mse")]["value"]
     assert set(both.round(9)) == set(
         table[(table["variant"] == "markov_order=3") & (table["statistic"] == "all_steps_mse")]["value"].round(9)
@@ -180,9 +180,13 @@ def test_figures_3_5_and_6_have_a_value_for_everything_that_is_varied(execute):
     assert list(six["model"].unique()) == ["nano-smoke", "nano-smoke-1b"]
     assert set(six["method"]) == ALL
     for frame, x in ((three, "interval"), (five, "encoder"), (six, "model")):
-        assert not frame.duplicated([x, "method", "statistic"]).any()
+        assert not frame.duplicated([x, "method", "statistic", "run"]).any()
         errors = frame[frame["statistic"].isin(RELATIVE.values())]
-        assert np.isfinite(errors[["value", "low", "high"]]).all(axis=None)
+        assert np.isfinite(errors["value"]).all()
+        assert errors[["low", "high", "run"]].isna().all(axis=None)  # two runs have no interval, but a row each
+        assert (frame["statistic"] == f"{RELATIVE['all_steps_mse']}_of_run").sum() == 2 * len(
+            frame[frame["statistic"] == RELATIVE["all_steps_mse"]]
+        )
         assert (errors.loc[errors["method"] == "persistence", "value"] == 1).all()
     # of the same GPT and the same baseline the same number, wherever it is shown
     same = [

@@ -41,6 +41,9 @@ class RecordingError(GPTfluenceError):
     """Training or measuring went wrong; the message names run, step or example."""
 
 
+SHOWN = 60  # known names in a message; of more, the first and the last
+
+
 def unknown(kind: str, name: object, known: Iterable[object], *, where: str = "") -> str:
     """A message for a name that is not among the known ones, with the nearest known one if there is one.
 
@@ -50,4 +53,6 @@ def unknown(kind: str, name: object, known: Iterable[object], *, where: str = ""
     choices = [str(choice) for choice in known]
     near = get_close_matches(str(name), choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
+    if len(choices) > SHOWN:
+        choices, hint = [*choices[:10], "...", choices[-1]], ""
     return f"{where}{kind} {str(name)!r} is not known; known: {', '.join(choices) or 'none'}{hint}"
