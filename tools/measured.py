@@ -52,7 +52,7 @@ BESIDE = {  # notebook -> statistics with a table of their own below that of R²
 }
 TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the GPT is trained
     "mini": "generated text, learning",
-    "mini-sizes": "generated text, other sizes, learning",
+    "mini-sizes": "the former generated tasks, other sizes",
     "laptop": "real text, learning",
     "laptop-slow": "real text, slow drift",
     "laptop-webnlg": "real text, learning",
