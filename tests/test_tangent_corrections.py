@@ -7,20 +7,28 @@ from dataclasses import replace
 import numpy as np
 
 from gptfluence.gradients.tangents import TangentFeatures
+from gptfluence.recording.curriculum import draw_curricula
+from gptfluence.recording.settings import Recording
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.simulators.tangent.correction import Correction, of_others
-from tangent_runs import RECORDING, dynamics, features, start, uncorrected  # noqa: F401
+from tangent_runs import RECORDING, dynamics, features, record, start  # noqa: F401
 
 
-def test_not_much_worse_than_the_mean_trajectory_where_tangents_do_not_hold(dynamics, features, uncorrected):
-    """A hundred times faster the linearisation is far off; corrected, it falls back to what the mean trajectory knows."""
+def test_not_much_worse_than_the_mean_trajectory_where_tangents_do_not_hold(gpt, sst2):
+    """Five times faster and twice as long the linearisation is far off; corrected, it falls back to what the mean trajectory knows."""
+    faster = Recording.model_validate({"optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1}})
+    curricula = draw_curricula(sst2.pool, runs=5, subset=12, batch=3, epochs=4)
+    dynamics, features = record(gpt, sst2, faster, curricula), TangentFeatures(gpt, sst2.pool, faster, coordinates=1500)
     train, _, held_out = dynamics.split(test=1)
-    corrected = TangentSimulator().bind_features(features).fit(train)
+    corrected, uncorrected = (
+        TangentSimulator().bind_features(features).fit(runs)
+        for runs in (train, replace(dynamics, runs=dynamics.runs[:1]))
+    )
     truth = held_out.trajectories()
     error = [np.square(s.simulate(held_out.curricula, truth[:, :1]) - truth).mean() for s in (corrected, uncorrected)]
     mean = np.square(train.trajectories().mean(axis=0) - truth).mean()
-    assert error[1] > 5 * mean
+    assert error[1] > 100 * mean
     assert error[0] < 2 * mean
 
 
@@ -53,7 +61,7 @@ def test_what_is_off_for_each_test_and_for_all_is_told_apart():
 def test_unseen_tests_follow_the_reference_run(dynamics, nano, sst2, tmp_path, monkeypatch):
     """Losses that drift by an amount of each test's own: of unseen ones the reference run, measured again, tells it."""
     reference, count = dynamics.curricula[0], len(dynamics.tests)
-    drift = np.outer(np.linspace(0, 1, 9), np.random.default_rng(0).normal(size=count)).astype(np.float32)
+    drift = np.outer(np.linspace(0, 3, 9), np.random.default_rng(0).normal(size=count)).astype(np.float32)
     runs = [replace(run, trajectories={"loss": run.trajectories["loss"] + drift}) for run in dynamics.runs]
     halves = range(0, count, 2), range(1, count, 2)
     known, other = (replace(dynamics, runs=runs).of_tests(half) for half in halves)
@@ -75,7 +83,7 @@ def test_unseen_tests_follow_the_reference_run(dynamics, nano, sst2, tmp_path, m
     unfollowed = TangentSimulator(follow_reference=False).bind_features(features).fit(train)
     np.testing.assert_array_equal(unfollowed.simulate(test.curricula, begin, tests=test.tests), plain)
     truth = test.trajectories()
-    assert np.square(followed - truth).mean() < 0.2 * np.square(plain - truth).mean()
+    assert np.square(followed - truth).mean() < 0.05 * np.square(plain - truth).mean()
 
 
 def test_a_correction_spans_the_mean_trajectory_and_recovers_a_constant_error():
