@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import overload
 
 from gptfluence.common.errors import DataError
+from gptfluence.tasks.leaks import refuse_shared_texts
+from gptfluence.tasks.values import checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,18 @@ class Example:
         """A classification example with another label, an index into `choices`, and the target that belongs to it."""
         return replace(self, label=label, target=self.choices[label])
 
+    def check(self, what: str) -> None:
+        """Raise DataError, which begins with `what`, for a text that is none or a label that is no position of a choice."""
+        for name in ("id", "prompt", "target", "task"):
+            checked(getattr(self, name), f"{what}: {name}")
+        for name in ("choices", "references"):
+            if not isinstance(getattr(self, name), tuple):
+                raise DataError(f"{what}: {name} must be a tuple of strings, not {type(getattr(self, name)).__name__}")
+            for text in getattr(self, name):
+                checked(text, f"{what}: {name}")
+        if self.label is not None and not (isinstance(self.label, int) and 0 <= self.label < len(self.choices)):
+            raise DataError(f"{what}: label {self.label!r} is no position of its {len(self.choices)} choices")
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -54,7 +68,8 @@ def fingerprint(value: object) -> str:
 class TaskPool(Sequence[Example]):
     """An ordered set of examples. Curricula, trajectories and simulators speak of an example by its position in it.
 
-    Raises DataError if it is empty or an id occurs twice.
+    Raises DataError if it is empty, an id occurs twice, or an example is not what `Example` says: its texts are strings of valid
+    Unicode, and its label is the position of a choice.
     """
 
     name: str  # e.g. "sst2/pool"
@@ -66,6 +81,7 @@ class TaskPool(Sequence[Example]):
             raise DataError(f"{self.name}: there are no examples; a pool needs one at least")
         seen: dict[str, int] = {}
         for position, example in enumerate(self.examples):
+            example.check(f"{self.name}: example {position}")
             if example.id in seen:
                 raise DataError(
                     f"{self.name}: id {example.id!r} occurs twice (examples {seen[example.id]} and {position}); "
@@ -111,16 +127,8 @@ class Task:
     may_overlap: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.may_overlap:
-            return
-        texts = {example.text: example.id for example in self.pool}
-        for example in self.tests:
-            if example.text in texts:
-                raise DataError(
-                    f"task {self.name!r}: test example {example.id!r} has the same text as pool example "
-                    f"{texts[example.text]!r}; pool and tests must not overlap, or the GPT is "
-                    "measured on what it was trained on; remove one of the two rows from its file"
-                )
+        if not self.may_overlap:
+            refuse_shared_texts(self)
 
     def __iter__(self) -> Iterator[TaskPool]:
         return iter((self.pool, self.tests))

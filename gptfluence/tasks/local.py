@@ -8,11 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from gptfluence.common.contents import not_text
 from gptfluence.common.errors import ConfigurationError, DataError
+from gptfluence.tasks import values
 from gptfluence.tasks.base import Example, Task, TaskPool
+from gptfluence.tasks.leaks import refuse_shared_texts, warn_of_shared_prompts
 from gptfluence.tasks.rows import Row, RowMapping, check_size, draw, examples_from_rows
 
 File = str | PathLike[str]
+Drawn = list[tuple[Example, str]]  # with the place of each, e.g. "reviews.jsonl:3"
 
 
 def read_jsonl(
@@ -35,7 +39,8 @@ def read_jsonl(
     in order unless a size is given.
 
     Raises DataError (file, line, what is wrong) for rows that cannot be used, and if a text of the pool is also a test
-    text; ConfigurationError for templates, labels or sizes that make no sense.
+    text; ConfigurationError for templates, labels or sizes that make no sense. Warns of prompts that pool and tests share, and of
+    rows that contradict each other (`leaks`).
     """
     data = JsonLines(name, RowMapping(**layout), pool, tests)
     return data.task(pool_size=pool_size, test_size=test_size, seed=seed)
@@ -54,14 +59,20 @@ class JsonLines:
     def task(self, *, pool_size: int | None = None, test_size: int | None = None, seed: int = 0) -> Task:
         """Sizes, seed and errors as in `read_jsonl`."""
         if self._tests is None:
-            pool, tests = self._split(self._pool, pool_size, test_size, seed)
+            parts = self._split(self._pool, pool_size, test_size, seed)
         else:
-            pool, tests = self._drawn(self._pool, self._tests, pool_size, test_size, seed)
-        return Task(self.name, TaskPool(f"{self.name}/pool", tuple(pool)), TaskPool(f"{self.name}/tests", tuple(tests)))
+            parts = self._drawn(self._pool, self._tests, pool_size, test_size, seed)
+        pool, tests = (
+            TaskPool(f"{self.name}/{part}", tuple(example for example, _ in drawn))
+            for part, drawn in zip(("pool", "tests"), parts, strict=True)
+        )
+        task = Task(self.name, pool, tests, may_overlap=True)  # refused here, with the places of the two rows
+        places = tuple([place for _, place in drawn] for drawn in parts)
+        refuse_shared_texts(task, places)
+        warn_of_shared_prompts(task, places)
+        return Task(self.name, pool, tests)
 
-    def _split(
-        self, rows: _Rows, pool_size: int | None, test_size: int | None, seed: int
-    ) -> tuple[list[Example], list[Example]]:
+    def _split(self, rows: _Rows, pool_size: int | None, test_size: int | None, seed: int) -> tuple[Drawn, Drawn]:
         if test_size is None:
             raise ConfigurationError(
                 "test_size: with one file it must say how many rows are for testing; none was given"
@@ -75,10 +86,11 @@ class JsonLines:
 
     def _drawn(
         self, pool: _Rows, tests: _Rows, pool_size: int | None, test_size: int | None, seed: int
-    ) -> tuple[list[Example], list[Example]]:
+    ) -> tuple[Drawn, Drawn]:
         check_size("pool_size", pool_size, len(pool), str(pool.file))
         check_size("test_size", test_size, len(tests), str(tests.file))
-        layout = self._layout.with_labels_of([*pool.rows, *tests.rows])  # the classes are those of both files
+        places = [rows.place(row) for rows in (pool, tests) for row in range(len(rows))]
+        layout = self._layout.with_labels_of([*pool.rows, *tests.rows], places.__getitem__)  # classes of both files
         parts = []
         for rows, size, salt in ((pool, pool_size, "pool"), (tests, test_size, "tests")):
             examples = rows.examples(layout, self.name)
@@ -97,8 +109,13 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def examples(self, layout: RowMapping, task: str) -> list[Example]:
-        return examples_from_rows(self.rows, layout, lambda row: f"{self.file}:{self._lines[row]}", task=task)
+    def place(self, row: int) -> str:
+        return f"{self.file}:{self._lines[row]}"
+
+    def examples(self, layout: RowMapping, task: str) -> Drawn:
+        """The examples with their places."""
+        examples = examples_from_rows(self.rows, layout, self.place, task=task)
+        return [(example, self.place(row)) for row, example in enumerate(examples)]
 
 
 def _read(path: Path) -> tuple[list[Row], list[int]]:
@@ -109,23 +126,33 @@ def _read(path: Path) -> tuple[list[Row], list[int]]:
         raise DataError(f"{path}: there is no such file (looked in {path.parent.absolute()})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if problem := not_text(content):
+        raise DataError(f"{path}: {problem}")
     rows: list[Row] = []
     lines: list[int] = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError:
-            raise DataError(f"{path}:{number}: is not UTF-8 text; save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}:{number}: is not JSON ({error.msg}, column {error.colno}); every line must be one JSON object"
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: holds a {type(row).__name__}; every line must be one JSON object")
+        row = _object(line, f"{path}:{number}")
         rows.append(row)
         lines.append(number)
     if not rows:
         raise DataError(f"{path}: is empty; it needs one JSON object per line")
     return rows, lines
+
+
+def _object(line: bytes, at: str) -> Row:
+    """The JSON object of a line. at: its place, for messages."""
+    try:
+        row = json.loads(line.decode(), object_pairs_hook=values.unique_fields)
+    except UnicodeDecodeError:
+        raise DataError(f"{at}: is not UTF-8 text; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{at}: is not JSON ({error.msg}, column {error.colno}); every line must be one JSON object"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a field twice, a number of thousands of digits, a thousand brackets
+        raise DataError(f"{at}: cannot be read: {error}; every line must be one JSON object") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{at}: holds a {type(row).__name__}; every line must be one JSON object")
+    return row

@@ -1,6 +1,7 @@
 """From rows of a data set (mappings of field names to values) to examples: templates, labels, references, ids.
 
-The three sources share it: generated rows, JSON Lines and Hugging Face data sets all become examples here.
+The three sources share it: generated rows, JSON Lines and Hugging Face data sets all become examples here. What a value may be
+stands in `values`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from string import Formatter
 from typing import Any
 
 from gptfluence.common.errors import ConfigurationError, DataError
+from gptfluence.tasks import values
 from gptfluence.tasks.base import Example, fingerprint
 
 Row = Mapping[str, Any]
@@ -26,19 +28,26 @@ class RowMapping:
     """How the fields of a row make an example.
 
     A template holds fields in braces, possibly indexed: "{text}", "{references[0]}", "{translation[de]}"; a list is
-    joined by "; ". Raises ConfigurationError if a template cannot be read, or labels and target do not fit.
+    joined by "; ". Values that share a word in `labels` are one class. Raises ConfigurationError if a template cannot be read,
+    or labels and target do not fit.
     """
 
     prompt: str
     target: str
     id: str | None = "id"  # None: rows are numbered; so they are if it is "id" and no row has such a field
     label: str | None = None  # the field with the class of a row; its word is {label} in templates, or {that field}
-    labels: Mapping[Any, str] | Sequence[str] | None = None  # its values and their words; None: the values as they are
+    labels: Mapping[Any, Any] | Sequence[Any] | None = None  # its values and their words; None: the values as they are
     references: str | None = None  # path of a field, without braces: what generations are compared with
+    words: Mapping[str, str] = field(init=False, repr=False, compare=False)  # class of a value -> word, in order
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "target"):
-            list(_pieces(getattr(self, name), name))
+        try:
+            for name in ("prompt", "target"):
+                list(_pieces(values.checked(getattr(self, name), f"{name}: the template"), name))
+            words = {} if self.labels is None else values.words_of(self.labels)
+        except DataError as error:
+            raise ConfigurationError(str(error)) from None
+        object.__setattr__(self, "words", words)
         if self.references is not None:
             _split(self.references, "references")
         if self.labels is not None and self.label is None:
@@ -48,66 +57,69 @@ class RowMapping:
                 f"label: the target template {self.target!r} does not use the label (field {self.label!r}); "
                 "a classification target does, e.g. ' {label}'"
             )
-        if self.labels is not None and len(self.labels) < 2:
+        if self.labels is not None and len(set(words.values())) < 2:
             raise ConfigurationError(f"labels: {self.labels!r} names fewer than two classes")
 
     @property
-    def words(self) -> dict[str, str]:
-        """Raw value (as text) -> word, in the order of the classes."""
-        if self.labels is None:
-            return {}
-        pairs = self.labels.items() if isinstance(self.labels, Mapping) else enumerate(self.labels)
-        return {_key(value): str(word) for value, word in pairs}
+    def makes_prompts(self) -> bool:
+        """Whether prompts differ from row to row at all."""
+        return any(path is not None for _, path in _pieces(self.prompt, "prompt"))
 
     def chosen(self, word: str) -> dict[str, str]:
         """What a template reads for the label when the class is called `word`."""
         return {"label": word, str(self.label): word}
 
-    def with_labels_of(self, rows: Sequence[Row]) -> RowMapping:
-        """The same mapping; if it has a label field but no labels, the sorted values in `rows` are the labels."""
+    def with_labels_of(self, rows: Sequence[Row], where: Where) -> RowMapping:
+        """The same mapping; if it has a label field but no labels, the values in `rows` are the labels.
+
+        Raises DataError if there is only one class, or if two look alike (`values.classes`).
+        """
         if self.label is None or self.labels is not None:
             return self
-        values = sorted({_key(row[self.label]) for row in rows if row.get(self.label) is not None})
-        if not values:
+        found = []
+        for position, row in enumerate(rows):
+            try:
+                found.append((_value(self.label, row, "", "label"), position))
+            except DataError:  # the row says so when it is used, with its place
+                continue
+        words = values.classes(found, self.label, where)
+        if not words:
             return self  # no row has the field: the first of them says so, with its place
-        if len(values) < 2:
-            raise DataError(f"label: field {self.label!r} has the values {values}; two classes are needed at least")
-        return replace(self, labels={value: value for value in values})
+        if len(words) < 2:
+            raise DataError(
+                f"label: field {self.label!r} has the values {list(words.values())}; two classes are needed at least"
+            )
+        return replace(self, labels=words)
 
 
 def examples_from_rows(rows: Sequence[Row], mapping: RowMapping, where: Where, *, task: str = "") -> list[Example]:
     """One example per row, in order.
 
-    `where` says where a row is found; it opens every message. Raises DataError for a missing or null field, an
-    unknown label, an empty target or an id that occurs twice.
+    `where` says where a row is found; it opens every message. Raises DataError for a missing field, a value that is not
+    allowed (`values`), an unknown label, an empty target or an id that occurs twice.
     """
-    mapping = mapping.with_labels_of(rows)
+    mapping = mapping.with_labels_of(rows, where)
     numbered = mapping.id is None or (mapping.id == "id" and not any("id" in row for row in rows))
-    words, seen, examples = mapping.words, {}, []
+    words, seen, examples = list(dict.fromkeys(mapping.words.values())), {}, []
     for position, row in enumerate(rows):
         at = where(position)
-        identity = str(position) if numbered else _text(_value(mapping.id, row, at, "id"))
+        identity = str(position) if numbered else _text(mapping.id, row, at, "id")
         if identity in seen:
             raise DataError(f"{at}: id {identity!r} was used before, in {where(seen[identity])}; ids must be unique")
         seen[identity] = position
         label, chosen, choices = None, {}, ()
         if words:
-            raw = _key(_value(mapping.label, row, at, "label"))
-            if raw not in words:
-                raise DataError(
-                    f"{at}: field {mapping.label!r}: {raw!r} is not among the labels; known: {', '.join(words)} "
-                    "(add it to `labels`, or mend the row)"
-                )
-            label, chosen = list(words).index(raw), mapping.chosen(words[raw])
-            choices = tuple(_render(mapping.target, row, mapping.chosen(w), at, "target") for w in words.values())
-        target = choices[label] if choices else _render(mapping.target, row, {}, at, "target")
-        if not target.strip():
+            word = _word(mapping, row, at)
+            label, chosen = words.index(word), mapping.chosen(word)
+            choices = tuple(_render(mapping.target, row, mapping.chosen(w), at, "target") for w in words)
+        targets = choices or (_render(mapping.target, row, {}, at, "target"),)
+        if not all(target.strip() for target in targets):
             raise DataError(
                 f"{at}: the target {mapping.target!r} comes out empty; a GPT needs something to learn there"
             )
         references = () if mapping.references is None else _references(mapping.references, row, at)
         prompt = _render(mapping.prompt, row, chosen, at, "prompt")
-        examples.append(Example(identity, prompt, target, task, label, choices, references))
+        examples.append(Example(identity, prompt, targets[label or 0], task, label, choices, references))
     return examples
 
 
@@ -160,20 +172,41 @@ def _split(path: str, name: str) -> tuple[str, list[str]]:
 
 
 def _value(path: str, row: Row, at: str, name: str) -> Any:
-    field, keys = _split(path, name)
-    if field not in row:
-        raise DataError(f"{at}: {name} needs the field {field!r}; the fields there are {', '.join(map(str, row))}")
-    value = row[field]
+    first, keys = _split(path, name)
+    if first not in row:
+        there = ", ".join(_printable(str(other)) for other in row)
+        raise DataError(f"{at}: {name} needs the field {first!r}; the fields there are {there or 'none'}")
+    value = row[first]
     for key in keys:
         try:
-            value = value[key] if isinstance(value, Mapping) else value[int(key)]
+            value = value[key] if isinstance(value, Mapping) else _items(value)[int(key)]
         except (KeyError, IndexError, ValueError, TypeError):
             raise DataError(
-                f"{at}: {name}: there is no {path!r}; field {field!r} is {str(row[field])[:80]!r}"
+                f"{at}: {name}: there is no {path!r}; field {first!r} is {_printable(str(row[first])[:80])!r}"
             ) from None
-    if value is None:
-        raise DataError(f"{at}: {name}: field {path!r} is null; give it a value or leave the row out")
     return value
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):  # a string would give a character
+        raise TypeError
+    return value
+
+
+def _text(path: str, row: Row, at: str, name: str) -> str:
+    return values.text_of(_value(path, row, at, name), f"{at}: {name}: field {path!r}")
+
+
+def _word(mapping: RowMapping, row: Row, at: str) -> str:
+    """The word of a row's class."""
+    value, what = _value(str(mapping.label), row, at, "label"), f"{at}: label: field {mapping.label!r}"
+    found = mapping.words.get(values.class_of(value, what))
+    if found is None:
+        raise DataError(
+            f"{at}: field {mapping.label!r}: {values.text_of(value, what)!r} is not among the labels; known: "
+            f"{', '.join(mapping.words)} (add it to `labels`, or mend the row)"
+        )
+    return found
 
 
 def _render(template: str, row: Row, chosen: Mapping[str, str], at: str, name: str) -> str:
@@ -181,19 +214,14 @@ def _render(template: str, row: Row, chosen: Mapping[str, str], at: str, name: s
     for literal, path in _pieces(template, name):
         parts.append(literal)
         if path is not None:
-            parts.append(chosen[path] if path in chosen else _text(_value(path, row, at, name)))
+            parts.append(chosen[path] if path in chosen else _text(path, row, at, name))
     return "".join(parts)
 
 
 def _references(path: str, row: Row, at: str) -> tuple[str, ...]:
-    value = _value(path, row, at, "references")
-    return (value,) if isinstance(value, str) else tuple(_text(reference) for reference in value)
+    return values.texts_of(_value(path, row, at, "references"), f"{at}: references: field {path!r}")
 
 
-def _text(value: Any) -> str:
-    return "; ".join(_text(part) for part in value) if isinstance(value, list | tuple) else str(value)
-
-
-def _key(value: Any) -> str:
-    # JSON, YAML and Parquet write one and the same class as true, 1 or "1"
-    return str(int(value)) if isinstance(value, bool) else str(value)
+def _printable(text: str) -> str:
+    """Half a surrogate pair in a message could not be printed."""
+    return text.encode("utf-8", "backslashreplace").decode()
