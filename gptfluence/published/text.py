@@ -13,6 +13,7 @@ from functools import cached_property
 from gptfluence.common.errors import DataError
 from gptfluence.published.archive import Archive
 from gptfluence.tasks.base import Example, TaskPool
+from gptfluence.tasks.values import checked
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class TextReader:
             text, prompt, position = row.get("input"), row.get("context"), row.get("id")
             if type(position) is not int or not isinstance(text, str) or not isinstance(prompt, str) or not text:
                 raise DataError(f'{where}: must be {{"id": whole number, "input": text, "context": text}}')
+            checked(text, f"{where}: input")
             if position in by_id:
                 raise DataError(f"{where}: id {position} occurs twice")
             if not (text.startswith(prompt) and len(text) > len(prompt)):

@@ -127,7 +127,7 @@ class GeneratedTexts:
             token_budget=recording.token_budget,
             device=device,
         )
-        self._scorer = TextScorer(examples, metrics, workers=scoring_processes)
+        self._scorer = TextScorer(examples, metrics, settings.tokenization, workers=scoring_processes)
 
     def submit(self, seed: int, step: int, *, last: bool) -> list[tuple[int, str]] | None:
         """Generate and have the texts scored; None between the steps that texts are generated at."""

@@ -17,9 +17,10 @@ from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, Source
 from gptfluence.recording.settings import AdamW, DrawnCurricula, Generation, Metric, ModelIdentity, Recording, RunSpec
-from gptfluence.recording.text_metrics import TEXT_METRICS
+from gptfluence.recording.text_metrics import TEXT_METRICS, told, warn_of_meaningless
 from gptfluence.recording.workers import collect, curriculum_of
 from gptfluence.tasks.base import Task, TaskPool, fingerprint
+from gptfluence.tasks.leaks import warn_of_shared_prompts
 
 
 def record(
@@ -55,10 +56,12 @@ def record(
     else:
         chosen = HubModel(source="hub", path=str(model))
     given = named(curricula)
+    texts = Task(pool.name.split("/")[0], pool, tests)
+    warn_of_shared_prompts(texts)
     artifacts = Path(artifacts).expanduser().resolve() if artifacts else artifacts_dir()
     wanted = Wanted(
         setting="record",
-        texts=Task(pool.name.split("/")[0], pool, tests),
+        texts=texts,
         source=Source(ModelSource(path.stem, chosen, artifacts / "models"), artifacts),
         recording=recording,
         seed=seed,
@@ -112,7 +115,7 @@ class Wanted:
             seed=self.seed,
             metrics=list(self.metrics),
             ends_only=self.ends_only,
-            generation=self.generation if set(self.metrics) & set(TEXT_METRICS) else None,
+            generation=told(self.generation, self.texts.tests) if set(self.metrics) & set(TEXT_METRICS) else None,
         )
 
 
@@ -129,6 +132,8 @@ def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GP
         steps = curriculum_of(spec, wanted.names[0], len(texts.pool)).steps  # an error before any process is started
     name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.setting}-{spec.task}-{spec.model.name}")
     folder = source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
+    if spec.generation is not None:
+        warn_of_meaningless(texts.tests, spec.metrics, spec.generation.tokenization or "english")
     store.write_folder(folder, spec, texts, source)
     places = devices()
     collect(

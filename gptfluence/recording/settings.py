@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from gptfluence.common.settings import Settings
 
@@ -49,6 +49,9 @@ class Recording(Settings):
     token_budget: int = Field(1024, ge=16)
 
 
+Tokenization = Literal["english", "unicode"]
+
+
 class Generation(Settings):
     """How the texts are generated that BLEU and ROUGE-L score (paper, section 4.1: sampled, temperature 0.2, top-p 0.95)."""
 
@@ -56,6 +59,12 @@ class Generation(Settings):
     temperature: float = Field(0.2, ge=0)  # 0: greedy
     top_p: float = Field(0.95, gt=0, le=1)
     every: int = Field(1, ge=1)  # steps between texts; a score stands until the next one, and the last step has its own
+    tokenization: Tokenization | None = None  # of what is scored (`text_metrics`); None: as the references ask for
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the tokenization that texts ask for: what was recorded before it could be chosen keeps its name."""
+        return {name: value for name, value in write(self).items() if name != "tokenization" or value}
 
 
 class CurriculumConfig(Settings):

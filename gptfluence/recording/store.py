@@ -210,6 +210,8 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     devices = {json.loads((folder / name / "run.json").read_text()).get("device") for name in chosen}
     provenance = {"folder": folder.name, "spec": values, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
     spec = read_spec(folder) if "recording" in values else None  # imported runs were recorded elsewhere
+    if spec is not None and spec.generation is not None:
+        provenance["tokenization"] = spec.generation.tokenization or "english"  # see `text_metrics`
     return GPTDynamics(
         values["task"], values["model"]["name"], task.pool, task.tests, runs, provenance, spec, read_source(folder)
     )

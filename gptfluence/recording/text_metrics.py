@@ -1,4 +1,15 @@
-"""BLEU and ROUGE-L of generated texts (paper, section 4.1), through sacrebleu and rouge_score."""
+"""BLEU and ROUGE-L of generated texts (paper, section 4.1), through sacrebleu and rouge_score.
+
+Both compare tokens, and how a text is divided into tokens depends on its script. There are two ways:
+
+- "english": the libraries' own. ROUGE-L sees runs of a-z and 0-9 alone, so that it is 0 for every Russian text, and takes
+  "größere" for "gr" and "ere".
+- "unicode": words are runs of letters, marks and digits of any script, and each character of a script that is written without
+  blanks (Han, kana, Thai, ...) is a word. BLEU keeps sacrebleu's rules (13a) for all else, so that it is sacrebleu's "zh" on
+  Chinese text and its default on Russian. Both metrics are what "english" gives on texts of ASCII.
+
+The references of a set decide (`tokenization_of`), unless the profile does (`generation.tokenization`).
+"""
 
 from __future__ import annotations
 
@@ -6,24 +17,110 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 
 import numpy as np
+import regex
 
 from gptfluence.common.errors import DataError
-from gptfluence.tasks.base import TaskPool
+from gptfluence.recording.settings import Generation, Tokenization
+from gptfluence.tasks.base import Example, TaskPool
 
 TEXT_METRICS = ("bleu", "rouge_l")
+LARGEST = {"bleu": 100.0, "rouge_l": 1.0}
+# letters beyond ASCII among all: in English texts with names of other languages 0.1%, in German ones 1.7%
+FOREIGN = 0.005
+
+_UNSPACED = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\u3000-\u303f\u30fc\uff00-\uffef]"
+    r"|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}]\p{M}*"
+)
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
 
-def score(metric: str, text: str, references: Sequence[str]) -> float:
-    """BLEU (sentence BLEU, 0-100, sacrebleu's tokens and smoothing, orders that the text has) or ROUGE-L (F1, 0-1, the
-    best over the references, no stemming) of one text."""
+def tokenization_of(tests: Iterable[Example]) -> Tokenization:
+    """How the references of these examples are divided into tokens: "english" if nearly all of their letters are ASCII."""
+    letters = [char for example in tests for text in references_of(example) for char in text if char.isalpha()]
+    foreign = sum(not char.isascii() for char in letters)
+    return "unicode" if foreign > FOREIGN * len(letters) else "english"
+
+
+def references_of(example: Example) -> tuple[str, ...]:
+    """What the texts for an example are compared with; nothing for one with choices, for which no text is written."""
+    return () if example.choices else example.references or (example.target,)
+
+
+def told(generation: Generation, tests: Iterable[Example]) -> Generation:
+    """The settings with the tokenization that these tests are scored with, if it is not the one that is meant by none."""
+    asked = tokenization_of(tests)
+    chosen = generation.tokenization or asked
+    return generation.model_copy(update={"tokenization": None if chosen == asked == "english" else chosen})
+
+
+def warn_of_meaningless(tests: TaskPool, metrics: Sequence[str], tokenization: Tokenization) -> None:
+    """Warn with numbers of tests whose scores cannot mean anything: whose references have no word, or other letters."""
+    named = {"bleu": "BLEU", "rouge_l": "ROUGE-L"}
+    shown = " and ".join(named[metric] for metric in metrics if metric in named)
+    written = [example for example in tests if references_of(example)]
+    wordless = [e for e in written if not any(words(text, tokenization) for text in references_of(e))]
+    other = [
+        e for e in written if tokenization == "english" and e not in wordless and _foreign_share(references_of(e)) > 0.5
+    ]
+    for found, problem in (
+        (wordless, "have no word in any reference, so that {} tells the reference itself from all other texts and no more"),
+        (other, "have references with mostly other letters than a-z, which {} does not see; set generation.tokenization: unicode"),
+    ):
+        if found and shown:
+            warnings.warn(
+                f"{tests.name}: {len(found)} of {len(written)} tests with free text (the first: {found[0].id!r}) "
+                f"{problem.format(shown)}",
+                stacklevel=3,
+            )
+
+
+def _foreign_share(texts: Sequence[str]) -> float:
+    letters = [char for text in texts for char in text if char.isalpha()]
+    return sum(not char.isascii() for char in letters) / max(1, len(letters))
+
+
+def words(text: str, tokenization: Tokenization) -> list[str]:
+    """What ROUGE-L compares."""
+    return _tokenizer(tokenization).tokenize(text)
+
+
+def score(metric: str, text: str, references: Sequence[str], tokenization: Tokenization | None = None) -> float:
+    """BLEU (sentence BLEU, 0-100, sacrebleu's smoothing, orders that the text has) or ROUGE-L (F1, 0-1, the best over the
+    references, no stemming) of one text. A text that is one of the references has the largest value.
+
+    tokenization: see the module; None: as the references ask for
+    """
+    if tokenization is None:
+        tokenization = tokenization_of([Example("", "", "", references=tuple(references))])
+    if tokenization == "unicode":
+        text, *references = (unicodedata.normalize("NFC", one) for one in (text, *references))
     if metric == "bleu":
-        return float(_bleu().sentence_score(text, list(references)).score)
-    return float(_rouge().score_multi(list(references), text)["rougeL"].fmeasure)
+        compared = [_apart(one) if tokenization == "unicode" else one for one in (text, *references)]
+        found = float(_bleu().sentence_score(compared[0], compared[1:]).score)
+    else:
+        found = float(_rouge(tokenization).score_multi(list(references), text)["rougeL"].fmeasure)
+    equal = text.strip() in [reference.strip() for reference in references]
+    return max(found, LARGEST[metric]) if equal else found
+
+
+def _apart(text: str) -> str:
+    """The text with blanks around characters of scripts that have none between words."""
+    return _UNSPACED.sub(r" \g<0> ", text)
+
+
+class _AnyScript:
+    """A tokenizer for rouge_score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(_apart(unicodedata.normalize("NFKC", text).lower()))
 
 
 @cache
@@ -34,10 +131,16 @@ def _bleu():
 
 
 @cache
-def _rouge():
+def _rouge(tokenization: Tokenization):
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"])
+    return RougeScorer(["rougeL"], tokenizer=_tokenizer(tokenization))
+
+
+def _tokenizer(tokenization: Tokenization):
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return _AnyScript() if tokenization == "unicode" else DefaultTokenizer()
 
 
 class TextScorer:
@@ -46,10 +149,18 @@ class TextScorer:
     workers: processes that score while the GPT goes on training; 0 scores here. The numbers are the same.
     """
 
-    def __init__(self, examples: TaskPool, metrics: Sequence[str], *, workers: int = 0) -> None:
-        """Raises DataError that names the example whose reference is empty."""
+    def __init__(
+        self,
+        examples: TaskPool,
+        metrics: Sequence[str],
+        tokenization: Tokenization | None = None,
+        *,
+        workers: int = 0,
+    ) -> None:
+        """tokenization: of all texts; None: as the references ask for. Raises DataError that names an empty reference."""
         self.metrics = tuple(metrics)
-        self._references = [example.references or (example.target,) for example in examples]
+        self._tokenization = tokenization or tokenization_of(examples)
+        self._references = [references_of(example) for example in examples]
         for example, references in zip(examples, self._references, strict=True):
             if not all(reference.strip() for reference in references):
                 raise DataError(
@@ -68,7 +179,7 @@ class TextScorer:
         keys = list(enumerate(texts))
         for key in keys:
             if key not in self._known:
-                arguments = self.metrics, key[1], self._references[key[0]]
+                arguments = self.metrics, key[1], self._references[key[0]], self._tokenization
                 self._known[key] = self._pool.submit(_score_all, *arguments) if self._pool else _score_all(*arguments)
         return keys
 
@@ -83,8 +194,10 @@ class TextScorer:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _score_all(metrics: Sequence[str], text: str, references: Sequence[str]) -> list[float]:
-    return [score(metric, text, references) for metric in metrics]
+def _score_all(
+    metrics: Sequence[str], text: str, references: Sequence[str], tokenization: Tokenization
+) -> list[float]:
+    return [score(metric, text, references, tokenization) for metric in metrics]
 
 
 def _end_with(parent: int) -> None:

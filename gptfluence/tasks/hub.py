@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gptfluence.common.contents import first_bytes, is_pointer
 from gptfluence.common.errors import DataError, HubUnreachableError
 from gptfluence.common.hub import hub_reachable
 from gptfluence.tasks.base import Example, Task, TaskPool
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Folder = str | os.PathLike[str]
+SHOWN = 400  # characters of another library's message
 
 
 class HubData:
@@ -44,23 +47,35 @@ class HubData:
 
     def _with_classes(self, layout: RowMapping) -> RowMapping:
         """If the layout does not name the classes, they are those of both splits."""
-        label = layout.label
-        if label is None or layout.labels is not None:
+        if layout.label is None or layout.labels is not None:
             return layout
+        field = layout.label_field
         for split, table in self._tables.items():
-            if label not in table.column_names:
+            if field not in table.column_names:
                 raise DataError(
-                    f"task {self.name!r}: {self.source.path}, {split}: label: there is no field {label!r}, only "
+                    f"task {self.name!r}: {self.source.path}, {split}: label: there is no field {field!r}, only "
                     f"{', '.join(table.column_names)}"
                 )
-        values = [{label: value} for table in self._tables.values() for value in table.unique(label)]
-        return layout.with_labels_of(values)
+        try:
+            return layout.with_labels_of([{field: value} for _, value in self._column(field, distinct=True)], str)
+        except DataError:  # once more with all rows, to say which and how many
+            places, rows = zip(*self._column(field), strict=True)
+            return layout.with_labels_of([{field: value} for value in rows], places.__getitem__)
+
+    def _column(self, field: str, *, distinct: bool = False) -> Iterator[tuple[str, Any]]:
+        """The values of a field in both splits, with their places; `distinct`: each once, where that is told quickly."""
+        for split, table in self._tables.items():
+            plain = type(table.features[field]).__name__ in ("Value", "ClassLabel")
+            values = table.unique(field) if distinct and plain else table[field]
+            for position, value in enumerate(values):
+                yield f"{self.source.path}, {split}, row {position}", value
 
     def task(self, *, pool_size: int | None = None, test_size: int | None = None, seed: int = 0) -> Task:
         """Draw rows by `seed`: a smaller draw is the beginning of a larger one. None takes a whole split, in order.
 
         A row that repeats the prompt of a row drawn before (tests are drawn first) is passed over, and how many there were
-        is logged: nobody can mend them on the Hub. Raises DataError for rows that cannot be used.
+        is logged: nobody can mend them on the Hub. (If the prompt is the same for every row, one that repeats the text.) Raises
+        DataError for rows that cannot be used.
         """
         seen: set[str] = set()
         tests = self._draw("test_size", self.source.test_split, test_size, seed, seen)
@@ -68,7 +83,7 @@ class HubData:
         return Task(self.name, TaskPool(f"{self.name}/pool", tuple(pool)), TaskPool(f"{self.name}/tests", tuple(tests)))
 
     def _draw(self, size_name: str, split: str, size: int | None, seed: int, seen: set[str]) -> list[Example]:
-        """seen: the prompts drawn so far; those of this draw are added."""
+        """seen: the prompts (or texts) drawn so far; those of this draw are added."""
         table, where = self._tables[split], f"{self.source.path}, {split}"
         check_size(size_name, size, len(table), f"task {self.name!r}: {where}")
         chosen: list[Example] = []
@@ -76,7 +91,8 @@ class HubData:
         repeated = 0
         for position in range(len(table)) if size is None else draw(len(table), seed, size_name):
             example = _example(self.name, table, position, self._layout, where)
-            if example.prompt in seen:
+            told = example.prompt if self._layout.makes_prompts else example.text
+            if told in seen:
                 repeated += 1
                 continue
             if example.id in ids:
@@ -84,7 +100,7 @@ class HubData:
                     f"{where}, row {position}: id {example.id!r} was used before, in row {ids[example.id]}; "
                     "ids must be unique (`id: null` numbers the rows)"
                 )
-            seen.add(example.prompt)
+            seen.add(told)
             ids[example.id] = position
             chosen.append(example)
             if len(chosen) == size:
@@ -104,6 +120,12 @@ def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) ->
     files: dict[str, str] | None = None
     if not local and (path.startswith((".", "~", "/")) or path.count("/") > 1):
         raise DataError(f"task {name!r}: path: there is no folder {path!r} (looked from {Path.cwd()})")
+    if not local and path.isidentifier() and find_spec(f"datasets.packaged_modules.{path}"):
+        # `datasets` would read whatever files of this format lie in the working directory
+        raise DataError(
+            f"task {name!r}: path: {path!r} is a file format, and there is no folder of this name in {Path.cwd()}; give the "
+            "folder with the files"
+        )
     if local and config and (folder / config).is_dir():
         folder, given = folder / config, None  # a copy of one configuration, without the data set's card
     elif revision == CONVERTED and not local:
@@ -114,7 +136,7 @@ def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) ->
     with _quiet(), _offline(offline):
         try:
             return datasets.load_dataset(
-                str(folder) if local else path,
+                str(folder.absolute()) if local else path,  # "./json" would be the format JSON
                 given,
                 data_files=files,
                 split=split,
@@ -128,17 +150,42 @@ def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) ->
                     "Connect, or give the task a source that works offline: `source: local` (your own JSON Lines) or "
                     "`source: mini` (generated), or a local copy of the data set's folder as `path`"
                 ) from error
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            pointer = _pointer(folder) if local else None
+            if pointer:
+                raise DataError(
+                    f"{where}: {pointer} is a Git LFS (or git-annex) pointer, not the file; run git lfs pull in the folder"
+                ) from error
             raise DataError(
-                f"{where}, split {split!r}: cannot be loaded: {said} "
+                f"{where}, split {split!r}: cannot be loaded: {_said(error)} "
                 "(look up path, config, revision and the splits' names on the data set's page)"
             ) from error
 
 
+def _said(error: BaseException) -> str:
+    """What an error and those that it came from say, in one line: the outermost often says only that there was one."""
+    said: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        if text not in " ".join(said):
+            said.append(text if len(text) < SHOWN else f"{text[:SHOWN]} ...")
+        cause = cause.__cause__
+    return ": ".join(said)
+
+
+def _pointer(folder: Path) -> Path | None:
+    """A file of the folder that Git LFS has not fetched."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and is_pointer(first_bytes(path)))
+    return next(found, None)
+
+
 def _example(name: str, table: Dataset, position: int, mapping: RowMapping, where: str) -> Example:
-    row = table[position]
-    numbered = mapping.id is None or (mapping.id == "id" and "id" not in row)
     at: Callable[[int], str] = lambda _: f"{where}, row {position}"  # noqa: E731
+    try:
+        row = table[position]
+    except Exception as error:  # text that is no UTF-8, a picture that cannot be decoded, ...
+        raise DataError(f"{at(0)}: cannot be read: {_said(error)}; leave the row out") from error
+    numbered = mapping.id is None or (mapping.id == "id" and "id" not in row)
     if numbered:
         row = {**row, "_row": position}
         mapping = replace(mapping, id="_row")

@@ -65,6 +65,11 @@ class RowMapping:
         """Whether prompts differ from row to row at all."""
         return any(path is not None for _, path in _pieces(self.prompt, "prompt"))
 
+    @property
+    def label_field(self) -> str:
+        """The field that `label` names, without an index."""
+        return _split(str(self.label), "label")[0]
+
     def chosen(self, word: str) -> dict[str, str]:
         """What a template reads for the label when the class is called `word`."""
         return {"label": word, str(self.label): word}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from gptfluence.common.errors import unknown
+from gptfluence.common.errors import DataError, unknown
 from gptfluence.common.settings import Settings
+from gptfluence.tasks.values import words_of
 
 
 class _Sized(Settings):
@@ -33,8 +34,16 @@ class _Mapped(_Sized):
     prompt: str | None = None
     target: str | None = None
     label: str | None = None  # the field with the raw label, if `target` uses {label}
-    labels: dict[str | int, str] | None = None  # raw label -> the word the GPT is to say
+    labels: dict[str, str] | None = None  # class -> the word the GPT is to say; given with any values, or as a list of words
     references: str | None = None
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_read_jsonl_has_them(cls, given: Any) -> dict[str, str] | None:
+        try:
+            return None if given is None else words_of(given)
+        except DataError as error:
+            raise ValueError(str(error).removeprefix("labels: ")) from None
 
 
 class LocalTask(_Mapped):
