@@ -240,7 +240,10 @@ class Notebook:
         runs: dict[str, dict[str, str]] = {}
         for source in sources:  # several may be parts of one folder
             runs.setdefault(source.provenance["folder"], {}).update(source.provenance["runs"])
-        return provenance.collect(
+        # English texts are scored as ever; what is not said of them leaves the files as they were
+        scored = sorted({source.provenance.get("tokenization", "english") for source in sources} - {"english"})
+        facts = {"tokenization": scored} if scored else {}
+        return facts | provenance.collect(
             command=f"papermill notebooks/{self.name}.ipynb out.ipynb{options}{lists}",
             profile=self.study.profile,
             parameters=shown,
