@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -338,3 +339,26 @@ def test_other_weights_under_minilms_name_are_refused(offline, bert):
     in_hub_cache(offline, encoders.MINILM, bert)
     with pytest.raises(ModelError, match=f"not {encoders.MINILM_SHA256}.*remove it"):
         encoders.load("minilm-mean")
+
+
+# --- what features do not say ----------------------------------------------------------------------------------------
+
+
+def test_texts_that_are_cut_unknown_or_the_same_to_the_encoder_are_counted_each_time(bert, tmp_path):
+    long = ["cat"] * 20
+    other = [*long[:10], "dog", *long[11:]]  # differs in the middle, which is cut
+    texts = pool((" ".join(long), " good"), (" ".join(other), " good"), ("the мир", " 好"), ("rain", "."))
+    encoder = encoders.load(f"{bert}:cls", cache=tmp_path)
+    for _ in ("computed", "read from the cache"):
+        with pytest.warns(UserWarning) as caught:
+            values = encoder.encode(texts)
+        said = " | ".join(str(warning.message) for warning in caught)
+        np.testing.assert_array_equal(values[0], values[1])
+        assert "2 examples (first: '0') are longer than the 16 tokens" in said
+        assert "4 in all; it sees them without the middle of their prompt" in said
+        assert "1 examples (first: '2') of 4 have tokens that encoder" in said
+        assert "does not know, 2 of " in said
+        assert "1 of 4 examples have the features of another one though their texts differ (first: '1' and '0')" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode(SHORT)

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import logging
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
-from gptfluence.models.features import cached
+from gptfluence.models.features import Losses, cached
 from gptfluence.tasks.base import TaskPool, fingerprint
 
 if TYPE_CHECKING:
@@ -145,17 +144,31 @@ class SentenceEncoder(Encoder):
     def encode(self, pool: TaskPool) -> np.ndarray:
         """Feature vectors of prompt and target of every example: float32 [len(pool), dimension].
 
-        From the cache if these texts were encoded before. Raises DataError for an example without a single token.
+        From the cache if these texts were encoded before. Warns with numbers of texts that are cut, that hold tokens which the
+        model does not know, and that differ without a difference for the model. Raises DataError for an example without a
+        single token.
         """
         texts = fingerprint([[example.prompt, example.target] for example in pool])
         if self.cache is None:
-            return self._compute(pool)
-        path = self.cache / f"{_slug(self.name)}-{self.fingerprint}-{texts}.safetensors"
-        expected = {"encoder": self.fingerprint, "texts": texts}
-        return cached(path, lambda: self._compute(pool), shape=(len(pool), self.dimension), facts=expected)
+            features, losses = self._compute(pool)
+        else:
+            path = self.cache / f"{_slug(self.name)}-{self.fingerprint}-{texts}.safetensors"
+            expected = {"encoder": self.fingerprint, "texts": texts}
+            shape = (len(pool), self.dimension)
+            features, losses = cached(path, lambda: self._compute(pool), shape=shape, facts=expected)
+        losses.warn(pool, self.name, self.max_tokens)
+        return features
 
     def token_ids(self, pool: TaskPool) -> list[list[int]]:
-        """What the model reads of every example: token ids with the model's special tokens, `max_tokens` at most."""
+        """What the model reads of every example: token ids with the model's special tokens, `max_tokens` at most.
+
+        Warns as `encode`.
+        """
+        rows, losses = self._read(pool)
+        losses.warn(pool, self.name, self.max_tokens)
+        return rows
+
+    def _read(self, pool: TaskPool) -> tuple[list[list[int]], Losses]:
         tokenizer = self._modules[0].tokenizer
         encoded = tokenizer(
             pool.texts,
@@ -167,7 +180,7 @@ class SentenceEncoder(Encoder):
             return_token_type_ids=False,
             verbose=False,
         )
-        rows, too_long = [], []
+        rows, losses, first = [], Losses(), dict[tuple[int, ...], int]()
         for position, example in enumerate(pool):
             ids, special = encoded["input_ids"][position], encoded["special_tokens_mask"][position]
             if all(special):
@@ -177,21 +190,22 @@ class SentenceEncoder(Encoder):
             prompt = [i for i in words if ends[i] <= len(example.prompt)]
             target = [i for i in words if ends[i] > len(example.prompt)]
             dropped = _cut(prompt, target, len(ids) - self.max_tokens)
-            too_long += [example.id] if dropped & set(target) else []
+            losses.cut += [position] if dropped & set(prompt) else []
+            losses.cut_targets += [position] if dropped & set(target) else []
+            unknown = sum(ids[i] == tokenizer.unk_token_id for i in words)
+            losses.unknown += [position] if unknown else []
+            losses.unknown_tokens += unknown
+            losses.tokens += len(words)
             rows.append([token for i, token in enumerate(ids) if i not in dropped])
-        if too_long:
-            warnings.warn(
-                f"{pool.name}: {len(too_long)} examples (first: {too_long[0]!r}) have targets longer than the "
-                f"{self.max_tokens} tokens that encoder {self.name!r} reads; it sees only how those targets begin",
-                stacklevel=4,
-            )
-        return rows
+            earlier = first.setdefault(tuple(rows[-1]), position)
+            losses.same += [(position, earlier)] if pool[earlier].text != example.text else []
+        return rows, losses
 
-    def _compute(self, pool: TaskPool) -> np.ndarray:
+    def _compute(self, pool: TaskPool) -> tuple[np.ndarray, Losses]:
         import torch
 
         transformer, pooling = self._modules
-        rows = self.token_ids(pool)
+        rows, losses = self._read(pool)
         padding = transformer.tokenizer.pad_token_id or 0
         features = np.empty((len(rows), self.dimension), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # alike lengths together: little padding
@@ -210,7 +224,7 @@ class SentenceEncoder(Encoder):
             features[batch] = pooled.float().cpu().numpy()
         if not np.isfinite(features).all():
             raise ModelError(f"encoder {self.name!r} gives features that are not finite; its weights cannot be used")
-        return features
+        return features, losses
 
     @cached_property
     def _modules(self) -> tuple[torch.nn.Module, torch.nn.Module]:

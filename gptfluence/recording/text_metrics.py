@@ -71,8 +71,14 @@ def warn_of_meaningless(tests: TaskPool, metrics: Sequence[str], tokenization: T
         e for e in written if tokenization == "english" and e not in wordless and _foreign_share(references_of(e)) > 0.5
     ]
     for found, problem in (
-        (wordless, "have no word in any reference, so that {} tells the reference itself from all other texts and no more"),
-        (other, "have references with mostly other letters than a-z, which {} does not see; set generation.tokenization: unicode"),
+        (
+            wordless,
+            "have no word in any reference, so that {} tells the reference itself from all other texts and no more",
+        ),
+        (
+            other,
+            "have references with mostly other letters than a-z, which {} does not see; set generation.tokenization: unicode",
+        ),
     ):
         if found and shown:
             warnings.warn(
@@ -194,9 +200,7 @@ class TextScorer:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _score_all(
-    metrics: Sequence[str], text: str, references: Sequence[str], tokenization: Tokenization
-) -> list[float]:
+def _score_all(metrics: Sequence[str], text: str, references: Sequence[str], tokenization: Tokenization) -> list[float]:
     return [score(metric, text, references, tokenization) for metric in metrics]
 
 

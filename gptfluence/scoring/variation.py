@@ -7,7 +7,6 @@ follows from counts of labels, then a simulator that predicts it well says littl
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.dynamics import GPTDynamics
+from gptfluence.recording.text_metrics import words
 from gptfluence.simulators.counts import Counts, Groups
 from gptfluence.tasks.base import Example, TaskPool
 
@@ -141,7 +141,7 @@ def shared_words(examples: Sequence[Example], tests: Sequence[Example], pool: Se
 
 
 def _words(example: Example) -> set[str]:
-    return set(re.findall(r"\w+", example.text.casefold()))
+    return set(words(example.text, "unicode"))
 
 
 def move_ratio(moves: np.ndarray, shared: np.ndarray) -> float:

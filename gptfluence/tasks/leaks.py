@@ -43,7 +43,9 @@ def warn_of_shared_prompts(task: Task, places: Places | None = None) -> None:
     parts = {"pool": task.pool, "tests": task.tests}
     ids = ([f"{examples.name} {example.id!r}" for example in examples] for examples in parts.values())
     told = dict(zip(parts, places or ids, strict=True))
-    prompts: dict[str, dict[str, tuple[int, set[str]]]] = {part: {} for part in parts}  # prompt -> its first position, and its targets
+    prompts: dict[str, dict[str, tuple[int, set[str]]]] = {
+        part: {} for part in parts
+    }  # prompt -> its first position, and its targets
     several: list[tuple[str, str]] = []
     for part, examples in parts.items():
         for position, example in enumerate(examples):

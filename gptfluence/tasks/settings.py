@@ -34,7 +34,9 @@ class _Mapped(_Sized):
     prompt: str | None = None
     target: str | None = None
     label: str | None = None  # the field with the raw label, if `target` uses {label}
-    labels: dict[str, str] | None = None  # class -> the word the GPT is to say; given with any values, or as a list of words
+    labels: dict[str, str] | None = (
+        None  # class -> the word the GPT is to say; given with any values, or as a list of words
+    )
     references: str | None = None
 
     @field_validator("labels", mode="before")
