@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -273,6 +275,7 @@ def test_schedules_are_those_of_transformers():
 
 def test_values_are_those_of_yaml_1_2():
     texts = ["a=1e-5", "b=no", "c=on", "d=True", "e=1:30", "f=010", "g=", "h=[1, 2.5]", "i='1'"]
+    texts += ["j=2024-01-01", "k=1_000", "l=0b11", "m=0o10", "n=0x1F", "o=12:30:15", "p=<<", "q==", "r=.5", "s=+1"]
     assert parse_overrides(texts) == {
         "a": 1e-5,
         "b": "no",
@@ -283,6 +286,16 @@ def test_values_are_those_of_yaml_1_2():
         "g": None,
         "h": [1, 2.5],
         "i": "1",
+        "j": "2024-01-01",
+        "k": "1_000",
+        "l": "0b11",
+        "m": 8,
+        "n": 31,
+        "o": "12:30:15",
+        "p": "<<",
+        "q": "=",
+        "r": 0.5,
+        "s": 1,
     }
 
 
@@ -290,6 +303,88 @@ def test_values_are_those_of_yaml_1_2():
 def test_a_key_that_is_no_plain_value_is_shown_with_its_line(written, text):
     line = text.count("\n")
     assert re.search(rf"mine\.yaml, line {line}, column \d+: .* a key must be a plain value", complaint(written(text)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["A: b", "2024", "010", "12:30", "null", "~", "true", "", " x ", "[a]", "{x}", "a # b", "- a", "'", "\"", "a\nb", "2024-01-01",
+     "1_000", "\u2028", "\x85", "\U0001f600", "=", "<<", "%x", "@x", "!x", "&x", "*x", "Ünï", "\\", "1e3", ".5"],
+)  # fmt: skip
+def test_a_mapping_has_values_as_they_are(value):
+    study = Study.load("smoke", {"title": value})
+    assert study.profile.title == value
+    assert load_profile("smoke", study.overrides).title == value  # what the command line is given says the same
+
+
+def test_a_mapping_may_hold_none_tuples_paths_and_numbers_of_numpy():
+    given = {
+        "settings.fine_tuning.pool_size": None,
+        "settings.fine_tuning.tasks": ("sst2",),
+        "settings.fine_tuning.runs": {"train": np.int64(3)},
+        "settings.fine_tuning.recording.optimizer.learning_rate": 1e-05,
+        "data_dir": Path("my data"),
+    }
+    profile = Study.load("smoke", given).profile
+    setting = profile.settings["fine_tuning"]
+    assert (setting.pool_size, setting.tasks, setting.runs.train, profile.data_dir) == (
+        None,
+        ["sst2"],
+        3,
+        Path("my data"),
+    )
+    assert setting.recording.optimizer.learning_rate == 1e-05
+    assert given["settings.fine_tuning.runs"] == {"train": 3}  # the caller's stays as it is
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"seed": float("nan")}, "override 'seed': nan is not a value of a profile"),
+        ({"seed": object()}, "override 'seed': .* a object is neither text"),
+        ({"title": {1, 2}}, "override 'title': .* a set is neither text"),
+        ({"a=b": 1}, "the name of a field has no '='"),
+        ({"title": "cut \ud83d"}, "override 'title': .* holds characters that no YAML file may hold"),
+        ({"seed": "12:30"}, "seed: Input should be a valid integer"),
+    ],
+)
+def test_a_value_that_no_profile_can_hold_is_an_error(given, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        Study.load("smoke", given)
+
+
+def test_a_number_that_is_a_key_can_be_replaced(written):
+    task = {
+        "source": "local",
+        "pool": "p.jsonl",
+        "prompt": "{a}",
+        "target": " {label}",
+        "label": "a",
+        "labels": {0: "n", 1: "p"},
+    }
+    path = written({**MINIMAL, "tasks": {"sst2": task}})
+    assert load_profile(path, ["tasks.sst2.labels.1=good"]).tasks["sst2"].labels == {"0": "n", "1": "good"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!int x",
+        "!!timestamp x",
+        "!!binary aGk=",
+        "!!set {a}",
+        "[" * 99,
+        "9" * 5000,
+        "cut \ud83d",
+        '"\\ud83d"',
+        "&a [*a]",
+        "*a",
+        "a: b: c",
+    ],
+)
+def test_a_text_that_is_no_plain_value_is_an_error(text):
+    assert "is not a YAML value" in complaint("smoke", f"title={text}") or "title: " in complaint(
+        "smoke", f"title={text}"
+    )
 
 
 # --- what has moved ------------------------------------------------------------------------------------------------------

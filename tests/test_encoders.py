@@ -350,7 +350,7 @@ def test_texts_that_are_cut_unknown_or_the_same_to_the_encoder_are_counted_each_
     texts = pool((" ".join(long), " good"), (" ".join(other), " good"), ("the мир", " 好"), ("rain", "."))
     encoder = encoders.load(f"{bert}:cls", cache=tmp_path)
     for _ in ("computed", "read from the cache"):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="2 examples") as caught:
             values = encoder.encode(texts)
         said = " | ".join(str(warning.message) for warning in caught)
         np.testing.assert_array_equal(values[0], values[1])

@@ -161,3 +161,57 @@ def test_no_code_of_a_data_set_is_run(tmp_path):
     (folder / "data.py").write_text("raise SystemExit('this ran')\n")
     with pytest.raises(DataError, match="cannot be loaded"):
         load("boolq", folder, tmp_path / "cache")
+
+
+# --- folders that are named after a format, and files that are not what they should be -----------------------------------
+
+
+def jsonl(path: Path, texts: list[str], **more) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"sentence": text, "label": number % 2, **more}) for number, text in enumerate(texts)]
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.mark.parametrize("name", ["json", "./json", "csv", "text", "arrow"])
+def test_a_folder_named_after_a_format_is_that_folder(name, tmp_path, monkeypatch):
+    folder = tmp_path / Path(name).name
+    jsonl(folder / "train.jsonl", ["a", "b", "c"])
+    jsonl(folder / "test.jsonl", ["d"])
+    jsonl(tmp_path / "backup" / "train.jsonl", ["OLD 1", "OLD 2"])
+    monkeypatch.chdir(tmp_path)
+    task = load("sst2", name, tmp_path / "cache", config=None, test_split="test", labels=None, id=None)
+    assert [example.prompt for example in task.pool] == [f"Review: {text}\nSentiment:" for text in "abc"]
+
+
+def test_a_format_without_a_folder_does_not_read_what_lies_around(tmp_path, monkeypatch):
+    jsonl(tmp_path / "backup" / "train.jsonl", ["OLD 1", "OLD 2"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"path: 'json' is a file format, and there is no folder of this name"):
+        load("sst2", "json", tmp_path / "cache", config=None, test_split="train")
+
+
+def test_the_cause_of_a_failure_is_told(tmp_path):
+    folder = tmp_path / "data"
+    jsonl(folder / "train.jsonl", ["a", "b"])
+    jsonl(folder / "test.jsonl", ["d"], stars=3)
+    with pytest.raises(DataError, match=r"cannot be loaded: .*stars: int64.* column names don't match"):
+        load("sst2", folder, tmp_path / "cache", config=None, test_split="test")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train-00000-of-00001.parquet"])
+def test_a_pointer_of_git_lfs_is_told(tmp_path, name):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(DataError, match=rf"{name} is a Git LFS .* pointer, not the file; run git lfs pull"):
+        load("sst2", folder, tmp_path / "cache", config=None, test_split="train")
+
+
+def test_text_that_is_no_utf_8_is_an_error_with_its_row(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    texts = pa.array([b"good", b"sch\xf6n"], pa.binary()).cast(pa.string(), safe=False)
+    table = pa.table({"sentence": texts, "label": [0, 1]})
+    pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"train, row 1: cannot be read: .*utf-8"):
+        load("sst2", folder, tmp_path / "cache", config=None, test_split="train", id=None)

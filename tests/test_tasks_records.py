@@ -44,7 +44,7 @@ from gptfluence.drawing import names
 from gptfluence.study.study import Study
 from gptfluence.tasks import TASKS, hub, instructions, mini, sources
 
-study = Study.load("smoke", {"tasks.sums": "{source: mini, pool_size: 8, test_size: 4}"})
+study = Study.load("smoke", {"tasks.sums": {"source": "mini", "pool_size": 8, "test_size": 4}})
 pool, tests = study.texts.known("sums")
 print(json.dumps({
     "tasks": TASKS,

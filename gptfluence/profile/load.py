@@ -5,8 +5,11 @@ Errors name the profile and the dotted path of the field.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import ROOT
@@ -33,8 +37,8 @@ def profile_names() -> list[str]:
 def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Profile:
     """Read a profile by name (`profiles/NAME.yaml`) or path, with some fields replaced.
 
-    overrides: {"settings.fine_tuning.runs.train": 3}, or the same as ["settings.fine_tuning.runs.train=3"] with values
-        in YAML.
+    overrides: {"settings.fine_tuning.runs.train": 3}, with values as they are, or the same as
+        ["settings.fine_tuning.runs.train=3"], with values in YAML.
 
     Raises ConfigurationError that names the profile, the field and what is allowed there.
     """
@@ -97,8 +101,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-class _PlainKeys(SafeConstructor):
-    """YAML also allows lists and mappings as keys; here they are errors."""
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+
+
+class _PlainData(SafeConstructor):
+    """YAML also knows dates, sets and bytes by their tags, and lists and mappings as keys; here they are errors."""
+
+    yaml_constructors = {
+        tag: make
+        for tag, make in SafeConstructor.yaml_constructors.items()
+        if tag is None or str(tag).removeprefix(_TAG) in _PLAIN
+    }
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> Any:
         for key, _ in node.value:
@@ -107,11 +121,35 @@ class _PlainKeys(SafeConstructor):
         return super().construct_mapping(node, deep)
 
 
+_CORE_SCHEMA = {  # by the first character of a scalar; None: any
+    None: [
+        (f"{_TAG}null", re.compile(r"(~|null|Null|NULL|)\Z")),
+        (f"{_TAG}bool", re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")),
+        (f"{_TAG}int", re.compile(r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")),
+        (f"{_TAG}float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")),
+        (f"{_TAG}float", re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z")),
+    ]
+}
+
+
+class _CoreSchema(VersionedResolver):
+    """Which plain scalars are no strings: those of YAML 1.2's core schema. ruamel has dates and 1_000 besides."""
+
+    versioned_resolver = _CORE_SCHEMA
+
+
 def _yaml(text: str) -> Any:
     """The value of a YAML 1.2 text. Raises YAMLError, also for a key that occurs twice."""
     reader = YAML(typ="safe", pure=True)
-    reader.Constructor = _PlainKeys
-    return reader.load(text)
+    reader.Constructor, reader.Resolver = _PlainData, _CoreSchema
+    try:
+        value = reader.load(text)
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair, no list that holds itself
+        return value
+    except YAMLError:
+        raise
+    except Exception as error:  # `!!int x`, a number of thousands of digits, a thousand brackets: each another kind
+        raise YAMLError(f"{type(error).__name__}: {error}") from None
 
 
 def _place(error: MarkedYAMLError) -> str:
@@ -119,36 +157,72 @@ def _place(error: MarkedYAMLError) -> str:
     return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
-def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+def override_texts(overrides: Iterable[str] | Mapping[str, Any]) -> tuple[str, ...]:
+    """Overrides as field=value, with values in YAML, as the command line takes them. A mapping has values as they are.
+
+    Raises ConfigurationError for a value that YAML cannot express.
+    """
     if isinstance(overrides, Mapping):
-        return dict(overrides)
-    if isinstance(overrides, str):
-        overrides = [overrides]
+        return tuple(f"{field}={_written(str(field), value)}" for field, value in overrides.items())
+    return (overrides,) if isinstance(overrides, str) else tuple(str(text) for text in overrides)
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Field -> value. Raises ConfigurationError for what is not field=value, or whose value is no YAML."""
     parsed: dict[str, Any] = {}
-    for text in overrides:
-        field, equals, value = str(text).partition("=")
+    for text in override_texts(overrides):
+        field, equals, value = text.partition("=")
         if not equals or not field.strip():
             raise ConfigurationError(f"override {text!r}: expected field=value, e.g. settings.fine_tuning.runs.train=3")
         try:
+            text.encode()
             parsed[field.strip()] = _yaml(value)
-        except YAMLError:
+        except (YAMLError, UnicodeEncodeError):
             raise ConfigurationError(f"override {text!r}: {value!r} is not a YAML value") from None
     return parsed
 
 
+def _written(field: str, value: Any) -> str:
+    """A value as YAML that gives it back: a string as it is, where that does."""
+    if "=" in field:
+        raise ConfigurationError(f"override {field!r}: the name of a field has no '='")
+    try:
+        plain = json.loads(json.dumps(value, default=_plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"override {field!r}: {value!r} is not a value of a profile: {error}") from None
+    tries = [plain] if isinstance(plain, str) else []
+    for text in (*tries, json.dumps(plain, ensure_ascii=False), json.dumps(plain)):
+        with suppress(YAMLError):
+            found = _yaml(text)
+            if found == plain and type(found) is type(plain):
+                return text
+    raise ConfigurationError(f"override {field!r}: {value!r} holds characters that no YAML file may hold")
+
+
+def _plain(value: Any) -> Any:
+    """A path is text, and a number of NumPy a number."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is neither text, number, truth value, list nor mapping")
+
+
 def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None:
     *parents, last = field.split(".")
-    place: Any = values
+    place = values
     for index, part in enumerate(parents):
-        if part == "models" and index == 0:
-            place = place.setdefault("models", {})
-        elif isinstance(place, dict) and index and parents[0] == "models" and part in BUILTIN_MODELS:
-            place = place.setdefault(part, dict(BUILTIN_MODELS[part]))
-        elif isinstance(place, dict) and isinstance(place.get(part, {}), dict):
-            place = place.setdefault(part, {})
-        else:
+        if index == 1 and parents[0] == "models" and part in BUILTIN_MODELS:
+            place.setdefault(part, dict(BUILTIN_MODELS[part]))
+        place = place.setdefault(_key(place, part), {})
+        if not isinstance(place, dict):
             raise ConfigurationError(f"{where}: override {field!r}: {'.'.join(parents[: index + 1])} has no fields")
-    place[last] = value
+    place[_key(place, last)] = value
+
+
+def _key(place: dict[Any, Any], name: str) -> Any:
+    """The key that is written so: a profile may have numbers as keys, as those of `labels`."""
+    return next((key for key in place if str(key) == name), name)
 
 
 def explain(error: ValidationError, where: str) -> str:

@@ -32,8 +32,9 @@ _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.o
 class Archive:
     """Files by name (posix, relative). A member of a tar in a folder is `<tar's name>/<member's name>`."""
 
-    def __init__(self, place: Path, read: dict[str, Callable[[], bytes]]):
-        self.place, self._read = place, read
+    def __init__(self, place: Path, read: dict[str, Callable[[], bytes]], broken: list[str]):
+        """broken: links in the folder that lead nowhere"""
+        self.place, self._read, self.broken = place, read, broken
 
     @property
     def names(self) -> list[str]:
@@ -56,26 +57,49 @@ def open_archive(path: Path, scratch: Path) -> Iterator[Archive]:
     """
     with ExitStack() as opened:
         read: dict[str, Callable[[], bytes]] = {}
+        broken: list[str] = []
         if path.is_dir():
-            _add_folder(read, path, "")
+            broken = _add_folder(read, path, "")
             for name in [name for name in sorted(read) if name.lower().endswith(TAR)]:
                 del read[name]
                 _add_tar(read, path / name, f"{name}/", scratch, opened)
         elif path.is_file():
             _add_tar(read, path, "", scratch, opened)
             for folder in TEXT_FOLDERS:
-                _add_folder(read, path.parent / folder, f"{folder}/")
+                if (path.parent / folder).is_dir():
+                    _add_folder(read, path.parent / folder, f"{folder}/")
         else:
             raise DataError(f"{path} does not exist; give the folder or the tar of the published GPTDynamics data")
-        yield Archive(path, read)
+        yield Archive(path, read, broken)
 
 
-def _add_folder(read: dict[str, Callable[[], bytes]], folder: Path, prefix: str) -> None:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # a download keeps its own records there
-        for name in names:
-            file = Path(parent) / name
-            _add(read, prefix + file.relative_to(folder).as_posix(), file.read_bytes, folder)
+def _add_folder(read: dict[str, Callable[[], bytes]], folder: Path, prefix: str) -> list[str]:
+    """Add the files of a folder, and of folders that links in it lead to: each folder once. Returns links that lead nowhere."""
+    broken: list[str] = []
+    seen: set[Path] = set()
+    to_walk = [folder]
+    while to_walk:
+        top = to_walk.pop(0)
+        if top.resolve() in seen:  # a cycle, or a second way to the same files
+            continue
+        for parent, folders, names in os.walk(top, onerror=_refuse):
+            place = Path(parent)
+            seen.add(place.resolve())
+            folders[:] = sorted(
+                name for name in folders if not name.startswith(".")
+            )  # a download keeps its records there
+            to_walk += [place / name for name in folders if (place / name).is_symlink()]  # after what is really here
+            for name in sorted(names):
+                file = place / name
+                if file.exists():
+                    _add(read, prefix + file.relative_to(folder).as_posix(), file.read_bytes, folder)
+                else:
+                    broken.append(file.relative_to(folder).as_posix())
+    return broken
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def _add(read: dict[str, Callable[[], bytes]], name: str, content: Callable[[], bytes], place: Path) -> None:

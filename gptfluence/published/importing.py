@@ -99,11 +99,14 @@ class _Import:
 
     def run(self) -> ImportReport:
         self._reports = [ImportedRun(run) for run in find_runs(self._archive.names)]
+        broken = f"links that lead nowhere: {', '.join(self._archive.broken)}" if self._archive.broken else ""
         if not self._reports:
             raise DataError(
                 f"{self._archive.place}: no runs in it (folders with train_samples_id.json, or with log.out); give the "
-                "folder or the tar of the published GPTDynamics data"
+                f"folder or the tar of the published GPTDynamics data{broken and f' ({broken})'}"
             )
+        if broken:
+            self._note(broken)
         outlines = self._outlines()
         for group in self._series(outlines):
             self._import_series(group, outlines)

@@ -55,9 +55,9 @@ def record(
         chosen = LocalModel(source="local", path=path.resolve())
     else:
         chosen = HubModel(source="hub", path=str(model))
-    given = named(curricula)
     texts = Task(pool.name.split("/")[0], pool, tests)
     warn_of_shared_prompts(texts)
+    given = named(curricula)
     artifacts = Path(artifacts).expanduser().resolve() if artifacts else artifacts_dir()
     wanted = Wanted(
         setting="record",

@@ -19,7 +19,7 @@ import threading
 import time
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 
@@ -44,9 +44,8 @@ _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
 def tokenization_of(tests: Iterable[Example]) -> Tokenization:
     """How the references of these examples are divided into tokens: "english" if nearly all of their letters are ASCII."""
-    letters = [char for example in tests for text in references_of(example) for char in text if char.isalpha()]
-    foreign = sum(not char.isascii() for char in letters)
-    return "unicode" if foreign > FOREIGN * len(letters) else "english"
+    texts = [text for example in tests for text in references_of(example)]
+    return "unicode" if _share(texts, lambda char: not char.isascii()) > FOREIGN else "english"
 
 
 def references_of(example: Example) -> tuple[str, ...]:
@@ -62,35 +61,37 @@ def told(generation: Generation, tests: Iterable[Example]) -> Generation:
 
 
 def warn_of_meaningless(tests: TaskPool, metrics: Sequence[str], tokenization: Tokenization) -> None:
-    """Warn with numbers of tests whose scores cannot mean anything: whose references have no word, or other letters."""
-    named = {"bleu": "BLEU", "rouge_l": "ROUGE-L"}
-    shown = " and ".join(named[metric] for metric in metrics if metric in named)
-    written = [example for example in tests if references_of(example)]
-    wordless = [e for e in written if not any(words(text, tokenization) for text in references_of(e))]
-    other = [
-        e for e in written if tokenization == "english" and e not in wordless and _foreign_share(references_of(e)) > 0.5
-    ]
-    for found, problem in (
+    """Warn with numbers of tests whose scores mean little: their references have no word for the tokenization, or other letters."""
+    texts = {example.id: references_of(example) for example in tests if references_of(example)}
+    wordless = [name for name, told in texts.items() if not any(words(text, tokenization) for text in told)]
+    english = {} if tokenization == "unicode" else texts
+    other = [name for name, told in english.items() if name not in wordless and _share(told, str.isascii) < 0.5]
+    unspaced = [name for name, told in english.items() if _share(told, lambda char: bool(_UNSPACED.match(char))) > 0.5]
+    remedy = "set generation.tokenization: unicode"
+    for metric, found, problem in (
         (
+            "rouge_l",
             wordless,
-            "have no word in any reference, so that {} tells the reference itself from all other texts and no more",
+            "have no word in any reference: ROUGE-L tells the reference from other texts, and no more",
         ),
+        ("rouge_l", other, f"have references with mostly other letters than a-z, which ROUGE-L does not see; {remedy}"),
         (
-            other,
-            "have references with mostly other letters than a-z, which {} does not see; set generation.tokenization: unicode",
+            "bleu",
+            unspaced,
+            f"have references without blanks between words, whose sentences BLEU takes for words; {remedy}",
         ),
     ):
-        if found and shown:
+        if found and metric in metrics:
             warnings.warn(
-                f"{tests.name}: {len(found)} of {len(written)} tests with free text (the first: {found[0].id!r}) "
-                f"{problem.format(shown)}",
+                f"{tests.name}: {len(found)} of {len(texts)} tests with free text (the first: {found[0]!r}) {problem}",
                 stacklevel=3,
             )
 
 
-def _foreign_share(texts: Sequence[str]) -> float:
+def _share(texts: Sequence[str], kind: Callable[[str], bool]) -> float:
+    """The share of letters that are of a kind; 0 without letters."""
     letters = [char for text in texts for char in text if char.isalpha()]
-    return sum(not char.isascii() for char in letters) / max(1, len(letters))
+    return sum(map(kind, letters)) / max(1, len(letters))
 
 
 def words(text: str, tokenization: Tokenization) -> list[str]:

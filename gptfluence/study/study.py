@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import artifacts_dir
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import PublishedModel
-from gptfluence.profile.load import load_profile
+from gptfluence.profile.load import load_profile, override_texts
 from gptfluence.profile.schema import Profile, ProfileSetting, is_mixture
 from gptfluence.recording.record import default_jobs
 from gptfluence.recording.settings import Metric
@@ -56,14 +55,12 @@ class Study:
     ) -> Study:
         """Open a profile by name or path, with some of its fields replaced, e.g. `["settings.fine_tuning.runs.train=3"]`.
 
+        overrides: texts whose values are YAML, or a mapping of fields to values, which are taken as they are
         artifacts: where recorded runs and fitted simulators are kept (default: `artifacts_dir()`)
 
         Raises ConfigurationError that names profile, field and remedy.
         """
-        if isinstance(overrides, Mapping):
-            texts = [value if isinstance(value, str) else json.dumps(value) for value in overrides.values()]
-            overrides = [f"{name}={text}" for name, text in zip(overrides, texts, strict=True)]
-        overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
+        overrides = override_texts(overrides)
         loaded = load_profile(profile, overrides)
         changes = sorted(text for text in overrides if not _NEUTRAL.match(text.partition("=")[0].strip()))
         named = any(text.partition("=")[0].strip() == "name" for text in overrides)

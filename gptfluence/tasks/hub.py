@@ -41,7 +41,7 @@ class HubData:
         set, configuration or split that does not exist.
         """
         self.name, self.source = name, source
-        splits = {source.pool_split, source.test_split}
+        splits = dict.fromkeys((source.pool_split, source.test_split))
         self._tables = {split: _read(name, source, split, cache_dir) for split in splits}
         self._layout = self._with_classes(layout)
 

@@ -113,7 +113,7 @@ def examples_from_rows(rows: Sequence[Row], mapping: RowMapping, where: Where, *
             raise DataError(f"{at}: id {identity!r} was used before, in {where(seen[identity])}; ids must be unique")
         seen[identity] = position
         label, chosen, choices = None, {}, ()
-        if words:
+        if mapping.label is not None:
             word = _word(mapping, row, at)
             label, chosen = words.index(word), mapping.chosen(word)
             choices = tuple(_render(mapping.target, row, mapping.chosen(w), at, "target") for w in words)
@@ -204,7 +204,8 @@ def _text(path: str, row: Row, at: str, name: str) -> str:
 
 def _word(mapping: RowMapping, row: Row, at: str) -> str:
     """The word of a row's class."""
-    value, what = _value(str(mapping.label), row, at, "label"), f"{at}: label: field {mapping.label!r}"
+    value = _value(str(mapping.label), row, at, "label" if mapping.words else "target")
+    what = f"{at}: label: field {mapping.label!r}"
     found = mapping.words.get(values.class_of(value, what))
     if found is None:
         raise DataError(
