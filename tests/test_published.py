@@ -242,3 +242,37 @@ def test_a_download_fetches_one_commit_and_records_it(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "data" / "download.json").read_text()) == found
     with pytest.raises(DataError, match="revision 'nowhere': revision not found"):
         download.download(tmp_path / "data", "nowhere")
+
+
+# --- folders that are links -------------------------------------------------------------------------------------------
+
+
+def linked(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target, target_is_directory=True)
+
+
+def test_runs_in_linked_folders_are_found_once(tmp_path):
+    data = in_folder({**archive("processed", "rte"), **archive("processed", "sst2")}, tmp_path / "data")
+    (data / "runs" / "sst2").rename(tmp_path / "sst2")
+    linked(data / "runs" / "sst2", tmp_path / "sst2")
+    linked(data / "again" / "sst2", tmp_path / "sst2")  # a second way to the same files
+    linked(data / "runs" / "rte" / "up", data)  # and a cycle
+    linked(tmp_path / "sst2" / "up", "..")
+    report = import_published(data, tmp_path / "artifacts")
+    assert (len(report.runs), report.count("imported")) == (6, 6)
+    (data / "runs").rename(tmp_path / "elsewhere")
+    linked(data / "runs", tmp_path / "elsewhere")
+    linked(tmp_path / "link", data)
+    again = import_published(tmp_path / "link", tmp_path / "artifacts")
+    assert again.count("there already") == 6
+
+
+def test_links_that_lead_nowhere_are_told(tmp_path):
+    data = in_folder(archive("processed", "rte", seeds=[1]), tmp_path / "data")
+    linked(data / "runs" / "sst2", tmp_path / "gone")
+    assert "links that lead nowhere: runs/sst2" in import_published(data, tmp_path / "artifacts").notes
+    (data / "runs").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"no runs in it .*links that lead nowhere: again"):
+        linked(data / "again", tmp_path / "gone")
+        import_published(data, tmp_path / "artifacts")

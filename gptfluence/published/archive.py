@@ -80,14 +80,16 @@ def _add_folder(read: dict[str, Callable[[], bytes]], folder: Path, prefix: str)
     to_walk = [folder]
     while to_walk:
         top = to_walk.pop(0)
-        if top.resolve() in seen:  # a cycle, or a second way to the same files
+        if top != folder and folder.resolve().is_relative_to(top.resolve()):  # a link back up
             continue
         for parent, folders, names in os.walk(top, onerror=_refuse):
             place = Path(parent)
+            if place.resolve() in seen:  # a cycle, or a second way to the same files
+                folders.clear()
+                continue
             seen.add(place.resolve())
-            folders[:] = sorted(
-                name for name in folders if not name.startswith(".")
-            )  # a download keeps its records there
+            # a download keeps its own records in hidden folders
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             to_walk += [place / name for name in folders if (place / name).is_symlink()]  # after what is really here
             for name in sorted(names):
                 file = place / name
