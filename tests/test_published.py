@@ -273,6 +273,6 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
     linked(data / "runs" / "sst2", tmp_path / "gone")
     assert "links that lead nowhere: runs/sst2" in import_published(data, tmp_path / "artifacts").notes
     (data / "runs").rename(tmp_path / "elsewhere")
+    linked(data / "again", tmp_path / "gone")
     with pytest.raises(DataError, match=r"no runs in it .*links that lead nowhere: again"):
-        linked(data / "again", tmp_path / "gone")
         import_published(data, tmp_path / "artifacts")
