@@ -23,7 +23,7 @@
 # | method | score of an example |
 # |---|---|
 # | TracIn-CP | its self-influence: the squared norm of its own gradient, summed over checkpoints |
-# | GPTfluence | the simulated factor on its own loss |
+# | GPTfluence | the simulated factor on its own loss; with the option `target: deviation` what it adds to its own loss |
 # | GPTfluence (untrained) | the same with the weights that the fit began with: what text features give without any learning |
 # | Tangent simulator | how much lower its own final loss is in a simulated run with it than without it |
 # | Own training loss | its loss, averaged over the steps of the run |
@@ -106,7 +106,7 @@ caption = (
     f"examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Means over {len(seeds)} "
     f"seed{'s' * (len(seeds) > 1)}{few}, {intervals}. Random: its exact expectation, with the range of 90% of single "
     f"orders (its accuracies are of one order a seed). Accuracy on {tests} tests: {accuracies}. Simulators are fitted on "
-    f"{runs} runs. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"
+    f"{runs} runs. GPTfluence's score: {first.score_of_gptfluence}. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"
 )
 reading = gf.inspection.of_inspection(frame)
 nb.save_figure(

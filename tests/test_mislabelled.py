@@ -18,7 +18,7 @@ from gptfluence.experiments.mislabelled import (
     corrected,
     flip_labels,
     self_effects,
-    self_factors,
+    self_shares,
     self_influence,
 )
 from gptfluence.gradients.products import Replayer, chosen_parameters
@@ -207,8 +207,8 @@ def test_scores_are_those_of_each_method(experiment):
         ("own_loss", ""),
     ]
     fitted = experiment.campaign.simulator("gptfluence")
-    np.testing.assert_array_equal(scores["gptfluence", ""], self_factors(fitted, pool))
-    np.testing.assert_array_equal(scores["gptfluence", "untrained"], self_factors(fitted.untrained(), pool))
+    np.testing.assert_array_equal(scores["gptfluence", ""], self_shares(fitted, pool))
+    np.testing.assert_array_equal(scores["gptfluence", "untrained"], self_shares(fitted.untrained(), pool))
     assert not np.array_equal(scores["gptfluence", ""], scores["gptfluence", "untrained"])
     assert (scores["tracin_cp", ""] > 0).all()
     # a training example's own loss is recorded while it is trained on
@@ -235,6 +235,22 @@ def test_untrained_is_what_a_fit_begins_with(experiment):
     assert not np.allclose(fitted.tables(), hardly.tables(), atol=1e-6)
     with pytest.raises(ConfigurationError, match="not fitted yet"):
         gf.GPTfluence().untrained()
+
+
+def test_simulators_of_deviations_are_asked_what_an_example_adds(experiment, study):
+    deviating = study.with_overrides("simulators.gptfluence.target=deviation")
+    other = small(deviating)
+    fitted, pool = other.campaign.simulator("gptfluence"), other.task.pool
+    tables = fitted.tables(pool=pool, tests=pool)
+    np.testing.assert_array_equal(other.scores["gptfluence", ""], [tables[1, k, k] for k in range(len(pool))])
+    untrained = fitted.untrained().tables(pool=pool, tests=pool)
+    np.testing.assert_array_equal(other.scores["gptfluence", "untrained"], np.diagonal(untrained[1]))
+    assert "(B_ii)" in other.score_of_gptfluence
+    assert "(A_ii)" in experiment.score_of_gptfluence
+    assert np.array_equal(
+        experiment.scores["gptfluence", ""],
+        np.diagonal(experiment.campaign.simulator("gptfluence").tables(pool=pool, tests=pool)[0]),
+    )
 
 
 def test_what_was_made_is_found_again(experiment, study, monkeypatch):
