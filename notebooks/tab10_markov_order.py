@@ -84,7 +84,9 @@ about = (
     f"observes the first {max(nb.values)} values and is judged on the {steps + 1 - max(nb.values)} steps after them"
 )
 setting = nb.study.setting(nb.setting)
-held = [name for name in nb.row.metrics if name in setting.metrics and not nb.study.measures_every_step(nb.setting, name)]
+held = [
+    name for name in nb.row.metrics if name in setting.metrics and not nb.study.measures_every_step(nb.setting, name)
+]
 if held:
     about += (
         f". Not shown: {' and '.join(map(gf.names.metric, held))}, measured once in {setting.generation.every} steps, so that "

@@ -18,8 +18,8 @@ from gptfluence.experiments.mislabelled import (
     corrected,
     flip_labels,
     self_effects,
-    self_shares,
     self_influence,
+    self_shares,
 )
 from gptfluence.gradients.products import Replayer, chosen_parameters
 from gptfluence.recording.curriculum import Curriculum
