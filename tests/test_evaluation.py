@@ -16,7 +16,7 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.recording.settings import Generation, ModelIdentity, Recording, RunSpec
-from gptfluence.scoring.evaluation import evaluate, explained_deviation, spearman, summarize
+from gptfluence.scoring.evaluation import evaluate, explained_share, spearman, summarize
 from gptfluence.simulators.reference import MeanTrajectory
 from gptfluence.tasks.base import Example, TaskPool
 
@@ -138,7 +138,7 @@ def test_r2_dev_is_one_for_the_truth_and_zero_for_the_mean_trajectory(
     for predicted, expected in ((truth, 1), (mean, 0)):
         summary = table(summarize(evaluate(predicted, recorded, reference=train)))
         assert summary.loc["r2_dev", "value"] == pytest.approx(expected, abs=1e-6)
-    assert np.isnan(explained_deviation(np.ones(2), np.zeros(2)))
+    assert np.isnan(explained_share(np.ones(2), np.zeros(2)))
 
 
 def test_the_reference_may_be_given_as_an_array(
