@@ -27,15 +27,10 @@ from gptfluence.recording.kinds import replaced
 from gptfluence.recording.recorder import Recorder
 from gptfluence.recording.settings import AdamW, Recording
 from gptfluence.recording.tokens import tokenize
-from gptfluence.tasks import Example, TaskPool
+from toy_dynamics import labelled
 
 CURRICULUM = Curriculum(np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 5, 9, 2]]))
 FAST = Recording(optimizer=AdamW(learning_rate=1e-2))
-
-
-def labelled(labels, choices=(" no", " maybe", " yes")):
-    examples = [Example(f"e{i}", f"text {i} :", choices[k], "t", k, choices) for i, k in enumerate(labels)]
-    return TaskPool("t/pool", tuple(examples))
 
 
 # --- flipping and correcting ----------------------------------------------------------------------------------------------
