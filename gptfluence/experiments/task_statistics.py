@@ -2,8 +2,8 @@
 
 *Learning* is training at the profile's own rates. *Slow drift* is the paper's regime: rates so low that the curves of different
 curricula nearly coincide. It is recorded here, a few runs with losses and accuracy alone. (A profile whose own rates are those of
-slow drift has this regime only.) Both are described by as many runs,
-since the fewer there are, the more of their deviations lies in one component, and the less counts can learn.
+slow drift has this regime only.) Both are described by as many runs, since the fewer there are, the more of their deviations lies
+in one component, and the less counts can learn.
 """
 
 from __future__ import annotations
