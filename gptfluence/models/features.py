@@ -29,9 +29,7 @@ class Losses:
     unknown: list[int] = field(default_factory=list)  # texts with tokens that it does not know
     unknown_tokens: int = 0
     tokens: int = 0  # of all texts
-    same: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # an example and an earlier one of the same tokens, not text
+    same: list[tuple[int, int]] = field(default_factory=list)  # of other text, but of the tokens of an earlier example
 
     def warn(self, pool: TaskPool, name: str, max_tokens: int) -> None:
         """Warnings with numbers, for examples that are the same texts in this order. name: the encoder's"""
@@ -107,17 +105,14 @@ def _losses(path: Path) -> Losses:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        return Losses(**json.loads((file.metadata() or {}).get(LOSSES, "{}")))
+        return Losses(**json.loads(file.metadata().get(LOSSES, "{}")))
 
 
 def _write(path: Path, features: np.ndarray, losses: Losses, facts: Mapping[str, str]) -> None:
     from safetensors.numpy import save
 
-    more = (
-        {LOSSES: json.dumps(asdict(losses))}
-        if losses.cut or losses.cut_targets or losses.unknown or losses.same
-        else {}
-    )
+    any_lost = losses.cut or losses.cut_targets or losses.unknown or losses.same
+    more = {LOSSES: json.dumps(asdict(losses))} if any_lost else {}
     files.write_bytes(path, save({"features": features}, metadata={**facts, "sha256": _sha256(features), **more}))
 
 

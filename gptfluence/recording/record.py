@@ -17,7 +17,7 @@ from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, Source
 from gptfluence.recording.settings import AdamW, DrawnCurricula, Generation, Metric, ModelIdentity, Recording, RunSpec
-from gptfluence.recording.text_metrics import TEXT_METRICS, told, warn_of_meaningless
+from gptfluence.recording.text_metrics import TEXT_METRICS, warn_of_meaningless, with_tokenization
 from gptfluence.recording.workers import collect, curriculum_of
 from gptfluence.tasks.base import Task, TaskPool, fingerprint
 from gptfluence.tasks.leaks import warn_of_shared_prompts
@@ -102,7 +102,7 @@ class Wanted:
     @property
     def spec(self) -> RunSpec:
         """Everything that the runs' numbers depend on; the folder is named after it."""
-        gpt = self.source.gpt
+        gpt, written = self.source.gpt, set(self.metrics) & set(TEXT_METRICS)
         return RunSpec(
             format=store.FORMAT,
             setting=self.setting,
@@ -115,7 +115,7 @@ class Wanted:
             seed=self.seed,
             metrics=list(self.metrics),
             ends_only=self.ends_only,
-            generation=told(self.generation, self.texts.tests) if set(self.metrics) & set(TEXT_METRICS) else None,
+            generation=with_tokenization(self.generation, self.texts.tests) if written else None,
         )
 
 

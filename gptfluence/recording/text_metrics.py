@@ -53,7 +53,7 @@ def references_of(example: Example) -> tuple[str, ...]:
     return () if example.choices else example.references or (example.target,)
 
 
-def told(generation: Generation, tests: Iterable[Example]) -> Generation:
+def with_tokenization(generation: Generation, tests: Iterable[Example]) -> Generation:
     """The settings with the tokenization that these tests are scored with, if it is not the one that is meant by none."""
     asked = tokenization_of(tests)
     chosen = generation.tokenization or asked
@@ -69,17 +69,9 @@ def warn_of_meaningless(tests: TaskPool, metrics: Sequence[str], tokenization: T
     unspaced = [name for name, told in english.items() if _share(told, lambda char: bool(_UNSPACED.match(char))) > 0.5]
     remedy = "set generation.tokenization: unicode"
     for metric, found, problem in (
-        (
-            "rouge_l",
-            wordless,
-            "have no word in any reference: ROUGE-L tells the reference from other texts, and no more",
-        ),
+        ("rouge_l", wordless, "have no word in any reference: ROUGE-L tells it from other texts, and no more"),
         ("rouge_l", other, f"have references with mostly other letters than a-z, which ROUGE-L does not see; {remedy}"),
-        (
-            "bleu",
-            unspaced,
-            f"have references without blanks between words, whose sentences BLEU takes for words; {remedy}",
-        ),
+        ("bleu", unspaced, f"have references without blanks, whose sentences BLEU takes for words; {remedy}"),
     ):
         if found and metric in metrics:
             warnings.warn(
