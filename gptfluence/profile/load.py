@@ -209,20 +209,23 @@ def _plain(value: Any) -> Any:
 
 
 def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None:
-    *parents, last = field.split(".")
-    place = values
-    for index, part in enumerate(parents):
-        if index == 1 and parents[0] == "models" and part in BUILTIN_MODELS:
-            place.setdefault(part, dict(BUILTIN_MODELS[part]))
-        place = place.setdefault(_key(place, part), {})
+    """Set the field of this dotted name. Names that are there may hold dots themselves, as nano-2.8b does."""
+    place, above, rest = values, "", field
+    while True:
+        builtin = BUILTIN_MODELS if above == "models" else {}
+        known = {
+            str(key): key for key in (*builtin, *place)
+        }  # a profile may have numbers as keys, as those of `labels`
+        fitting = [name for name in known if rest == name or rest.startswith(f"{name}.")]
+        part = max(fitting, key=len, default=rest.partition(".")[0])
+        key = known.get(part, part)
+        if rest == part:
+            place[key] = value
+            return
+        place = place.setdefault(key, dict(builtin.get(key, {})))
+        above, rest = f"{above}.{part}" if above else part, rest[len(part) + 1 :]
         if not isinstance(place, dict):
-            raise ConfigurationError(f"{where}: override {field!r}: {'.'.join(parents[: index + 1])} has no fields")
-    place[_key(place, last)] = value
-
-
-def _key(place: dict[Any, Any], name: str) -> Any:
-    """The key that is written so: a profile may have numbers as keys, as those of `labels`."""
-    return next((key for key in place if str(key) == name), name)
+            raise ConfigurationError(f"{where}: override {field!r}: {above} has no fields")
 
 
 def explain(error: ValidationError, where: str) -> str:
