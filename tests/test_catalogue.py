@@ -17,7 +17,8 @@ from gptfluence.common.settings import ROOT
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
 from gptfluence.workflow.citation import cite
-from gptfluence.workflow.notebook import NOTEBOOKS, declared_parameters
+from gptfluence.workflow.notebook import NOTEBOOKS
+from gptfluence.workflow.parameters import declared_parameters
 from gptfluence.workflow.row import Row, Runs, resolve
 
 PROFILES = ["smoke", "mini", "laptop", "pythia", "paper", "released"]
