@@ -59,13 +59,15 @@ def execute(notebook: str, output: Path, parameters: Mapping[str, Any], failure:
 
 def _kernel_of_this_python(folder: str) -> type:
     """A kernel manager that starts this interpreter, and keeps its files in a folder: the home may not be writable."""
+    from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     # the backend that kernels take: another one would take the pictures out of the executed notebook
     environment = {"IPYTHONDIR": folder, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     # -P: modules of the working directory do not stand in for Python's own
-    command = [sys.executable, "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    command = [sys.executable, "-P", "-m", "ipykernel", "-f", "{connection_file}"]
+    known = {**get_kernel_dict(), "argv": command, "env": environment}
 
     class KernelOfThisPython(AsyncKernelManager):
         def __init__(self, **given: Any) -> None:
@@ -73,6 +75,6 @@ def _kernel_of_this_python(folder: str) -> type:
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(argv=command, display_name="Python 3", language="python", env=environment)
+            return KernelSpec(**known)
 
     return KernelOfThisPython
