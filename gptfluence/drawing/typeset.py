@@ -82,7 +82,9 @@ class Table:
         )
         return text + "".join(f"<p>{html.escape(note)}</p>\n" for note in self.notes)
 
-    _repr_html_ = to_html
+    def _repr_html_(self) -> str:
+        """The table in a notebook, where Jupyter would take "$" for the beginning of a formula."""
+        return f'<div class="mathjax_ignore tex2jax_ignore">{self.to_html()}</div>'
 
     def to_tex(self, caption: str = "", label: str = "") -> str:
         """A table with its caption and label, to \\input into a document that uses booktabs.

@@ -40,7 +40,7 @@ def execute(notebook: str, output: Path, parameters: Mapping[str, Any], failure:
     try:
         with tempfile.TemporaryDirectory(prefix="gptfluence-") as folder:
             own = {"kernel_name": "python3", "kernel_manager_class": _kernel_of_this_python(folder)}
-            papermill.execute_notebook(*names, dict(parameters), progress_bar=False, **own)
+            executed = papermill.execute_notebook(*names, dict(parameters), progress_bar=False, **own)
     except PapermillExecutionError as error:
         print("\n".join(error.traceback[-1:]), file=sys.stderr)
         cell, cause, raised = error.exec_count, f"{error.ename}: {error.evalue}", error
@@ -48,6 +48,8 @@ def execute(notebook: str, output: Path, parameters: Mapping[str, Any], failure:
         cause, raised = f"its kernel, {sys.executable}, ended or does not answer (out of memory?): {error}", error
     else:
         partial.replace(output)
+        for line in _warnings_in(executed):
+            print(line, file=sys.stderr)
         return
     if failure is not None:
         from gptfluence.workflow.outcomes import write_failure  # seconds of imports that a good run does not need
@@ -55,6 +57,13 @@ def execute(notebook: str, output: Path, parameters: Mapping[str, Any], failure:
         write_failure(failure, notebook, cell, cause)
     where = f"notebook {notebook}" + ("" if cell is None else f", cell {cell}")
     raise GPTfluenceError(f"{where}: {cause} (executed so far: {partial})") from raised
+
+
+def _warnings_in(executed: Any) -> list[str]:
+    """What cells warned of: it stands in the executed notebook, and belongs into the log, too."""
+    cells = executed.cells if executed is not None else []
+    said = [one.text for cell in cells for one in cell.get("outputs", []) if one.get("name") == "stderr"]
+    return [line for text in said for line in text.splitlines() if "Warning: " in line]
 
 
 def _kernel_of_this_python(folder: str) -> type:
