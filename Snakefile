@@ -17,8 +17,14 @@ from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 from gptfluence.workflow import catalogue, row
 
-PROFILE = str(config.get("profile", "mini"))
-ONLY = str(config.get("only") or "*")
+
+def text(value):
+    """A value of --config. run_all.sh gives a list of one text, because Snakemake reads a bare one as a number or as YAML."""
+    return str(value[0] if isinstance(value, list) else value)
+
+
+PROFILE = text(config.get("profile", "mini"))
+ONLY = text(config.get("only") or "") or "*"
 OVERRIDES = [str(override) for override in config.get("overrides", [])]
 try:
     STUDY = Study.load(PROFILE, OVERRIDES)

@@ -317,12 +317,13 @@ run_workflow() {
     local override list='' command status=0 child
     find_cache
     for override in ${overrides[@]+"${overrides[@]}"}; do list="$list${list:+, }$(json "$override")"; done
-    # The values are JSON, so that Snakemake, which reads them as YAML, takes them as they are ('*' means something there).
+    # The values are lists in JSON, so that Snakemake, which reads them as YAML, takes them as they are: of a single value it
+    # strips the quotes, and then takes it for a number, an alias or a mapping.
     # The last option takes one value, so that what follows may also be a target.
     command=(
         -m snakemake --snakefile "$root/Snakefile" --directory "$root"
         --rerun-triggers mtime params input code
-        --config "profile=$(json "$profile")" "only=$(json "$only")" "overrides=[$list]"
+        --config "profile=[$(json "$profile")]" "only=[$(json "$only")]" "overrides=[$list]"
         --keep-going --rerun-incomplete --show-failed-logs --quiet host
         --cores "$jobs" ${extra[@]+"${extra[@]}"}
     )

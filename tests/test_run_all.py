@@ -82,7 +82,8 @@ class Tree:
         """`--config`, read as Snakemake reads it."""
         words = self.handed_over()
         start = words.index("--config") + 1
-        return {name: json.loads(value) for name, value in (word.split("=", 1) for word in words[start : start + 3])}
+        given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words[start : start + 3])}
+        return {name: value if name == "overrides" else value[0] for name, value in given.items()}
 
 
 @pytest.fixture
