@@ -183,7 +183,21 @@ def test_a_notebook_takes_its_files_and_one_row(extended):
     )
 
 
-NAMES = ("amazon reviews", "r&d", "sst2 (small)", "it's", "a;b", "cost$1$", "{x}", "glue/sst2", "-x", "yes", "a:b", "评论", '"')
+NAMES = (
+    "amazon reviews",
+    "r&d",
+    "sst2 (small)",
+    "it's",
+    "a;b",
+    "cost$1$",
+    "{x}",
+    "glue/sst2",
+    "-x",
+    "yes",
+    "a:b",
+    "评论",
+    '"',
+)
 OWN = """\
 base: smoke
 name: own

@@ -188,7 +188,7 @@ def test_line_breaks_are_refused_and_any_script_is_not(run_all):
 
 
 def test_folders_of_any_name_work_and_cdpath_leads_nowhere(tmp_path):
-    tree = Tree(tmp_path / "it's {x} & \"y\"; $HOME 评论")
+    tree = Tree(tmp_path / 'it\'s {x} & "y"; $HOME 评论')
     (tmp_path / "other" / "sub").mkdir(parents=True)
     (tree.root / "sub").mkdir()
     own = (ROOT / "profiles" / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: own")

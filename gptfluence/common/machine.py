@@ -1,6 +1,6 @@
 """What a machine lets this process use. Needs nothing but Python: `run_all.sh` runs this file before packages are installed.
 
-    python gptfluence/common/machine.py      prints the number of cores
+python gptfluence/common/machine.py      prints the number of cores
 """
 
 from __future__ import annotations

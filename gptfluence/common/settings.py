@@ -34,7 +34,9 @@ def checked_name(name: str) -> str:
     if hidden:
         raise ValueError(f"{name!r} holds {hidden[0]!r}, which cannot be printed; give it another name")
     if len(name) > LONGEST_NAME:
-        raise ValueError(f"{name[:20]!r}... has {len(name)} characters, {LONGEST_NAME} are allowed; give it a shorter name")
+        raise ValueError(
+            f"{name[:20]!r}... has {len(name)} characters, {LONGEST_NAME} are allowed; give it a shorter name"
+        )
     return name
 
 

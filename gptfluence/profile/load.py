@@ -160,7 +160,8 @@ def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None
 def explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        parts = [str(part) for part in problem["loc"] if part != "[key]"]
+        names = [str(part) for part in problem["loc"] if part != "[key]"]
+        parts = [name if name.isprintable() else repr(name) for name in names]
         if len(parts) > 2 and parts[0] in ("tasks", "models"):
             del parts[2]  # the `source`, which pydantic names and a profile has no level for
         field, given = ".".join(parts), problem.get("input")

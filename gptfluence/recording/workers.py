@@ -163,7 +163,9 @@ def collect(
 
 # A worker imports from where its parent does, but never from the working directory: a user's random.py or profile.py there
 # would be taken for Python's own.
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from gptfluence.recording import workers; workers.main()"
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from gptfluence.recording import workers; workers.main()"
+)
 
 
 def _import_path() -> list[str]:

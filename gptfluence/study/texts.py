@@ -87,7 +87,9 @@ class StudyTexts:
         if not isinstance(given, LocalTask):
             return given
         folder, files = expanded(self.profile.data_dir), {"pool": given.pool, "tests": given.tests}
-        found = {part: located(folder / expanded(file), *self.places) for part, file in files.items() if file}
+        found = {
+            part: located(folder / expanded(file), *self.places).absolute() for part, file in files.items() if file
+        }
         return given.model_copy(update=found)
 
 

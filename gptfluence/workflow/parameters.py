@@ -95,7 +95,9 @@ def _given(declared: Mapping[str, tuple[str, Any]], namespace: Mapping[str, Any]
     if not isinstance(history, list):
         return list(namespace)
     cells = [assigned(source) for source in history[:-1]]  # without the cell that runs now
-    start = max((at for at, names in enumerate(cells) if 2 * len(names & declared.keys()) > len(declared)), default=None)
+    start = max(
+        (at for at, names in enumerate(cells) if 2 * len(names & declared.keys()) > len(declared)), default=None
+    )
     given: dict[str, None] = {}
     for source, names in [] if start is None else zip(history[start:], cells[start:], strict=False):
         if "Notebook(" in source:
