@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.text import Text
 from gptfluence.drawing.saving import _render
 from gptfluence.drawing.style import empty_figure, style, text_width, wrapped
 from gptfluence.drawing.typeset import Table
+from gptfluence.workflow.citation import cite
 
 MONEY = ["from $5 to $9", "$$", "$", r"\$5 and \$9", r"$\frac$", "$x_1^2$"]
 
@@ -63,6 +65,15 @@ def test_signs_in_tables_are_no_formulas_in_jupyter_either():
     assert table._repr_html_().startswith('<div class="mathjax_ignore tex2jax_ignore">')
     assert "from $5 to $9" in table._repr_html_()
     assert r"from \$5 to \$9" in table.to_tex()
+    assert r"from \$5 to \$9" in table.to_markdown()
+
+
+def test_a_citation_holds_titles_of_any_signs(tmp_path):
+    facts = {"caption": "Costs {x of $5 \\ 10% & ~1^2_0.", "command": "c", "profile": "mini", "versions": {}}
+    (tmp_path / "fig16_fine_tuning_loss.json").write_text(json.dumps(facts), encoding="utf-8")
+    [title] = [line for line in cite("fig16", tmp_path).splitlines() if line.startswith("  title        = {")]
+    assert title.count("{") == title.count("}")
+    assert r"Costs \textbraceleft{}x of \$5 \textbackslash{} 10\% \& \textasciitilde{}1\textasciicircum{}2\_0" in title
 
 
 def test_glyphs_that_the_font_lacks_are_said_in_one_sentence():
