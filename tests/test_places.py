@@ -11,6 +11,7 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.files import slug, slug_of_its_own
 from gptfluence.profile.load import load_profile
 from gptfluence.study.study import Study
+from gptfluence.tasks.settings import HubTask
 from gptfluence.workflow.cli import _metric_and_method
 from gptfluence.workflow.row import Runs
 
@@ -47,6 +48,10 @@ def test_files_are_found_from_a_notebook_wherever_they_may_lie(repository, place
     put(repository / place)
     study = Study.load("studies/own.yaml")  # a relative path of the repository, too
     assert len(study.texts.known("mine").tests) == 2
+    (repository / place / "my_data").mkdir(exist_ok=True)
+    hub = HubTask(source="hub", path="./my_data")
+    assert study.texts._with_files_found(hub).path == str(repository / place / "my_data")
+    assert study.texts._with_files_found(HubTask(source="hub", path="a/b")).path == "a/b"
     assert study.model("folder").config.path.resolve() == repository / "models" / "small"
 
 

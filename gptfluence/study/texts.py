@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gptfluence.profile.schema import Profile, Setting
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import Task, TaskPool
 from gptfluence.tasks.instructions import mixture
-from gptfluence.tasks.settings import LocalTask, TaskConfig, unknown_task
+from gptfluence.tasks.settings import HubTask, LocalTask, TaskConfig, unknown_task
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class StudyTexts:
         return self._loaded[name]
 
     def _with_files_found(self, given: TaskConfig) -> TaskConfig:
+        if isinstance(given, HubTask) and given.path:
+            place = located(given.path, *self.places)
+            return given.model_copy(update={"path": str(place.absolute())}) if os.path.isdir(place) else given
         if not isinstance(given, LocalTask):
             return given
         folder, files = expanded(self.profile.data_dir), {"pool": given.pool, "tests": given.tests}

@@ -389,9 +389,8 @@ def _speak_utf8() -> None:
 def main() -> None:
     """Run the command. Errors that a user can mend are one line on standard error, and the exit code is 1."""
     _speak_utf8()
-    os.environ["PYTHONSAFEPATH"] = (
-        "1"  # of processes that are started here: they import nothing from the working directory
-    )
+    # processes that are started here import nothing from the working directory
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["MPLBACKEND"] = "Agg"  # pictures go to files; what the user has set may be a window, or not exist
     shown = logging.StreamHandler()  # to standard error: how far a long fit is
     shown.setFormatter(logging.Formatter("%(message)s"))
