@@ -13,13 +13,18 @@ import tomllib
 from pathlib import Path
 
 from gptfluence.common.errors import GPTfluenceError
-from gptfluence.profile.load import PROFILES
 from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 from gptfluence.workflow import catalogue, row
 
-PROFILE = str(config.get("profile", "mini"))
-ONLY = str(config.get("only") or "*")
+
+def text(value):
+    """A value of --config. run_all.sh gives a list of one text, because Snakemake reads a bare one as a number or as YAML."""
+    return str(value[0] if isinstance(value, list) else value)
+
+
+PROFILE = text(config.get("profile", "mini"))
+ONLY = text(config.get("only") or "") or "*"
 OVERRIDES = [str(override) for override in config.get("overrides", [])]
 try:
     STUDY = Study.load(PROFILE, OVERRIDES)
@@ -30,7 +35,7 @@ NOTEBOOKS = catalogue.runs_of_notebooks(WANTED)  # by name: several outputs may 
 RUNS = {runs.name: runs for runs in catalogue.before(NOTEBOOKS.values())}
 FITTING = {runs.name: pairs for runs, pairs in catalogue.before(NOTEBOOKS.values()).items()}  # (metric, variant)
 BUILD = f"build/{STUDY.label}"
-PROFILE_FILE = PROFILE if PROFILE.endswith((".yaml", ".yml")) else str(PROFILES / f"{PROFILE}.yaml")
+SAID = fingerprint(STUDY.profile.model_dump(mode="json"))  # by the profile, its bases and the overrides
 STUDY_OPTIONS = f"--profile {shlex.quote(PROFILE)} " + " ".join(f"--set {shlex.quote(o)}" for o in OVERRIDES)
 REPORT = f"gptfluence report {STUDY_OPTIONS} --only {shlex.quote(ONLY)} --build {shlex.quote(BUILD)}"
 COMPLETE = f"{BUILD}/report/complete"
@@ -49,7 +54,7 @@ ALONE = [name for name, output in NOTEBOOKS.items() if not output.needs] if SHAR
 def options(name):
     """What tells `gptfluence record` and `gptfluence fit` which runs are meant."""
     runs = RUNS[name]
-    task = f"--task {runs.task} " if runs.task else ""
+    task = f"--task {shlex.quote(runs.task)} " if runs.task else ""
     return f"--setting {runs.setting} --model {shlex.quote(runs.model)} {task}{STUDY_OPTIONS}"
 
 
@@ -87,16 +92,22 @@ def code_of(room):
 
     Each step depends on the code that makes its numbers: when the code was edited, the step checks again what it needs.
     """
-    [contract] = tomllib.loads(Path(workflow.basedir, "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    project = tomllib.loads(Path(workflow.basedir, "pyproject.toml").read_text(encoding="utf-8"))
+    [contract] = project["tool"]["importlinter"]["contracts"]
     layers = [re.findall(r"\w+", layer) for layer in contract["layers"]]
     start = next(index for index, rooms in enumerate(layers) if room in rooms)
     folders = [Path(workflow.basedir, "gptfluence", name) for rooms in layers[start:] for name in rooms]
     paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".csv"))
+    return hash_of(paths)
+
+
+def hash_of(paths):
     return fingerprint([[path.name, path.read_text(encoding="utf-8")] for path in paths])
 
 
 def of_workflow(*patterns):
-    return sorted(str(path) for one in patterns for path in Path(workflow.basedir, "gptfluence/workflow").glob(one))
+    """A hash of sources. They are no inputs: Snakemake takes braces in the path of the repository for wildcards."""
+    return hash_of(sorted(path for one in patterns for path in Path(workflow.basedir, "gptfluence/workflow").glob(one)))
 
 
 rule all:
@@ -110,8 +121,6 @@ onerror:
 
 
 rule collect:
-    input:
-        PROFILE_FILE,
     output:
         f"{BUILD}/collect/{{runs}}.json",
     log:
@@ -120,6 +129,7 @@ rule collect:
         f"{BUILD}/benchmarks/collect-{{runs}}.tsv"
     params:
         code=code_of("recording"),
+        profile=SAID,
         options=lambda wildcards: options(wildcards.runs),
     priority: 2  # first, because other jobs wait for it
     threads: lambda wildcards: CORES if wildcards.runs in ON_GPU else SHARE
@@ -178,13 +188,13 @@ rule fit:
 
 rule notebook:
     input:
-        lambda wildcards: f"{workflow.basedir}/notebooks/{made_by(wildcards.run)}.ipynb",
         lambda wildcards: needed(wildcards.run),
-        of_workflow("notebook.py", "row.py"),
     output:
         f"{BUILD}/notebooks/{{run}}.ipynb",
     params:
         code=code_of("experiments"),
+        sources=lambda wildcards: hash_of([Path(workflow.basedir, "notebooks", f"{made_by(wildcards.run)}.ipynb")]),
+        workflow=of_workflow("notebook.py", "parameters.py", "row.py"),
         shown=lambda wildcards: shown(wildcards.run),
         notebook=lambda wildcards: made_by(wildcards.run),
         parameters=lambda wildcards: parameters(wildcards.run),
@@ -224,14 +234,14 @@ ruleorder: notebook_alone > notebook_training > notebook
 rule report:
     input:
         expand(f"{BUILD}/notebooks/{{run}}.ipynb", run=NOTEBOOKS),
-        of_workflow("*.py", "templates/*"),
     output:
         f"{BUILD}/report/index.html",
         touch(COMPLETE),
     log:
         f"{BUILD}/logs/report.log",
     params:
-        command=REPORT,
+        code=of_workflow("*.py", "templates/*"),
+        command=lambda wildcards: REPORT,  # whose braces are no wildcards
     threads: 1
     resources:
         mem_mb=2000,

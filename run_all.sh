@@ -32,6 +32,12 @@ Environment
 EOF
 }
 
+# In the working directory of the user a random.py or profile.py may lie, which Python would take for its own.
+export PYTHONSAFEPATH=1
+# Names are in any script, whatever the locale; CDPATH would send `cd` elsewhere and have it speak.
+export PYTHONUTF8=1
+unset CDPATH
+
 say() { printf '%s\n' "$*"; }
 warn() { printf 'warning: %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
@@ -39,13 +45,13 @@ fail() { printf 'error: %s\n' "$1" >&2; exit "${2:-1}"; }
 # The folder of this script, also when it is called through a symbolic link (`readlink -f` is not everywhere).
 script=${BASH_SOURCE[0]}
 while [ -L "$script" ]; do
-    link=$(readlink "$script")
+    link=$(readlink -- "$script")
     case $link in
         /*) script=$link ;;
-        *) script=$(dirname "$script")/$link ;;
+        *) script=$(dirname -- "$script")/$link ;;
     esac
 done
-root=$(cd "$(dirname "$script")" && pwd -P)
+root=$(cd -- "$(dirname -- "$script")" && pwd -P)
 
 # ---------------------------------------------------------------------------------------------------- options
 
@@ -58,6 +64,12 @@ test_run=false
 extra=()
 
 needs_value() { [ "$2" -ge 2 ] || fail "$1 needs a value; see run_all.sh --help" 2; }
+
+for value in "$@"; do
+    [ "$value" != -- ] || break
+    [ "$(printf %s "$value" | LC_ALL=C tr -d '\001-\037\177')" = "$value" ] ||
+        fail "$(printf %q "$value"): line breaks and the like cannot be given; in YAML's double quotes they are written as \\n" 2
+done
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -87,8 +99,9 @@ names_of() {
 
 case $profile in
     *.yaml | *.yml)
+        [ -f "$profile" ] || [ ! -f "$root/$profile" ] || profile=$root/$profile
         [ -f "$profile" ] || fail "--profile $profile: there is no such file" 2
-        profile=$(cd "$(dirname "$profile")" && pwd -P)/${profile##*/} ;;
+        profile=$(cd -- "$(dirname -- "$profile")" && pwd -P)/${profile##*/} ;;
     *)
         [ -f "$root/profiles/$profile.yaml" ] ||
             fail "--profile $profile: no such profile; known: $(names_of "$root/profiles" .yaml)" 2 ;;
@@ -97,7 +110,7 @@ study=${profile##*/}
 study=${study%.y*ml}
 
 case $jobs in
-    '') jobs=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) ;;
+    '') ;; # one per core, which the Python of the environment counts
     0* | *[!0-9]*) fail "--jobs $jobs: a whole number of at least 1 is wanted" 2 ;;
 esac
 
@@ -260,9 +273,25 @@ except GPTfluenceError as error:
 EOF
 }
 
+# A cache that can be written to: Snakemake, Jupyter and others want one, and a home may be missing, full or read-only.
+find_cache() {
+    local cache=${XDG_CACHE_HOME:-${HOME:-}/.cache} trial
+    if [ "$cache" != /.cache ] && mkdir -p "$cache" 2>/dev/null && trial=$(mktemp "$cache/.gptfluence-XXXXXX" 2>/dev/null); then
+        if { echo trial > "$trial"; } 2>/dev/null; then rm -f "$trial"; return; fi
+        rm -f "$trial"
+    fi
+    say "$cache cannot be written to; what is usually kept there is kept in $root/build/cache"
+    # what was downloaded before can still be read
+    [ ! -d "$cache/huggingface" ] || export HF_HOME="${HF_HOME:-$cache/huggingface}" HF_DATASETS_CACHE=$root/build/cache/datasets
+    export XDG_CACHE_HOME=$root/build/cache MPLCONFIGDIR=$root/build/cache/matplotlib IPYTHONDIR=$root/build/cache/ipython
+    export JUPYTER_RUNTIME_DIR=$root/build/cache/jupyter
+    mkdir -p "$MPLCONFIGDIR" "$IPYTHONDIR" "$JUPYTER_RUNTIME_DIR"
+}
+
 run_tests() {
     local worst=0 failed='' status ours=(gptfluence notebooks tests tools benchmarks) # not what users put beside them
     cd "$root"
+    unset PYTHONSAFEPATH # tests are found from here
     step() {
         local what=$1
         shift
@@ -286,13 +315,15 @@ run_tests() {
 
 run_workflow() {
     local override list='' command status=0 child
+    find_cache
     for override in ${overrides[@]+"${overrides[@]}"}; do list="$list${list:+, }$(json "$override")"; done
-    # The values are JSON, so that Snakemake, which reads them as YAML, takes them as they are ('*' means something there).
+    # The values are lists in JSON, so that Snakemake, which reads them as YAML, takes them as they are: of a single value it
+    # strips the quotes, and then takes it for a number, an alias or a mapping.
     # The last option takes one value, so that what follows may also be a target.
     command=(
         -m snakemake --snakefile "$root/Snakefile" --directory "$root"
         --rerun-triggers mtime params input code
-        --config "profile=$(json "$profile")" "only=$(json "$only")" "overrides=[$list]"
+        --config "profile=[$(json "$profile")]" "only=[$(json "$only")]" "overrides=[$list]"
         --keep-going --rerun-incomplete --show-failed-logs --quiet host
         --cores "$jobs" ${extra[@]+"${extra[@]}"}
     )
@@ -355,6 +386,7 @@ elif ! $dry_run; then
 fi
 
 export PATH="$environment/bin:$PATH"
+[ -n "$jobs" ] || jobs=$("$python" "$root/gptfluence/common/machine.py" 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # Small models gain nothing from threads; one single-threaded process per core does about twice the work. It also keeps
 # the order of floating-point sums, and so the numbers, independent of the machine's number of cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1

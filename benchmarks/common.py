@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from gptfluence.common import files, provenance
+from gptfluence.common.machine import cores
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ALSO_COMPARED = ("captum", "dattri-llm", "pandas")  # beside the packages whose versions every output names
@@ -310,10 +311,9 @@ class Load:
 
 def machine(load: Load | None) -> dict[str, Any]:
     """What it was measured on, and whether that was quiet (None where `load` does not say)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "processor": processor(),
-        "cores": cores,
+        "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "os": platform.platform(),
     }
@@ -337,7 +337,7 @@ def processor() -> str:
         pass
     if sys.platform == "darwin":
         asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, encoding="utf-8", check=False
         )
         if asked.returncode == 0:
             return asked.stdout.strip()

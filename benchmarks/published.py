@@ -53,7 +53,7 @@ def write_texts(folder: Path) -> None:
             for k in range(count)
         ]
         (folder / "it_tasks").mkdir(exist_ok=True)
-        (folder / "it_tasks" / name).write_text("".join(lines))
+        (folder / "it_tasks" / name).write_text("".join(lines), encoding="utf-8")
 
 
 def write_tar(path: Path, layout: str, runs: int, steps: int) -> None:
@@ -137,7 +137,7 @@ def read_obviously(tar: Path, runs: int) -> dict[tuple[int, str, str], np.ndarra
 def processed_rows(run: Path) -> list[dict]:
     rows = []
     for name, metric in (("loss", "loss"), ("bleu", "bleu"), ("rougeL", "rouge_l")):
-        with (run / f"all_{name}_trajectory.out").open() as file:
+        with (run / f"all_{name}_trajectory.out").open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
                 (task,) = [task for task, (first, last) in FLAN_TESTS.items() if first <= row["id"] <= last]
@@ -149,12 +149,12 @@ def processed_rows(run: Path) -> list[dict]:
 
 def raw_rows(run: Path) -> list[dict]:
     rows = []
-    with (run / "log.out").open() as file:
+    with (run / "log.out").open(encoding="utf-8") as file:
         for line in file:
             ast.literal_eval(line[line.index("{") :])
     for path in run.glob("*/*.out"):
         task, step = re.fullmatch(r"(?:loss|metric)_(\w+)_checkpoint-(\d+)\.out", path.name).groups()  # type: ignore[union-attr]
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
                 for name, metric in (("loss", "loss"), ("bleu", "bleu"), ("rougeL", "rouge_l")):

@@ -48,10 +48,10 @@ nb = gf.Notebook("explore_what_if", globals())
 nb.choose("examples", examples, range(1, 12))
 campaign = nb.study.campaign("fine_tuning", nb.task)
 test = campaign.held_out()
-if not (drop or repeat or first or last or rewrite):
-    drop = np.unique(test.curricula[run].batches)[::4].tolist()
-changes = Changes(tuple(drop), tuple(repeat), times, tuple(first), tuple(last), tuple(rewrite))
-for position in [*drop[:2], *repeat[:2], *first[:1], *last[:1]]:
+nothing_given = not (drop or repeat or first or last or rewrite)
+dropped = np.unique(test.curricula[run].batches)[::4].tolist() if nothing_given else drop
+changes = Changes(tuple(dropped), tuple(repeat), times, tuple(first), tuple(last), tuple(rewrite))
+for position in [*dropped[:2], *repeat[:2], *first[:1], *last[:1]]:
     print(position, repr(test.pool[position].text))
 
 # %% [markdown]

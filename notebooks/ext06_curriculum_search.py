@@ -63,9 +63,9 @@ means = results.groupby(["choice", "method"], sort=False)[["simulated", "recorde
 means.round(4)
 
 # %%
-best = means["choice"] == "best"
-means["x"] = means["choice"].where(~best, "best by " + means["method"].map(gf.names.method))
-means = pd.concat([means[best], means[~best]])
+is_best = means["choice"] == "best"
+means["x"] = means["choice"].where(~is_best, "best by " + means["method"].map(gf.names.method))
+means = pd.concat([means[is_best], means[~is_best]])
 trained = means.drop_duplicates("x").assign(series="recorded", value=lambda rows: rows["recorded"])
 simulated = means.assign(series=means["method"], value=means["simulated"])
 runs = results[(results["choice"] == "random") & (results["method"] == nb.methods[0])]["recorded"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from gptfluence.common.settings import ROOT
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
 from gptfluence.workflow.citation import cite
-from gptfluence.workflow.notebook import NOTEBOOKS, declared_parameters
+from gptfluence.workflow.notebook import NOTEBOOKS
+from gptfluence.workflow.parameters import declared_parameters
 from gptfluence.workflow.row import Row, Runs, resolve
 
 PROFILES = ["smoke", "mini", "laptop", "pythia", "paper", "released"]
@@ -149,8 +151,8 @@ print("tasks:", nb.tasks, "methods:", nb.methods)
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory) -> Path:
-    """A copy of the repository with one notebook more: its two files and its row."""
-    root = tmp_path_factory.mktemp("extended")
+    """A copy of the repository, in a folder of an odd name, with one notebook more: its two files and its row."""
+    root = tmp_path_factory.mktemp("extended") / """re{po} it's $HOME & "here"; 评论"""
     for name in ("gptfluence", "profiles", "notebooks", "docs", "tests", "tools"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "pyproject.toml", "run_all.sh", "requirements.lock"):
@@ -190,3 +192,48 @@ def test_a_notebook_takes_its_files_and_one_row(extended):
     assert "tasks: ['rte']" in run(
         extended, "-c", "exec(open('notebooks/fig40_final_losses.py').read().replace('mini', 'smoke'))"
     )
+
+
+NAMES = (
+    "amazon reviews",
+    "r&d",
+    "sst2 (small)",
+    "it's",
+    "a;b",
+    "cost$1$",
+    "{x}",
+    "glue/sst2",
+    "-x",
+    "yes",
+    "a:b",
+    "评论",
+    '"',
+)
+OWN = """\
+base: smoke
+name: own
+tasks: {tasks}
+settings: {{fine_tuning: {{tasks: {names}, simulators: {{gptfluence: {{max_epochs: 2}}}}}}}}
+"""
+
+
+@pytest.mark.slow
+def test_the_workflow_hands_names_of_any_kind_to_its_commands_as_they_are(extended):
+    profile = extended / "my {studies}" / "2024 it's.yaml"
+    profile.parent.mkdir()
+    source = {"source": "local", "prompt": "{text}", "target": " {label}", "label": "label", "pool": "no.jsonl"}
+    tasks, listed = json.dumps(dict.fromkeys(NAMES, source)), json.dumps(NAMES)
+    profile.write_text(OWN.format(tasks=tasks, names=listed), encoding="utf-8")
+    overrides = ["""title="{x} {a: $1} 'and' `more`\"""", "name=own"]
+    config = [f"profile={json.dumps([str(profile)])}", 'only=["tab02*"]', f"overrides={json.dumps(overrides)}"]
+    planned = run(extended, "-m", "snakemake", "--cores", "1", "--dry-run", "--printshellcmds", "--config", *config)
+    commands = [shlex.split(line) for line in planned.splitlines() if "gptfluence record" in line]
+    found = {command[command.index("--task") + 1]: command for command in commands}
+    assert set(found) == set(NAMES)
+    for name, command in found.items():
+        assert command[command.index("--profile") + 1] == str(profile)
+        assert [command[at + 1] for at, word in enumerate(command) if word == "--set"] == overrides
+        index = command[command.index("--index") + 1]
+        assert index == f"build/own/collect/{Runs('fine_tuning', 'nano-smoke', name).name}.json"
+        assert re.fullmatch(r"[A-Za-z0-9/._-]+", index)
+    assert len({command[command.index("--index") + 1] for command in commands}) == len(NAMES)

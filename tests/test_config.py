@@ -433,7 +433,7 @@ def test_every_title_names_its_regime_once():
     [
         ("nothing", r"base: profile 'nothing' is not known"),
         ("[smoke]", r"base: the name of a profile, .* not \['smoke'\]"),
-        ("missing.yaml", r"base: profile file missing.yaml does not exist"),
+        ("missing.yaml", r"base: profile file .*missing.yaml does not exist"),
     ],
 )
 def test_a_base_that_is_not_there_is_named(tmp_path, base, message):

@@ -19,7 +19,7 @@ from gptfluence.common import frames
 from gptfluence.common.settings import ROOT
 from gptfluence.profile.load import load_profile
 from gptfluence.workflow.cli import app
-from gptfluence.workflow.notebook import declared_parameters
+from gptfluence.workflow.parameters import declared_parameters
 
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))

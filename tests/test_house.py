@@ -64,6 +64,37 @@ def test_files_and_functions_are_as_short_as_contributing_says():
                 assert node.end_lineno - node.lineno < longest_function, f"{path}: {node.name}"
 
 
+def without_encoding(source: str) -> list[int]:
+    """The lines that open, read or write text, or read a program's output, in whatever encoding the locale has."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        of = getattr(getattr(call.func, "value", None), "id", "")
+        given = {keyword.arg for keyword in call.keywords}
+        modes = [one.value for one in ast.walk(call) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        text = name in ("read_text", "write_text") or (
+            name in ("open", "fdopen") and not any("b" in one for one in modes)
+        )
+        ours = of in ("files", "os", "tarfile", "datasets", "webbrowser") and not (of == "os" and name == "fdopen")
+        if (text and not ours and "encoding" not in given) or {"text", "universal_newlines"} & given:
+            found.append(call.lineno)
+    return found
+
+
+def test_text_is_read_and_written_as_utf8_whatever_the_locale():
+    places = [*FILES, *(path for room in ("tools", "benchmarks") for path in sorted((ROOT / room).rglob("*.py")))]
+    lines = {str(path): without_encoding(path.read_text(encoding="utf-8")) for path in places}
+    assert not {path: found for path, found in lines.items() if found}
+    assert without_encoding("path.read_text()\nopen(p, 'w')\nrun(c, text=True)\nopen(p, 'rb')\np.open()") == [
+        1,
+        2,
+        3,
+        5,
+    ]
+
+
 def test_commands_about_a_campaign_have_its_options_and_their_own():
     shared = ("--task", "--profile", "--setting", "--model", "--set", "--jobs")
     for command, own in {"record": ("--unseen", "--index"), "fit": ("--index",)}.items():

@@ -19,7 +19,8 @@ from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.settings import ROOT
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
-from gptfluence.workflow.notebook import NOTEBOOKS, Notebook, check_parameters, declared_parameters
+from gptfluence.workflow.notebook import NOTEBOOKS, Notebook
+from gptfluence.workflow.parameters import check_parameters, declared_parameters
 
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import papermill
 import pytest
 from typer.testing import CliRunner
 
-from gptfluence.common import provenance
+from gptfluence.common import files, provenance
 from gptfluence.drawing import saving
 from gptfluence.drawing.trajectories import plot_trajectories
 from gptfluence.drawing.typeset import Table
@@ -315,11 +316,22 @@ def test_a_notebook_that_was_killed_is_failed_and_one_never_started_is_not(tmp_p
     assert "cannot be read" in outcome_of(tmp_path).cause
 
 
+def dead(*_, **__):
+    raise RuntimeError("Kernel died")
+
+
 @pytest.mark.slow
 def test_a_failing_notebook_leaves_cell_and_cause_and_a_good_run_takes_them_away(tmp_path, monkeypatch):
     failure, output = tmp_path / "failures" / "fig10.json", tmp_path / "fig10.ipynb"
     parameters = {"profile": "smoke", "figure": 10, "output_dir": str(tmp_path)}  # smoke has no model of 410m
     options = ["--output", str(output), "--parameters", json.dumps(parameters), "--failure", str(failure)]
+    # neither another kernel of that name, nor a home, nor the user's backend, nor modules beside it are in the way
+    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Other", "language": "python"}
+    files.write_json(tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json", other)
+    (tmp_path / "random.py").write_text("raise SystemExit('this is not the module that was meant')")
+    monkeypatch.chdir(tmp_path)
+    for variable, value in {"JUPYTER_PATH": tmp_path / "jupyter", "HOME": "/proc/nohome", "MPLBACKEND": "none"}.items():
+        monkeypatch.setenv(variable, str(value))
     done = CliRunner().invoke(app, ["run-notebook", "fig10_18_qualitative", *options])
     assert done.exit_code != 0
     assert not output.exists()
@@ -329,6 +341,10 @@ def test_a_failing_notebook_leaves_cell_and_cause_and_a_good_run_takes_them_away
         3,
     )  # papermill's own parameters are a cell, too
     assert "figure 10 is of a model of size 410m, and profile 'smoke' has none" in found["cause"]
+    monkeypatch.setattr(papermill, "execute_notebook", dead)
+    done = CliRunner().invoke(app, ["run-notebook", "fig10_18_qualitative", *options])
+    assert "ended or does not answer (out of memory?): Kernel died" in str(done.exception)
+    assert sys.executable in json.loads(failure.read_text())["cause"]
     monkeypatch.setattr(papermill, "execute_notebook", lambda source, target, *_, **__: Path(target).touch())
     assert CliRunner().invoke(app, ["run-notebook", "fig10_18_qualitative", *options]).exit_code == 0
     assert output.exists()

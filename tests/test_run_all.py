@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from gptfluence.common.machine import cores
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 300  # seconds until what should come about is given up
 
@@ -38,8 +40,9 @@ class Tree:
     def __init__(self, root: Path):
         self.root = root
         self.record = root / "record"
-        for folder in ("profiles", "notebooks", "tools", "environment/bin"):
+        for folder in ("profiles", "notebooks", "tools", "environment/bin", "gptfluence/common"):
             (root / folder).mkdir(parents=True)
+        shutil.copy(ROOT / "gptfluence/common/machine.py", root / "gptfluence/common")
         shutil.copy(ROOT / "run_all.sh", root)
         shutil.copy(ROOT / "tools" / "run_group.py", root / "tools")
         for name in ("mini", "smoke"):
@@ -79,7 +82,8 @@ class Tree:
         """`--config`, read as Snakemake reads it."""
         words = self.handed_over()
         start = words.index("--config") + 1
-        return {name: json.loads(value) for name, value in (word.split("=", 1) for word in words[start : start + 3])}
+        given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words[start : start + 3])}
+        return {name: value if name == "overrides" else value[0] for name, value in given.items()}
 
 
 @pytest.fixture
@@ -135,9 +139,65 @@ def test_options_reach_the_workflow_as_they_are(run_all):
 
 
 def test_number_of_jobs(run_all):
-    run_all("--jobs", "3")
+    run_all("--dry-run", "--jobs", "3")
     words = run_all.handed_over()
     assert words[words.index("--cores") + 1] == "3"
+    run_all("--dry-run", OMP_NUM_THREADS="17")  # which `nproc` would take for a number of cores
+    words = run_all.handed_over()
+    assert words[words.index("--cores") + 1] == str(cores())
+
+
+def test_modules_of_the_working_directory_are_not_taken_for_pythons_own(run_all, tmp_path):
+    for name in ("random", "profile", "numpy", "typing", "fcntl"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not the module that was meant')")
+    answer = run_all("--only", "tab02*", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "this is not" not in answer.stderr
+
+
+@pytest.mark.parametrize("home", [{"HOME": "/proc/nohome"}, {"HOME": ""}, {"XDG_CACHE_HOME": "/dev/null/cache"}])
+def test_a_home_that_cannot_be_written_to_is_not_needed(run_all, home):
+    answer = run_all("--dry-run", **{"XDG_CACHE_HOME": "", **home})
+    assert answer.returncode == 0, answer.stderr
+    assert "cannot be written to" in answer.stdout
+    seen = dict(line.split("=", 1) for line in Path(f"{run_all.record}.env").read_text().splitlines() if "=" in line)
+    for variable in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        assert seen[variable].startswith(str(run_all.root / "build/cache"))
+        assert Path(seen[variable]).is_dir()
+
+
+def test_downloads_in_a_home_that_is_read_only_are_still_found(run_all, tmp_path):
+    (tmp_path / "home" / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "home" / ".cache").chmod(0o555)
+    fake = run_all.root / "environment/bin/mktemp"  # root may write everywhere
+    fake.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    fake.chmod(0o755)
+    path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    assert run_all("--dry-run", HOME=str(tmp_path / "home"), XDG_CACHE_HOME="", PATH=path).returncode == 0
+    assert f"HF_HOME={tmp_path}/home/.cache/huggingface\n" in Path(f"{run_all.record}.env").read_text()
+
+
+def test_line_breaks_are_refused_and_any_script_is_not(run_all):
+    answer = run_all("--set", "title=two\nlines")
+    assert answer.returncode == 2
+    assert "line breaks and the like cannot be given" in answer.stderr
+    for locale in ("C", "en_US.ISO-8859-1", "C.UTF-8"):
+        answer = run_all("--dry-run", "--set", "title=评论 $HOME `ls` {x} 'and' more", LC_ALL=locale)
+        assert answer.returncode == 0, answer.stderr
+        assert run_all.config()["overrides"] == ["title=评论 $HOME `ls` {x} 'and' more"]
+
+
+def test_folders_of_any_name_work_and_cdpath_leads_nowhere(tmp_path):
+    tree = Tree(tmp_path / 'it\'s {x} & "y"; $HOME 评论')
+    (tmp_path / "other" / "sub").mkdir(parents=True)
+    (tree.root / "sub").mkdir()
+    own = (ROOT / "profiles" / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: own")
+    (tree.root / "sub" / "-my {p} 2024.yaml").write_text(own, encoding="utf-8")
+    answer = tree("--dry-run", "--profile", "sub/-my {p} 2024.yaml", CDPATH=str(tmp_path / "other"))
+    assert answer.returncode == 0, answer.stderr
+    assert tree.config()["profile"] == str(tree.root / "sub" / "-my {p} 2024.yaml")
+    words = tree.handed_over()
+    assert words[words.index("--directory") + 1] == str(tree.root)
 
 
 def test_a_profile_of_ones_own_is_found_and_its_results_are_announced_where_they_are(run_all, tmp_path):

@@ -260,7 +260,13 @@ def test_a_half_written_run_is_never_read(recorded, copy):
 # --- several processes, kills ----------------------------------------------------------------------------------------
 
 
-def test_several_jobs_give_the_same_bytes_as_one(recorded, empty):
+def test_several_jobs_give_the_same_bytes_as_one_whatever_lies_in_the_working_directory(
+    recorded, empty, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("random", "profile", "numpy", "typing"):
+        Path(f"{name}.py").write_text("raise SystemExit('this is not the module that was meant')")
+    monkeypatch.syspath_prepend("")  # as in a notebook
     study(empty, 2).campaign("fine_tuning", "webnlg").dynamics()
     assert content(empty) == content(recorded)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, checksums, and locks between processes."""
+"""Files that are whole or absent: their names, atomic writes, checksums, and locks between processes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,41 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock
 
-from gptfluence.common.errors import ArtifactError
+from gptfluence.common.errors import ArtifactError, ConfigurationError
 
 CHECKSUMS = "checksums.json"
+# what file systems answer that lack something: some network and FUSE file systems have no locks, modes or fsync
+_LACKING = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+
+def slug(name: str) -> str:
+    """A name as a part of the name of a file, in letters that every file system and shell takes as they are.
+
+    Different names may have the same slug: a hash belongs beside it, see `slug_of_its_own`.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:150]
+
+
+def slug_of_its_own(*parts: str) -> str:
+    """Names joined by "--" as the name of a file: other names have another one, also where case does not count.
+
+    >>> slug_of_its_own("nano", "sst2"), slug_of_its_own("nano", "r&d")
+    ('nano--sst2', 'nano--r_d-b30af8')
+    """
+    whole = "--".join(parts)
+    if slug(whole).lower() == whole and not any("--" in part for part in parts):
+        return whole
+    return f"{slug(whole)}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]}"
 
 
 def sha256(path: Path) -> str:
@@ -51,16 +74,35 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock file `path`; the kernel frees it when the holder dies. With `wait=False` yields False if it is taken."""
     with write_errors(path, "locking"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=-1 if wait else 0)
-        try:
-            lock.acquire()
-        except TimeoutError:
-            yield False
-            return
+        lock = _acquired(path, timeout=-1 if wait else 0)
+    if lock is None:
+        yield False
+        return
     try:
         yield True
     finally:
         lock.release()
+
+
+def _acquired(path: Path, timeout: float) -> BaseFileLock | None:
+    """The held lock; None if it is taken. Where the file system has no locks, a file beside `path` marks that it is held."""
+    try:
+        lock: BaseFileLock = FileLock(path, timeout=timeout)
+        try:
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, TimeoutError) or getattr(error, "errno", errno.ENOSYS) not in _LACKING:
+                raise
+            warnings.warn(
+                f"this file system has no locks ({error}); files *.held mark what a process is making. If one was killed on "
+                "another machine, delete them, or choose a folder on another file system with GPTFLUENCE_ARTIFACTS",
+                stacklevel=4,
+            )
+            lock = SoftFileLock(path.with_name(f"{path.name}.held"), timeout=timeout)
+            lock.acquire()
+    except TimeoutError:
+        return None
+    return lock
 
 
 @contextmanager
@@ -78,7 +120,7 @@ def new_folder(place: Path, doing: str) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
         try:
             yield folder
-            os.chmod(folder, 0o777 & ~_umask())  # mkdtemp makes it private; artifacts are shared like other files
+            _share(folder, 0o777)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
             for path in files:
@@ -90,16 +132,29 @@ def new_folder(place: Path, doing: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
+def _share(path: Path, mode: int) -> None:
+    """What tempfile makes is private; artifacts are shared like other files, where the file system has modes."""
+    umask = os.umask(0)
+    os.umask(umask)
+    with suppress(PermissionError), _where_possible():
+        os.chmod(path, mode & ~umask)
+
+
+@contextmanager
+def _where_possible() -> Iterator[None]:
+    """Pass over what the file system lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
 
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _where_possible():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -108,7 +163,7 @@ def damage(folder: Path) -> str | None:
     """What is wrong with an artifact's folder: None if every file is there with the checksum it was written with."""
     marker = folder / CHECKSUMS
     try:
-        sums = json.loads(marker.read_text())
+        sums = json.loads(marker.read_text(encoding="utf-8"))
         for name, expected in sums.items():
             path = folder / name
             if not path.is_file():
@@ -162,6 +217,20 @@ def made(folder: Path, make: Callable[[Path], object], *, what: str) -> Path:
     return folder
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Make the folder of a file that will be written after long work, and see that it takes files.
+
+    Raises ConfigurationError that names the option which asked for it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder; a file is wanted")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigurationError(f"{option} {path}: cannot be written: {error.strerror}; name another place") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing; leaves the file alone if it already says this."""
     write_bytes(path, text.encode())
@@ -178,8 +247,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
+                with _where_possible():
+                    os.fsync(file.fileno())
+            _share(Path(name), 0o666)
             os.replace(name, path)
         except BaseException:
             os.unlink(name)
@@ -187,5 +257,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` with sorted keys, so that equal values make equal files. Raises ArtifactError as `write_text`."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write `value` with sorted keys, so that equal values make equal files. Raises ArtifactError as `write_text`.
+
+    Paths may hold bytes that are no text (as lone surrogates); they are read back as they were.
+    """
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))

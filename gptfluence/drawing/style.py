@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogFormatter
 
 COLUMN, PAGE = 3.03, 6.3  # inches: a column and the page of an ACL paper
 STYLE: dict[str, Any] = {
@@ -53,9 +57,38 @@ def style() -> Iterator[None]:
         yield
 
 
+class PlainFigure(Figure):
+    """A figure whose texts are drawn as they are: "$" is a sign and begins no formula, except in numbers of log axes."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """As matplotlib's; warns of characters that the font lacks."""
+        formulas: set[int] = set()
+        for axis in (axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis)):
+            labels = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+            if isinstance(axis.get_major_formatter(), LogFormatter):
+                formulas |= set(map(id, labels))
+        texts = [text for text in self.findobj(Text) if isinstance(text, Text)]
+        for text in texts:
+            text.set_parse_math(id(text) in formulas)
+        _warn_of_missing_glyphs("".join(text.get_text() for text in texts if id(text) not in formulas))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            super().draw(renderer)
+
+
+def _warn_of_missing_glyphs(characters: str) -> None:
+    font = get_font(findfont(FontProperties(family=STYLE["font.family"])))
+    missing = sorted({one for one in characters if not one.isspace() and not font.get_char_index(ord(one))})
+    if missing:
+        warnings.warn(
+            f"{STYLE['font.family']}, the font of figures, lacks {' '.join(missing)}: boxes are drawn in their place",
+            stacklevel=2,
+        )
+
+
 def empty_figure(width: float, height: float, *, gap: float = 0.05) -> Figure:
     """A figure without axes, its size in inches; gap: inches that its layout leaves beside each panel."""
-    figure = Figure(figsize=(width, height), dpi=STYLE["figure.dpi"], layout="constrained")
+    figure = PlainFigure(figsize=(width, height), dpi=STYLE["figure.dpi"], layout="constrained")
     figure.get_layout_engine().set(w_pad=gap)  # type: ignore[union-attr]
     return figure
 
@@ -65,7 +98,10 @@ def text_width(text: str, size: float) -> float:
     if not text.strip():
         return 0.0
     font = FontProperties(family=STYLE["font.family"])
-    return float(TextPath((0, 0), text, size=size, prop=font).get_extents().xmax) / 72 + 0.02
+    plain = text.replace("$", r"\$")  # no formula
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # said when it is drawn
+        return float(TextPath((0, 0), plain, size=size, prop=font).get_extents().xmax) / 72 + 0.02
 
 
 def wrapped(text: str, width: float, size: str | float) -> str:

@@ -65,7 +65,8 @@ class Table:
     def to_markdown(self) -> str:
         """A pipe table, and the notes below it."""
         bold = self._stressed()
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in self._merged()]
+        # on some pages "$" begins a formula
+        escaped = [[cell.replace("|", "\\|").replace("$", "\\$") for cell in row] for row in self._merged()]
         cells = [[f"**{cell}**" if bold[i, j] else cell for j, cell in enumerate(row)] for i, row in enumerate(escaped)]
         headings = [", ".join(filter(None, column)).replace("|", "\\|") for column in self.columns]
         align = ["left" if self._left(j) else "right" for j in range(len(self.columns))]
@@ -82,7 +83,9 @@ class Table:
         )
         return text + "".join(f"<p>{html.escape(note)}</p>\n" for note in self.notes)
 
-    _repr_html_ = to_html
+    def _repr_html_(self) -> str:
+        """The table in a notebook, where Jupyter would take "$" for the beginning of a formula."""
+        return f'<div class="mathjax_ignore tex2jax_ignore">{self.to_html()}</div>'
 
     def to_tex(self, caption: str = "", label: str = "") -> str:
         """A table with its caption and label, to \\input into a document that uses booktabs.
@@ -91,8 +94,8 @@ class Table:
         stands on the first page, and "continued" on the others.
         """
         long = len(self.rows) > PAGE_ROWS
-        title = _tex(" ".join(caption.split()))
-        text = self._styler(_tex, "textbf:--rwrap").to_latex(
+        title = tex(" ".join(caption.split()))
+        text = self._styler(tex, "textbf:--rwrap").to_latex(
             column_format="@{}" + "".join("l" if self._left(j) else "r" for j in range(len(self.columns))) + "@{}",
             hrules=True,
             sparse_columns=True,
@@ -104,7 +107,7 @@ class Table:
         )
         text = text.replace(f"\\caption[]{{{title}}}", "\\caption[]{(continued)}")
         needs = "booktabs and longtable, and one column" if long else "booktabs"
-        notes = "".join(f"\\par\\noindent{{\\footnotesize {_tex(note)}}}\n" for note in self.notes)
+        notes = "".join(f"\\par\\noindent{{\\footnotesize {tex(note)}}}\n" for note in self.notes)
         head, rows, foot = self._parts_of(text)
         foot = f"{foot}{notes}" if long else foot.replace("\\end{table*}", f"{notes}\\end{{table*}}")
         spaced = ["\\addlinespace\n" * (i in self._breaks()) + row for i, row in enumerate(rows)]
@@ -180,7 +183,8 @@ class Table:
         return [[*[""] * self._repeated(i), *row[self._repeated(i) :]] for i, row in enumerate(self.rows)]
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text as LaTeX sets it: signs that mean something there are escaped, and some are set as formulas."""
     result, rest = "", text
     while rest:
         key = next((word for word in TEX_WORDS if rest.startswith(word)), rest[0])

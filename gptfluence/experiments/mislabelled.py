@@ -361,7 +361,7 @@ class Experiment:
             "depends_on": depends_on,
             "format": FORMAT,
         }
-        name = f"{what}-{self.task.name}-{self._model.name}-{self.seed}-{fingerprint(identity)[:8]}"
+        name = files.slug(f"{what}-{self.task.name}-{self._model.name}-{self.seed}") + f"-{fingerprint(identity)[:8]}"
         folder: Path = self._study.artifacts / "mislabelled" / name
 
         def save(new: Path) -> None:

@@ -127,8 +127,8 @@ def score(request: Request) -> dict[str, Any]:
         )
     simulator = variant.create().bind(dynamics, load_encoder=campaign.study.encoder)
     assert isinstance(simulator, Simulator)
-    name = f"{request.method}-{campaign.task}-{campaign.model}-{metric}-{fit_key(simulator, dynamics, metric)}.json"
-    path = campaign.study.artifacts / "tuning" / name
+    name = files.slug(f"{request.method}-{campaign.task}-{campaign.model}-{metric}")
+    path = campaign.study.artifacts / "tuning" / f"{name}-{fit_key(simulator, dynamics, metric)}.json"
     if not path.is_file():
         begin = time.perf_counter()
         simulator.fit(train, validation, metric=metric)

@@ -383,7 +383,9 @@ def _weights(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         return []
-    shards = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    shards = [
+        folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    ]
     return shards if all(shard.is_file() for shard in shards) else []
 
 

@@ -102,7 +102,7 @@ class ModelSource:
         base = self.config.model_copy(update={"lora": None, "max_length": None})
         plain = ModelSource(self.name, base, self.cache, self.corpus)
         key = fingerprint([plain.identity(), "pretraining-2"])[:8]
-        folder = self.cache / f"{self.name}-{key}"
+        folder = self.cache / f"{files.slug(self.name)}-{key}"
         return files.made(folder, lambda new: _pretrain(self.config, self._texts(), new), what=f"model {self.name!r}")
 
     def _path(self) -> Path:

@@ -20,7 +20,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.common.settings import ROOT
+from gptfluence.common.settings import ROOT, located
 from gptfluence.models.settings import BUILTIN_MODELS
 from gptfluence.profile.schema import Profile
 
@@ -32,6 +32,12 @@ PROFILES = next(  # of the repository; an installed package carries them beside 
 
 def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def profile_path(name: str | Path, *places: Path) -> Path:
+    """The file of a profile: of `profiles/`, or the path of one's own, which is looked for as `settings.located` does."""
+    is_path = str(name).endswith((".yaml", ".yml"))
+    return located(name, *places) if is_path else PROFILES / f"{name}.yaml"
 
 
 def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Profile:
@@ -54,7 +60,7 @@ def load_profile(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] 
 
 def _values(name: str | Path, above: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
     """The file of a profile and its fields, with those of its `base` where it says nothing. above: the files read so far"""
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    path = profile_path(name, *(file.parent for file in above[-1:]))
     where = f"{above[-1]}: base: " if above else ""
     if not path.is_file():
         if path.parent == PROFILES:
@@ -231,7 +237,8 @@ def _replace(values: dict[str, Any], field: str, value: Any, where: str) -> None
 def explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        parts = [str(part) for part in problem["loc"]]
+        names = [str(part) for part in problem["loc"] if part != "[key]"]
+        parts = [name if name.isprintable() else repr(name) for name in names]
         if len(parts) > 2 and parts[0] in ("tasks", "models"):
             del parts[2]  # the `source`, which pydantic names and a profile has no level for
         field, given = ".".join(parts), problem.get("input")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.common.settings import Settings
+from gptfluence.common.settings import Name, Settings
 from gptfluence.models.settings import BUILTIN_MODELS, ModelConfig
 from gptfluence.recording.settings import AdamW, CurriculumConfig, Generation, Metric, Recording, Runs
 from gptfluence.simulators.options import MethodOptions, read_options
@@ -124,15 +124,15 @@ def is_mixture(setting: str) -> bool:
 class Profile(Settings):
     """A whole study."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
     regime: Literal["learning", "slow drift"] = LEARNING  # in which its GPTs are fine-tuned (docs/glossary.md)
     title: str  # one line for captions: which models, which data; the regime is added
     seed: int = Field(0, ge=0)
-    data_dir: Path = Path("data")  # relative to the working directory
-    tasks: dict[str, TaskConfig]
-    models: dict[str, ModelConfig]
+    data_dir: Path = Path("data")  # a relative one: see `settings.located`
+    tasks: dict[Name, TaskConfig]
+    models: dict[Name, ModelConfig]
     settings: dict[Literal["fine_tuning", "instruction_tuning"], ProfileSetting]
-    simulators: dict[str, SerializeAsAny[MethodOptions]]  # by the name of an entry; `kind` says which method it is
+    simulators: dict[Name, SerializeAsAny[MethodOptions]]  # by the name of an entry; `kind` says which method it is
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
 

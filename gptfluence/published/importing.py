@@ -204,7 +204,7 @@ class _Import:
         missing = [folder for folder, _ in folders.values() if store.missing_runs(folder, [name])]
         for folder, _ in folders.values():
             if folder not in missing:
-                facts = json.loads((folder / name / "run.json").read_text())
+                facts = json.loads((folder / name / "run.json").read_text(encoding="utf-8"))
                 if facts.get("files") != source:
                     raise DataError(
                         f"{folder.name}/{name} was imported from other files; to have these instead, delete that folder"

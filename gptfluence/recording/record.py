@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.machine import cores
 from gptfluence.common.settings import artifacts_dir
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import GGUFModel, HubModel, LocalModel
@@ -130,7 +131,7 @@ def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GP
         steps = max(curriculum.steps for curriculum in curricula.values())
     else:
         steps = curriculum_of(spec, wanted.names[0], len(texts.pool)).steps  # an error before any process is started
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.setting}-{spec.task}-{spec.model.name}")
+    name = files.slug(f"{spec.setting}-{spec.task}-{spec.model.name}")
     folder = source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
     if spec.generation is not None:
         warn_of_meaningless(texts.tests, spec.metrics, spec.generation.tokenization or "english")
@@ -154,11 +155,6 @@ def default_jobs() -> int:
     if not given.isdecimal() or int(given) < 1:
         raise ConfigurationError(f"GPTFLUENCE_JOBS: a whole number of at least 1 is wanted, not {given!r}")
     return int(given)
-
-
-def cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def devices() -> list[str]:

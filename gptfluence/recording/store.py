@@ -61,7 +61,8 @@ def _source_to_json(source: Source) -> dict[str, Any]:
     gpt, config = source.gpt, canonical(source.gpt.config)
     if "path" in config and not isinstance(gpt.config, HubModel) and not config.get("package"):
         config["path"] = str(Path(config["path"]).expanduser().resolve())
-    cache, artifacts = gpt.cache.resolve(), source.artifacts.resolve()
+    # links are not followed: the folder of models may be one, to another disk
+    cache, artifacts = gpt.cache.absolute(), source.artifacts.absolute()
     if cache.is_relative_to(artifacts):
         cache = cache.relative_to(artifacts)
     return {"name": gpt.name, "config": config, "corpus": gpt.corpus, "models": cache.as_posix()}
@@ -70,9 +71,9 @@ def _source_to_json(source: Source) -> dict[str, Any]:
 def read_source(folder: Path) -> Source | None:
     """The GPT of a dynamics folder; None if the folder does not say, as those of earlier versions and imported runs."""
     try:
-        values = json.loads((folder / SOURCE).read_text())
+        values = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         config = TypeAdapter(ModelConfig).validate_python(values["config"])
-        artifacts = folder.resolve().parents[1]
+        artifacts = _artifacts_of(folder, values["models"])
         gpt = ModelSource(values["name"], config, artifacts / values["models"], values["corpus"])
     except FileNotFoundError:
         return None
@@ -83,10 +84,16 @@ def read_source(folder: Path) -> Source | None:
     return Source(gpt, artifacts)
 
 
+def _artifacts_of(folder: Path, models: str) -> Path:
+    """The store that a dynamics folder lies in: `dynamics/` may be a link to another disk, or `folder` one to the store."""
+    seen, real = folder.absolute().parents[1], folder.resolve().parents[1]
+    return seen if (seen / models).is_dir() else real
+
+
 def spec_values(folder: Path) -> dict[str, Any]:
     """The `spec.json` of a folder as it is, of recorded or imported runs. Raises ArtifactError if it is not readable."""
     try:
-        return json.loads((folder / "spec.json").read_text())
+        return json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ArtifactError(f"{folder} is not a folder of recorded dynamics: it has no readable spec.json") from None
 
@@ -151,7 +158,7 @@ def read_run(folder: Path, name: str) -> TrainingRun:
     if not place.is_dir():
         raise ArtifactError(f"run {name} is not in {folder}; recorded: {', '.join(run_names(folder)) or 'none'}")
     files.verify(place)
-    facts = json.loads((place / "run.json").read_text())
+    facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
     curriculum = pq.read_table(place / "curriculum.parquet")["example"].to_numpy()
     steps = pq.read_table(place / "steps.parquet")
     pool = place / "pool.parquet"
@@ -207,7 +214,7 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     chosen = present if names is None else names
     runs = tuple(read_run(folder, name) for name in chosen)
     sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
-    devices = {json.loads((folder / name / "run.json").read_text()).get("device") for name in chosen}
+    devices = {json.loads((folder / name / "run.json").read_text(encoding="utf-8")).get("device") for name in chosen}
     provenance = {"folder": folder.name, "spec": values, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
     spec = read_spec(folder) if "recording" in values else None  # imported runs were recorded elsewhere
     if spec is not None and spec.generation is not None:

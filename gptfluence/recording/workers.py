@@ -1,7 +1,7 @@
 """Record many runs: several processes on one store, none in another's way, each run taken by one of them.
 
-Run as `python -m gptfluence.recording.workers PARENT` it is a worker: it reads a job (JSON) from standard input, records
-runs, and prints a line of JSON for every step.
+`main` is a worker, in a process of its own: it reads a job (JSON) from standard input, records runs, and prints a line of
+JSON for every step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 
 from gptfluence.common import errors, files
 from gptfluence.common.errors import GPTfluenceError, RecordingError
+from gptfluence.common.machine import cores
 from gptfluence.common.progress import Progress
+from gptfluence.common.settings import ROOT
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum, draw_curriculum
 from gptfluence.recording.settings import Generation, RunSpec
@@ -142,7 +144,7 @@ def collect(
     given = {name: c.batches.tolist() for name, c in (curricula or {}).items() if name in missing}
     jobs = max(1, min(jobs, len(missing)))
     # on a CPU the cores are busy training; beside a GPU they are free to score texts
-    scoring = 0 if devices[0] == "cpu" else max(1, (os.cpu_count() or 1) // jobs - 1)
+    scoring = 0 if devices[0] == "cpu" else max(1, cores() // jobs - 1)
     common = {"folder": folder, "curricula": given, "scoring_processes": scoring}
     with Progress(title, total=len(missing) * (steps + 1), runs=len(missing)) as progress:
         if jobs == 1:
@@ -159,6 +161,17 @@ def collect(
         raise RecordingError(f"{title}: run {absent[0]} was not recorded; run again to record what is missing")
 
 
+# A worker imports from where its parent does, but never from the working directory: a user's random.py or profile.py there
+# would be taken for Python's own.
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from gptfluence.recording import workers; workers.main()"
+)
+
+
+def _import_path() -> list[str]:
+    return [*(place for place in sys.path if place), str(ROOT)]
+
+
 def _run_workers(work: Sequence[Job], report: Callable[[str, int], None]) -> None:
     messages: Queue[tuple[int, str | None]] = Queue()
     processes = []
@@ -166,11 +179,12 @@ def _run_workers(work: Sequence[Job], report: Callable[[str, int], None]) -> Non
     try:
         for index, job in enumerate(work):
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(os.getpid())],
+                [sys.executable, "-P", "-c", START, str(os.getpid()), json.dumps(_import_path())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",  # what libraries print is only shown
                 env=environment,
             )
             processes.append(process)
@@ -229,8 +243,9 @@ def _forward(process: subprocess.Popen, index: int, messages: Queue) -> None:
     messages.put((index, None))
 
 
-def _worker(parent: int) -> int:
-    job = Job.from_json(sys.stdin.read())
+def main() -> None:
+    """Do the job that standard input holds, for the process whose number is the first argument."""
+    parent, job = int(sys.argv[1]), Job.from_json(sys.stdin.read())
     last = 0.0
 
     def report(run: str, step: int) -> None:
@@ -246,8 +261,3 @@ def _worker(parent: int) -> int:
         record_runs(job, report)
     except GPTfluenceError as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_worker(int(sys.argv[1])))

@@ -6,7 +6,6 @@ both. All methods that miss a run share one replay of it, and processes take dif
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -179,7 +178,7 @@ class Influences:
     def _folder(self, method: Scaled, recorded: GPTDynamics, run: TrainingRun) -> Path:
         options = method.influence_options
         what = f"{options['direction']}-{options['checkpoints']}-{options['parameters']}"
-        slug = re.sub(r"[^A-Za-z0-9._-]", "_", f"{recorded.task}-{recorded.model}")
+        slug = files.slug(f"{recorded.task}-{recorded.model}")
         key = fingerprint(self._identity(method, recorded, run))[:8]
         return self._root / f"{what}-{slug}-{run.name}-{key}"
 

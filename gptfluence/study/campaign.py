@@ -226,7 +226,7 @@ class Campaign:
             simulator.save_pretrained(folder, **gradients)
 
         key = fit_key(simulator, dynamics, metric)[:8]
-        name = f"{variant.method}-{dynamics.task}-{dynamics.model}-{metric}-{key}"
+        name = f"{files.slug(f'{variant.method}-{dynamics.task}-{dynamics.model}-{metric}')}-{key}"
         return files.made(self.study.artifacts / "simulators" / name, fit, what=f"simulator {variant}")
 
     # --- predictions ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.common.settings import artifacts_dir
+from gptfluence.common.settings import artifacts_dir, located
 from gptfluence.models.gpt import ModelSource
-from gptfluence.models.settings import PublishedModel
-from gptfluence.profile.load import load_profile, override_texts
+from gptfluence.models.settings import GGUFModel, LocalModel, PublishedModel
+from gptfluence.profile.load import PROFILES, load_profile, override_texts, profile_path
 from gptfluence.profile.schema import Profile, ProfileSetting, is_mixture
 from gptfluence.recording.record import default_jobs
 from gptfluence.recording.settings import Metric
@@ -80,6 +81,12 @@ class Study:
         return Study.load(self.origin, (*self.overrides, *overrides), artifacts=self.artifacts, jobs=self.jobs)
 
     @property
+    def _places(self) -> tuple[Path, ...]:
+        """Where relative paths of the profile may start, besides the working directory and the repository: at its file."""
+        folder = profile_path(self.origin).parent
+        return () if not self.origin or folder == PROFILES else (folder,)
+
+    @property
     def _where(self) -> str:
         return f"profile {self.profile.name!r}: "
 
@@ -139,19 +146,28 @@ class Study:
     @cached_property
     def texts(self) -> StudyTexts:
         """The texts of the profile's tasks."""
-        return StudyTexts(self.profile)
+        return StudyTexts(self.profile, self._places)
 
     def model(self, name: str) -> ModelSource:
         if name not in self.profile.models:
             raise ConfigurationError(unknown("model", name, self.profile.models, where=self._where))
         corpus = {"names": list(CORPUS_TASKS), "seed": self.profile.seed, "examples_per_task": CORPUS_SIZE}
-        return ModelSource(name, self.profile.models[name], self.artifacts / "models", corpus)
+        config = self.profile.models[name]
+        if isinstance(config, LocalModel) or (isinstance(config, GGUFModel) and not config.package):
+            config = config.model_copy(update={"path": located(config.path, *self._places)})
+        return ModelSource(name, config, self.artifacts / "models", corpus)
 
     def encoder(self, name: str) -> Encoder:
         """An encoder by what `encoders.load` calls it, or a model of the profile (the features of its last token)."""
         from gptfluence.models import encoders
 
-        found = f"{self.model(name).location()}:last" if name in self.profile.models else name
+        folder, colon, pooling = name.rpartition(":")
+        if name in self.profile.models:
+            found = f"{self.model(name).location()}:last"
+        elif colon and os.path.isdir(place := located(folder, *self._places)):
+            found = f"{place}:{pooling}"
+        else:
+            found = name
         encoder = encoders.load(found, cache=self.artifacts / "features")
         encoder.name = name
         return encoder

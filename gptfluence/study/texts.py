@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.common.settings import expanded, located
 from gptfluence.drawing import names
 from gptfluence.profile.schema import Profile, Setting
 from gptfluence.tasks import sources
 from gptfluence.tasks.base import Task, TaskPool
 from gptfluence.tasks.instructions import mixture
-from gptfluence.tasks.settings import unknown_task
+from gptfluence.tasks.settings import HubTask, LocalTask, TaskConfig, unknown_task
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class StudyTexts:
     """Loads the texts of a profile's tasks, each once."""
 
     profile: Profile
+    places: tuple[Path, ...] = ()  # where relative paths of files may start, see `settings.located`
     _loaded: dict[str, tuple[Task, Task | None]] = field(default_factory=dict, repr=False)
 
     def known(self, name: str) -> Task:
@@ -76,9 +80,21 @@ class StudyTexts:
         if name not in self.profile.tasks:
             raise ConfigurationError(f"profile {self.profile.name!r}: {unknown_task(name, self.profile.tasks)}")
         if name not in self._loaded:
-            given = self.profile.tasks[name]
+            given = self._with_files_found(self.profile.tasks[name])
             self._loaded[name] = sources.load_parts(name, given, seed=self.profile.seed, data_dir=self.profile.data_dir)
         return self._loaded[name]
+
+    def _with_files_found(self, given: TaskConfig) -> TaskConfig:
+        if isinstance(given, HubTask) and given.path:
+            place = located(given.path, *self.places)
+            return given.model_copy(update={"path": str(place.absolute())}) if os.path.isdir(place) else given
+        if not isinstance(given, LocalTask):
+            return given
+        folder, files = expanded(self.profile.data_dir), {"pool": given.pool, "tests": given.tests}
+        found = {
+            part: located(folder / expanded(file), *self.places).absolute() for part, file in files.items() if file
+        }
+        return given.model_copy(update=found)
 
 
 def checked_unseen(unseen: str) -> str:

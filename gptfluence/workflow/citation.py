@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from gptfluence.common.errors import ArtifactError, ConfigurationError, unknown
+from gptfluence.drawing.typeset import tex
 from gptfluence.workflow import catalogue
 
 PAPER = """\
@@ -48,11 +49,11 @@ def cite(name: str, figures: Path) -> str:
     )
     lines = [
         f"@misc{{gptfluence-{profile}-{path.stem.replace('_', '-')},",
-        f"  title        = {{{_tex(title)}}},",
+        f"  title        = {{{_in_braces(title)}}},",
         "  author       = {{The gptfluence authors}},",
         f"  year         = {{{run.get('date', '')[:4]}}}," if run.get("date") else None,
         "  howpublished = {gptfluence, an implementation of GPTfluence},",
-        f"  note         = {{{_tex(f'{path.stem}, profile {profile}, {source}')}}}",
+        f"  note         = {{{_in_braces(f'{path.stem}, profile {profile}, {source}')}}}",
         "}",
     ]
     entry = "\n".join(line for line in lines if line is not None)
@@ -74,5 +75,6 @@ def _find(name: str, figures: Path) -> Path:
     return known[meant[0]]
 
 
-def _tex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+def _in_braces(text: str) -> str:
+    """Text as the value of a field in braces, which BibTeX counts even where they are escaped."""
+    return tex(text).replace(r"\{", r"\textbraceleft{}").replace(r"\}", r"\textbraceright{}")

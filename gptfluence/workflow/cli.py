@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
+import io
 import json
+import locale
 import logging
+import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptfluence.common.errors import GPTfluenceError, unknown
+from gptfluence.common import files
+from gptfluence.common.errors import GPTfluenceError
 from gptfluence.common.settings import ROOT, artifacts_dir
 
 if TYPE_CHECKING:
@@ -85,6 +90,7 @@ def record(
     index: IndexOption = None,
 ) -> None:
     """Record the missing runs of a task. You can stop it at any time: the next call goes on."""
+    _check_places(("--index", index))
     campaign = chosen.campaign()
     recorded = [campaign.dynamics()]
     if unseen:
@@ -115,12 +121,13 @@ def fit(
     from gptfluence.simulators.methods import method_of
     from gptfluence.workflow.row import from_json
 
+    _check_places(("--index", index))
     campaign = chosen.campaign()
     study = campaign.study
     if variants is not None:
         wanted = [(metric, from_json(value)) for metric, value in json.loads(variants)]
     else:
-        named = [(metric or "loss", name) for metric, _, name in (given.rpartition(":") for given in methods or ())]
+        named = [_metric_and_method(given, study.profile.simulators) for given in methods or ()]
         named = named or [("loss", name) for name in study.methods(setting=chosen.setting)]
         wanted = [(metric, campaign.variant(name)) for metric, name in named]
     for metric, variant in wanted:
@@ -133,6 +140,12 @@ def fit(
         print(f"{metric}: {variant}: {said}", flush=True)
     fitted = [[metric, str(variant)] for metric, variant in wanted]
     _write_index(index, {"setting": chosen.setting, "task": chosen.task, "model": chosen.model, "fitted": fitted})
+
+
+def _metric_and_method(given: str, known: Container[str]) -> tuple[str, str]:
+    """[METRIC:]METHOD; the names of methods may hold colons, too."""
+    metric, _, method = ("", "", given) if given in known else given.partition(":")
+    return (metric or "loss", method or given)
 
 
 @app.command()
@@ -157,11 +170,12 @@ def tune(
     from gptfluence.experiments import tuning
 
     study = chosen.study()
+    folder = output_dir or ROOT / "build" / study.label / "tuning"
+    _check_places(("--output-dir", folder / f"tuning_{chosen.setting}.csv"))
     tasks = [chosen.task] if chosen.task else []
     parameters = {"methods": methods or [], "tasks": tasks, "model": chosen.model or "", "metrics": metric or ["loss"]}
     parameters |= {"count": count, "seconds": seconds}
     tuned = tuning.tune(study, chosen.setting, **parameters)
-    folder = output_dir or ROOT / "build" / study.label / "tuning"
     command = shlex.join(["gptfluence", *sys.argv[1:]])
     for path in tuning.save(tuned, study, chosen.setting, folder, command=command, parameters=parameters):
         print(f"saved {path}")
@@ -199,6 +213,7 @@ def what_if(
 
     if figure.suffix not in (".png", ".pdf"):
         raise ConfigurationError(f"--figure {figure}: its name must end in .png or .pdf")
+    _check_places(("--figure", figure))
     lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite))
     dropped, repeated, front, back, rewritten = lists
     changes = Changes(dropped, repeated, times, front, back, rewritten)
@@ -209,16 +224,23 @@ def what_if(
         print(f"{column:22} {value:.4f}" if isinstance(value, float | np.floating) else f"{column:22} {value}")
     labels = {"recorded": "trained on the change"}
     picture = plot_bands(answer.frame(5), ylabel=names.metric("loss", unit=True), labels=labels)
-    figure.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     with style():
-        picture.savefig(figure)
+        picture.savefig(content, format=figure.suffix[1:])
+    files.write_bytes(figure, content.getvalue())
     print(f"saved {figure}")
+
+
+def _check_places(*places: tuple[str, Path | None]) -> None:
+    """Before long work: that each file, of the option named with it, can be written after it."""
+    for option, path in places:
+        if path is not None:
+            files.check_writable(path, option)
 
 
 def _write_index(index: Path | None, facts: dict) -> None:
     if index is not None:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        index.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        files.write_json(index, facts)
 
 
 @app.command()
@@ -257,6 +279,7 @@ def import_published(
     """Import published runs, raw or processed, with their texts. Stopped at any time, it goes on when called again."""
     from gptfluence.published import summary
 
+    _check_places(("--index", index))
     report = summary.run(path, artifacts_dir())
     _write_index(index, {"runs": [run.to_row() for run in report.runs], "notes": report.notes})
 
@@ -267,8 +290,8 @@ def doctor() -> None:
     import torch
 
     from gptfluence.common.hub import hub_reachable
+    from gptfluence.common.machine import cores
     from gptfluence.models import encoders
-    from gptfluence.recording.record import cores
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"python     {platform.python_version()} in {sys.prefix}")
@@ -294,7 +317,7 @@ def _different_from(lock: Path) -> list[str]:
     from packaging.requirements import Requirement
 
     different = []
-    for line in lock.read_text().splitlines():
+    for line in lock.read_text(encoding="utf-8").splitlines():
         text = line.split("#")[0].strip()
         if not text or text.startswith("-"):
             continue
@@ -333,33 +356,9 @@ def run_notebook(
     ] = None,
 ) -> None:
     """Execute a notebook with papermill. If it fails, show its error alone, without papermill's own traceback."""
-    # jsonschema would build a grammar for URIs, a second for each notebook, and uses it on none of theirs
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    from gptfluence.workflow.execute import execute
 
-    if failure is not None:
-        failure.unlink(missing_ok=True)  # of an earlier run
-    source = ROOT / "notebooks" / f"{notebook}.ipynb"
-    if not source.is_file():
-        known = sorted(path.stem for path in source.parent.glob("*.ipynb"))
-        raise GPTfluenceError(unknown("notebook", notebook, known))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".running.ipynb")
-    try:
-        papermill.execute_notebook(
-            str(source), str(partial), json.loads(parameters), kernel_name="python3", progress_bar=False
-        )
-    except PapermillExecutionError as error:
-        print("\n".join(error.traceback[-1:]), file=sys.stderr)
-        if failure is not None:
-            from gptfluence.workflow.outcomes import write_failure
-
-            write_failure(failure, notebook, error.exec_count, f"{error.ename}: {error.evalue}")
-        raise GPTfluenceError(
-            f"notebook {notebook}, cell {error.exec_count}: {error.ename}: {error.evalue} (executed so far: {partial})"
-        ) from error
-    partial.replace(output)
+    execute(notebook, output, json.loads(parameters), failure)
 
 
 @app.command(hidden=True)
@@ -380,8 +379,19 @@ def report(
     print(summary)
 
 
+def _speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where a locale would have arguments, files and output in an older encoding."""
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"})
+
+
 def main() -> None:
     """Run the command. Errors that a user can mend are one line on standard error, and the exit code is 1."""
+    _speak_utf8()
+    # processes that are started here import nothing from the working directory
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["MPLBACKEND"] = "Agg"  # pictures go to files; what the user has set may be a window, or not exist
     shown = logging.StreamHandler()  # to standard error: how far a long fit is
     shown.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("gptfluence").addHandler(shown)

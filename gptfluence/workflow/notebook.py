@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import shlex
+import os
+import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
 
-from gptfluence.common import provenance
+from gptfluence.common import files, provenance
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.common.settings import ROOT
+from gptfluence.common.settings import ROOT, expanded
 from gptfluence.drawing import saving
+from gptfluence.profile.load import PROFILES, profile_path
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 from gptfluence.study.study import Study
-from gptfluence.workflow import catalogue
+from gptfluence.workflow import catalogue, parameters
 from gptfluence.workflow.row import NotInProfileError, Output, methods_of, resolve, tasks_of, varied
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTEBOOKS = ROOT / "notebooks"
-_IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open"}
-_TYPES: dict[str, Any] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "list[str]": list[str],
-    "list[int]": list[int],
-    "list[float]": list[float],
-}
+
+
+def _say_which_python() -> None:
+    """Jupyter may find a kernel of another Python than that of the environment in which it was started."""
+    active = os.environ.get("VIRTUAL_ENV")
+    if active and Path(active).resolve() != Path(sys.prefix).resolve():
+        warnings.warn(
+            f"this notebook runs in the Python of {sys.prefix}, and the active environment is {active}; if that is not meant, "
+            "choose another kernel, or run: python -m ipykernel install --sys-prefix",
+            stacklevel=3,
+        )
 
 
 class Notebook:
@@ -65,8 +65,9 @@ class Notebook:
         """Raises ConfigurationError that names the parameter and what is allowed, or what the profile lacks."""
         self.name = name
         self._started = time.monotonic()
-        self._declared = declared_parameters(NOTEBOOKS / f"{name}.py")
-        self.parameters = check_parameters(name, self._declared, namespace)
+        _say_which_python()
+        self._declared = parameters.declared_parameters(NOTEBOOKS / f"{name}.py")
+        self.parameters = parameters.check_parameters(name, self._declared, namespace)
         for parameter, value in self.parameters.items():
             if not hasattr(type(self), parameter):
                 setattr(self, parameter, value)
@@ -82,7 +83,10 @@ class Notebook:
         self.task, self.model = next(iter(self.tasks), ""), next(iter(self.models), "")
         label = self.study.label
         default = ROOT / "build" / label / "figures" if self._changed() else ROOT / "figures" / label
-        self.folder = Path(self.parameters.get("output_dir") or default).expanduser().resolve()
+        given = self.parameters.get("output_dir")
+        self.folder = (expanded(given) if given else default).resolve()
+        if given:
+            files.check_writable(self.folder / name, f"{name}: parameter 'output_dir':")
 
     def given(self, parameter: str) -> Any:
         """What the user gave for a parameter; None if the notebook is to choose by itself."""
@@ -228,15 +232,22 @@ class Notebook:
         path = self.folder / name
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
+    def _profile_seen_from_repository(self) -> str:
+        """The parameter `profile`, as a command takes it that is run in the repository."""
+        name = self.parameters["profile"]
+        path = profile_path(name).resolve()
+        if path.parent == PROFILES.resolve() and path.stem == name:
+            return name
+        return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
     def _provenance(self, sources: Sequence[Any]) -> dict:
-        shown = {name: value for name, value in self.parameters.items() if value not in ("", [])}
-        shown.pop("output_dir", None)
-        options = "".join(f" -p {name} {value}" for name, value in shown.items() if not isinstance(value, list))
-        lists = "".join(
-            f" -y {shlex.quote(f'{name}: {json.dumps(value)}')}"
-            for name, value in shown.items()
-            if isinstance(value, list)
-        )
+        declared = {name: default for name, (_, default) in self._declared.items()}
+        shown = {
+            name: value
+            for name, value in self.parameters.items()
+            if name != "output_dir" and (value not in ("", []) or value != declared[name])
+        }
+        given = {**shown, "profile": self._profile_seen_from_repository()}
         runs: dict[str, dict[str, str]] = {}
         for source in sources:  # several may be parts of one folder
             runs.setdefault(source.provenance["folder"], {}).update(source.provenance["runs"])
@@ -244,64 +255,10 @@ class Notebook:
         scored = sorted({source.provenance.get("tokenization", "english") for source in sources} - {"english"})
         facts = {"tokenization": scored} if scored else {}
         return facts | provenance.collect(
-            command=f"papermill notebooks/{self.name}.ipynb out.ipynb{options}{lists}",
+            command=parameters.command(self.name, given),
             profile=self.study.profile,
             parameters=shown,
             sources=runs,
             device=sources[0].provenance["device"] if sources else "cpu",
             seconds=time.monotonic() - self._started,
         )
-
-
-def declared_parameters(path: Path) -> dict[str, tuple[str, Any]]:
-    """The parameters cell of a notebook's script: name -> (annotation, default value), in order.
-
-    Raises ConfigurationError if there is no such notebook or its parameters are not annotated literals.
-    """
-    if not path.is_file():
-        names = sorted(script.stem for script in path.parent.glob("*.py"))
-        raise ConfigurationError(unknown("notebook", path.stem, names))
-    source = path.read_text(encoding="utf-8")
-    cells = [cell for cell in source.split("\n# %%") if cell.startswith(' tags=["parameters"]')]
-    if len(cells) != 1:
-        raise ConfigurationError(f"{path}: one cell tagged `parameters` is needed, {len(cells)} found")
-    declared: dict[str, tuple[str, Any]] = {}
-    for statement in ast.parse("#" + cells[0]).body:
-        if (
-            not isinstance(statement, ast.AnnAssign)
-            or not isinstance(statement.target, ast.Name)
-            or not statement.value
-        ):
-            raise ConfigurationError(
-                f"{path}: the parameters cell holds annotated literals only, such as `runs: int = 3`"
-            )
-        annotation = ast.unparse(statement.annotation)
-        if annotation not in _TYPES:
-            raise ConfigurationError(unknown("type", annotation, _TYPES, where=f"{path}: {statement.target.id}: "))
-        declared[statement.target.id] = (annotation, ast.literal_eval(statement.value))
-    return declared
-
-
-def check_parameters(
-    notebook: str, declared: Mapping[str, tuple[str, Any]], namespace: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The values of the declared parameters, checked; nothing else that looks like a parameter may be there.
-
-    Raises ConfigurationError that names the parameter and what is allowed.
-    """
-    for name, value in namespace.items():
-        plain = not isinstance(value, (ModuleType, FunctionType, type)) and not callable(value)
-        if plain and not name.startswith("_") and name not in _IPYTHON and name not in declared:
-            raise ConfigurationError(unknown("parameter", name, declared, where=f"{notebook}: "))
-    values = {}
-    for name, (annotation, _) in declared.items():
-        try:
-            values[name] = TypeAdapter(_TYPES[annotation]).validate_python(namespace[name], strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = "".join(f"[{part}]" for part in problem["loc"])
-            raise ConfigurationError(
-                f"{notebook}: parameter {name!r} must be of type {annotation}; {name}{place} is "
-                f"{problem['input']!r} ({type(problem['input']).__name__})"
-            ) from None
-    return values

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names as printed
 from gptfluence.profile.schema import is_mixture
@@ -39,7 +40,8 @@ class Runs:
 
     @property
     def name(self) -> str:
-        return f"{self.setting}--{self.model}--{self.task or 'mixture'}"
+        """What the workflow calls their files: no two campaigns alike, and nothing that a shell takes for its own."""
+        return files.slug_of_its_own(self.setting, self.model, self.task or "mixture")
 
     def campaign(self, study: Study) -> Campaign:
         """The campaign whose runs they are."""
