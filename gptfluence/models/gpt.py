@@ -187,7 +187,7 @@ def _from_pretrained(name: str, path: str, **options: object) -> tuple[PreTraine
             path,
             trust_remote_code=False,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=None,  # sdpa where the model has it, else eager; not what its configuration says
             output_loading_info=True,
             **weights,
             **options,

@@ -119,7 +119,7 @@ class GeneratedTexts:
             for row in self._rows
         ]
         self._generator = Generator(
-            scored.next_logits,
+            scored,
             fitting,
             settings,
             ids=[example.id for example in examples],
