@@ -219,9 +219,7 @@ class ExampleGradients:
             raise error
         self._direct |= set(call.parameters.values())
 
-    def _compare(
-        self, way: str, batch: Batch, calls: list[_Call], by_modules: Callable[[Tensor], Direction]
-    ) -> None:
+    def _compare(self, way: str, batch: Batch, calls: list[_Call], by_modules: Callable[[Tensor], Direction]) -> None:
         """Ask of autograd from now on what modules give wrongly.
 
         A parameter is compared until its gradient was not 0 in a batch of several examples. Their losses are weighted, or

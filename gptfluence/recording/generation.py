@@ -160,7 +160,14 @@ def _cache_agrees(scored: ScoredLogits, prompts: Sequence[np.ndarray], device: s
                 if step == 0:
                     way.keep(torch.tensor([0, 2], device=device))
                 way.append(tokens if step else tokens[[0, 2]])
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:  # no cache of this kind
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        KeyError,
+        AttributeError,
+    ) as error:  # no cache of this kind
         log.info("decoding with a cache fails (%s); texts are decoded without it", error)
         return False
     return True
@@ -189,15 +196,18 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top
 
 
 def fitting_prompt(
-    prompt: np.ndarray, where: str, max_length: int, settings: Generation, truncation: str
+    prompt: np.ndarray, where: str, max_length: int, settings: Generation, truncation: str, *, kept: int = 0
 ) -> np.ndarray:
-    """The prompt, or its end (`truncation="prompt"`), such that the text still fits the model. Raises DataError."""
+    """The prompt, or its end (`truncation="prompt"`), such that the text still fits the model. Raises DataError.
+
+    kept: how many tokens at the beginning are special ones, which stay there
+    """
     excess = len(prompt) + settings.max_new_tokens - max_length
     if excess <= 0:
         return prompt
-    if truncation == "error" or excess >= len(prompt):
+    if truncation == "error" or excess >= len(prompt) - kept:
         raise DataError(
             f"{where}: a prompt of {len(prompt)} tokens and {settings.max_new_tokens} generated ones are more than the "
             f"model's {max_length}; lower generation.max_new_tokens, or set `truncation: prompt` to cut long prompts"
         )
-    return prompt[excess:]
+    return np.concatenate([prompt[:kept], prompt[kept + excess :]])

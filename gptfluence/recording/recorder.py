@@ -209,9 +209,14 @@ class Recorder:
         values = losses.cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
+            remedy = (
+                "lower the learning rate or look at its text"
+                if step
+                else "the model's own weights give it before the first update; look at them and at this text"
+            )
             raise RecordingError(
                 f"run {run}, step {step}: the loss of example {examples[int(bad[0])].id!r} of {examples.name} is "
-                f"{values[bad[0]]}; lower the learning rate or look at its text"
+                f"{values[bad[0]]}; {remedy}"
             )
         return values
 
