@@ -197,7 +197,13 @@ class ExampleGradients:
             except FAILURES as error:
                 self._give_up(call, error)
                 return None
-        return totals
+        if all(bool(torch.isfinite(total).all()) for total in totals):
+            return totals
+        # at padding a layer may have no derivative, and nothing times that is no number
+        for call in calls:
+            if not all(bool(torch.isfinite(self._tangent(call, direction)).all()) for direction in directions):
+                self._direct |= set(call.parameters.values())
+        return None if self._direct & {name for call in calls for name in call.parameters.values()} else totals
 
     def _summed(self, calls: list[_Call], batch: Batch, weights: Tensor) -> Direction:
         """The gradient of the example losses, weighted with float32 [examples], by modules."""

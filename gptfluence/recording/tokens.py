@@ -134,7 +134,7 @@ def encode(
             text = "".join(parts[row])
             raise DataError(
                 f"{where[row] if where else repr(text)}: {_difference(text, _decoded(found[row], gpt))}: the tokenizer of "
-                f"{gpt.name} does not give this text back; change the text (for example lower case, or Unicode NFKC), or take "
+                f"{gpt.name} does not give this text back; change the text (for example lower case, blanks in place of line breaks, or Unicode NFKC), or take "
                 "a model whose tokenizer does"
             )
     return found

@@ -175,7 +175,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, and w
         "qwen3_5",
         {
             "text_config": {**HEADS, **DELTA},
-            "vision_config": {**SIGHT, "depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16},
+            "vision_config": {
+                **SIGHT,
+                "depth": 1,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+            },
         },
     ),
     "qwen3_5_text": ("qwen3_5_text", {**HEADS, **DELTA}),
@@ -198,6 +204,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, and w
             "num_blocks": 2,
             "qk_dim_factor": 1.0,
             "v_dim_factor": 1.0,
+            "use_cache": False,
             "mlstm_round_up_to_multiple_of": 4,
             "ffn_round_up_to_multiple_of": 4,
             "return_last_states": True,
@@ -207,7 +214,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, and w
         "zamba",
         {
             **COMMON,
-            "layers_block_type": ["linear_attention", "hybrid"],
+            "num_hidden_layers": 4,
+            "layers_block_type": ["linear_attention", "hybrid"] * 2,
             "mamba_d_state": 8,
             "n_mamba_heads": 2,
             "mamba_dt_rank": 4,
