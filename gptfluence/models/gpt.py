@@ -143,7 +143,7 @@ def source_of(model: str | Path, cache: Path, *, lora: LoRA | None = None) -> Mo
     """The source that a folder, a GGUF file or a name on the Hub stands for. Raises ModelError if it can be none of these."""
     try:
         path = Path(model).expanduser()
-        exists, whole = path.exists(), path.resolve()
+        exists, whole = bool(str(model)) and path.exists(), path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a home that is not known, a name too long, a null character
         raise ModelError(f"there is no folder {str(model)!r}: {error}") from None
     if path.suffix.lower() == ".gguf" and not path.is_dir():
