@@ -127,6 +127,25 @@ def test_a_missing_tokenizer_is_an_error(folder):
         local(folder).load()
 
 
+def test_a_missing_tokenizer_is_an_error_whatever_the_architecture(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes)).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ModelError, match="has no tokenizer with a vocabulary"):
+        local(tmp_path / "bare").load()
+
+
+def test_an_encoder_without_an_output_layer_says_what_it_is(gpt, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=400, **sizes)).save_pretrained(tmp_path / "bert")
+    gpt.tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match=r"lacks \d of the weights of a BertLMHeadModel.*was saved as BertModel"):
+        local(tmp_path / "bert").load()
+
+
 def test_code_beside_the_weights_is_never_run(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "unheard-of"
@@ -308,6 +327,18 @@ def test_lora_says_which_layers_there_are(folder):
         ModelError, match=r"dense, dense_4h_to_h, dense_h_to_4h, query_key_value: name some.*all-linear"
     ):
         local(folder, lora=LoRA(target_modules=["q_proj"])).load()
+
+
+def test_adapters_of_experts_have_no_dropout(gpt, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=400, num_key_value_heads=1, num_local_experts=2, **sizes)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "experts")
+    gpt.tokenizer.save_pretrained(tmp_path / "experts")
+    with pytest.raises(ModelError, match=r"lora\.dropout: .*set it to 0, or name target_modules among k_proj, o_proj"):
+        local(tmp_path / "experts", lora=LoRA(target_modules="all-linear")).load()
+    local(tmp_path / "experts", lora=LoRA(target_modules="all-linear", dropout=0)).load()
 
 
 def test_all_linear_layers_can_have_adapters(folder):

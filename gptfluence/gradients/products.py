@@ -70,14 +70,18 @@ def _blocks(model: nn.Module) -> nn.ModuleList | None:
     """The transformer blocks: of the lists of modules that read text, inside no other, the one as long as the configuration
     says, or the largest."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft wraps the model
-    decoder = (base.get_decoder() if hasattr(base, "get_decoder") else None) or base
-    lists = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)]
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    lists = (_lists(decoder) if decoder is not None else []) or _lists(base)  # ModernBERT calls its output the decoder
     inner = {id(part) for one in lists for part in one.modules() if part is not one}
     stacks = [one for one in lists if id(one) not in inner]
     config = getattr(base, "config", None)
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) if config else None
     stacks = [one for one in stacks if len(one) == layers] or stacks
     return max(stacks, key=lambda one: sum(p.numel() for p in one.parameters()), default=None)
+
+
+def _lists(model: nn.Module) -> list[nn.ModuleList]:
+    return [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part)]
 
 
 @dataclass(frozen=True)

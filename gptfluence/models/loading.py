@@ -67,6 +67,7 @@ def with_lora(name: str, model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
     """The model with new adapters, which alone are trained. Raises ModelError that says which modules there are."""
     import torch
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     adapters = LoraConfig(
         r=lora.rank,
@@ -75,23 +76,26 @@ def with_lora(name: str, model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+    head = model.get_output_embeddings()
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear | Conv1D) and part is not head
+    }
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # every run of a study starts from the same adapters
             return get_peft_model(model, adapters)
     except (ValueError, TypeError, KeyError) as error:
-        from transformers.pytorch_utils import Conv1D
-
-        head = model.get_output_embeddings()
-        layers = [
-            key
-            for key, part in model.named_modules()
-            if isinstance(part, torch.nn.Linear | Conv1D) and part is not head
-        ]
+        if "lora_dropout" in str(error):
+            raise ModelError(
+                f"model {name!r}, lora.dropout: {_first_line(error)} Experts have no dropout: set it to 0, or name "
+                f"target_modules among {', '.join(sorted(linear))}"
+            ) from error
         raise ModelError(
-            f"model {name!r}, lora.target_modules: {_first_line(error)}. The linear modules of {type(model).__name__} are "
-            f"{', '.join(sorted({key.rsplit('.', 1)[-1] for key in layers}))}: name some of them, or use all-linear for all, or "
-            "null for peft's own choice, which it has for some architectures (the default, query_key_value, is Pythia's)"
+            f"model {name!r}, lora.target_modules: {_first_line(error)} The linear modules of {type(model).__name__} are "
+            f"{', '.join(sorted(linear))}: name some of them, or use all-linear for all, or null for peft's own choice, which "
+            "it has for some architectures (the default, query_key_value, is Pythia's)"
         ) from error
 
 
@@ -126,7 +130,12 @@ def check_gguf(name: str, path: Path) -> None:
         raise ModelError(f"model {name!r}: {path} is not a GGUF file; correct models.{name}.path")
 
 
+_NO_TOKENIZER = "it has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"
 _POINTER = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+
+
+def _of_tokenizer(path: Path) -> bool:
+    return path.name.startswith(("tokenizer.", "vocab", "merges")) or path.suffix in (".model", ".gguf")
 
 
 def _is_pointer(path: Path) -> bool:
@@ -173,6 +182,7 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    tokenizer = None
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it floods executed notebooks
     try:
@@ -189,6 +199,8 @@ def _from_pretrained(
         )
     except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own
         damage = next((found for part in parts if part.is_file() and (found := _damage(part))), None)
+        if tokenizer is None and not damage and parts and not any(_of_tokenizer(part) for part in parts):
+            damage = _NO_TOKENIZER
         raise ModelError(
             f"model {name!r}: {path} cannot be loaded as a causal language model: {damage or _first_line(error)}"
         ) from error
@@ -198,15 +210,15 @@ def _from_pretrained(
     where = f"model {name!r}: {path}"
     # transformers fills both gaps without an error: weights with random numbers, the vocabulary with nothing
     if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+        missing, kind = sorted(report["missing_keys"]), type(model).__name__
+        saved = [other for other in model.config.architectures or [] if other != kind]
         raise ModelError(
-            f"{where} lacks {len(missing)} of the weights of a {type(model).__name__}, among them "
-            f"{missing[0]}; save the whole model again"
+            f"{where} lacks {len(missing)} of the weights of a {kind}, among them {missing[0]}; "
+            + (f"it was saved as {saved[0]}, which is another model: " if saved else "")
+            + "save the whole model again"
         )
     if not tokenizer("a b", add_special_tokens=False)["input_ids"]:
-        raise ModelError(
-            f"{where} has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"
-        )
+        raise ModelError(f"{where}: {_NO_TOKENIZER}")
     _check_vocabulary(where, model, tokenizer)
     _check_outputs(where, model.eval(), tokenizer)
     _warn_of_router_losses(where, model.config.get_text_config(decoder=True))

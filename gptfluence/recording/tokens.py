@@ -177,6 +177,8 @@ def _difference(text: str, decoded: str) -> str:
 def label_words(example: Example, gpt: GPT) -> list[int]:
     """The example's choices as tokens, as they stand after its prompt, if each is one token and no two are the same; else
     none."""
+    if not example.choices:
+        return []
     words = [target for _, target in encode([(example.prompt, choice) for choice in example.choices], gpt)]
     single = all(len(word) == 1 for word in words) and len({word[0] for word in words}) == len(words)
     return [word[0] for word in words] if single else []
