@@ -137,7 +137,9 @@ def test_fitting_beats_persistence_on_held_out_runs(
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_fit(train: GPTDynamics, validation: GPTDynamics) -> None:
-    simulator = GPTfluence(encoder=Hashed(), max_epochs=400, learning_rate=0.01, patience=3).fit(train, validation)
+    simulator = GPTfluence(encoder=Hashed(), max_epochs=400, learning_rate=0.01, warmup_steps=0, patience=3).fit(
+        train, validation
+    )
     report = simulator.report
     assert report.epochs == report.best_epoch + 3 < 400
     assert report.ended == "patience"
@@ -146,6 +148,14 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit(train: GPTDynamics, va
     truth = validation.trajectories()
     error = simulator.simulate(validation.curricula, truth[:, :1])[:, 1:] - truth[:, 1:]
     assert np.square(error.astype(np.float64)).mean() == pytest.approx(report.validation_mse.min(), rel=1e-5)
+
+
+def test_patience_is_counted_from_the_end_of_the_warm_up(train: GPTDynamics, validation: GPTDynamics) -> None:
+    options = {"encoder": Hashed(), "max_epochs": 100, "learning_rate": 10.0, "batch_size": None, "patience": 2}
+    at_once = GPTfluence(warmup_steps=0, **options).fit(train, validation).report  # no epoch is better than the start
+    later = GPTfluence(warmup_steps=8, **options).fit(train, validation).report
+    assert (at_once.best_epoch, at_once.epochs) == (0, 2)
+    assert later.epochs == max(later.best_epoch, 8) + 2
 
 
 def test_without_validation_runs_the_last_epoch_is_kept_and_the_report_says_so(train: GPTDynamics) -> None:

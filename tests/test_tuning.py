@@ -55,7 +55,7 @@ def test_a_setting_far_behind_on_the_same_tasks_is_tried_on_no_more() -> None:
 
     good, near, bad = ((("ridge", value),) for value in (1.0, 2.0, 3.0))
     scored = {request("rte"): of("rte", 9.0), request("rte", *good): of("rte", 1.0)}
-    scored |= {request("rte", *near): of("rte", 1.2), request("rte", *bad): of("rte", 1.4)}
+    scored |= {request("rte", *near): of("rte", 1.1), request("rte", *bad): of("rte", 1.4)}
     scored |= {request("rte", *bad, method="low_rank"): of("rte", 1.4)}
     found = {options: tuning._hopeless(request("sst2", *options), scored) for options in (good, near, bad, ())}
     assert found == {good: False, near: False, bad: True, (): False}  # the profile's entry is scored in any case

@@ -33,7 +33,7 @@ from gptfluence.study.study import Study
 from gptfluence.tasks.base import fingerprint
 
 VALIDATION_RUNS = 5  # at least: two choose badly
-HOPELESS = 1.3  # times the best setting's error on the same tasks: such a setting is tried on no further task
+HOPELESS = 1.15  # times the best setting's error on the same tasks: such a setting is tried on no further task
 IN_EPOCHS: dict[str, tuple] = {
     "target": ("value", "deviation"),
     "standardize": (True, False),

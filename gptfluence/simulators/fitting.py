@@ -170,7 +170,8 @@ class TableSimulator(Simulator):
     batch_size: transitions per update, drawn over all (run, step, test) without replacement; None for all of them
     max_epochs: an epoch visits every transition once
     warmup_steps: updates of linear warm-up; at most a tenth of all updates, so that a short fit is not all warm-up
-    patience: stop after so many epochs without a better validation all-steps MSE; None for never
+    patience: stop after so many epochs without a better validation all-steps MSE, counted from the end of the warm-up;
+        None for never
     standardize: divide the target by its standard deviation over the training runs while fitting (alpha is unchanged
         and beta is scaled back, so the family of functions is the same)
     seed: of the initial weights and of the order of transitions
@@ -207,7 +208,7 @@ class TableSimulator(Simulator):
         if not (self.learning_rate > 0 and self.weight_decay >= 0):
             raise ConfigurationError(f"{self.name}: learning_rate must be positive and weight_decay not negative")
 
-    format = 3
+    format = 4
     order = 1  # number of previous values; GPTfluence sets it
     _mean = None  # float32 [steps + 1, tests], if deviations from it are predicted
 
@@ -322,8 +323,10 @@ class TableSimulator(Simulator):
             self.optimizer, model, learning_rate=self.learning_rate, weight_decay=self.weight_decay
         )
         batch_size = min(self.batch_size or len(transitions), len(transitions))
-        total = self.max_epochs * -(-len(transitions) // batch_size)
+        updates_per_epoch = -(-len(transitions) // batch_size)
+        total = self.max_epochs * updates_per_epoch
         warmup = min(self.warmup_steps, total // 10)
+        warm = -(-warmup // updates_per_epoch)  # the epoch in which the warm-up ends
         shuffle = torch.Generator().manual_seed(self.seed)
         losses: list[float] = []
         errors: list[float] = []
@@ -356,7 +359,8 @@ class TableSimulator(Simulator):
                 if mse < best_mse:
                     best, best_mse = deepcopy(model.state_dict()), mse
                     report.best_epoch, report.diverged_trajectories = epoch, lost
-                if self.patience and epoch - report.best_epoch >= self.patience and np.isfinite(best_mse):
+                waited = epoch - max(report.best_epoch, warm)
+                if self.patience and waited >= self.patience and np.isfinite(best_mse):
                     report.ended = "patience"
                     break
             if not np.isfinite(losses[-1]):
