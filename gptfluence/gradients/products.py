@@ -261,7 +261,10 @@ class ExampleGradients:
         with self._frozen(asked), torch.enable_grad():
             losses = example_losses(self._scored.token_losses(batch), batch)
             for loss in losses:
-                found = torch.autograd.grad(loss, list(asked.values()), retain_graph=True, materialize_grads=True)
+                if loss.requires_grad:
+                    found = torch.autograd.grad(loss, list(asked.values()), retain_graph=True, materialize_grads=True)
+                else:  # none of them is used in a way that has a gradient
+                    found = [torch.zeros_like(parameter) for parameter in asked.values()]
                 yield dict(zip(asked, found, strict=True))
 
     def per_example(self, batch: Batch) -> Direction:
