@@ -110,7 +110,7 @@ class ObviousLoop:
     def _train(self, curriculum: Curriculum) -> Iterator[torch.nn.Module]:
         """The model before the first and after every update."""
         model = copy.deepcopy(self.gpt.model)
-        optimizer = build_optimizer(dict(model.named_parameters()), self.settings, fused=False)
+        optimizer = build_optimizer(model, self.settings, fused=False)
         yield model
         for batch, rate in zip(curriculum.batches, self.settings.learning_rates(curriculum.steps), strict=True):
             model.train()

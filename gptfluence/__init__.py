@@ -17,6 +17,7 @@ _WHERE = {
     "Notebook": "workflow.notebook",
     "AdamW": "recording.settings",
     "Recording": "recording.settings",
+    "LoRA": "models.settings",
     "Curriculum": "recording.curriculum",
     "draw_curricula": "recording.curriculum",
     "GPTDynamics": "recording.dynamics",

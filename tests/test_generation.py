@@ -43,7 +43,7 @@ def written(gpt, prompts, settings=SETTINGS, budget=4096, *, seed=3, step=2, end
     try:
         options = {"token_budget": budget, "end": gpt.tokenizer.eos_token_id if end is None else end}
         ids = [f"webnlg-tests-{row:04d}" for row in range(len(prompts))]
-        generator = Generator(scored.next_logits, prompts, settings, ids=ids, device="cpu", **options)
+        generator = Generator(scored, prompts, settings, ids=ids, device="cpu", **options)
         return generator.generate(seed, step)
     finally:
         scored.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ import torch
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
-from gptfluence.models.gpt import ModelSource
-from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, NanoModel
+from gptfluence.models import loading
+from gptfluence.models.gpt import ModelSource, source_of
+from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, LoRA, NanoModel
 from gptfluence.study.study import Study
 
 
@@ -124,9 +127,26 @@ def test_a_missing_tokenizer_is_an_error(folder):
         local(folder).load()
 
 
-def test_code_beside_the_weights_is_never_run(folder):
-    import json
+def test_a_missing_tokenizer_is_an_error_whatever_the_architecture(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
 
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes)).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ModelError, match="has no tokenizer with a vocabulary"):
+        local(tmp_path / "bare").load()
+
+
+def test_an_encoder_without_an_output_layer_says_what_it_is(gpt, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=400, **sizes)).save_pretrained(tmp_path / "bert")
+    gpt.tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match=r"lacks \d of the weights of a BertLMHeadModel.*was saved as BertModel"):
+        local(tmp_path / "bert").load()
+
+
+def test_code_beside_the_weights_is_never_run(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "unheard-of"
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
@@ -135,6 +155,198 @@ def test_code_beside_the_weights_is_never_run(folder):
     with pytest.raises(ModelError):
         local(folder).load()
     assert not (folder / "ran").exists()
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_to_a_file_elsewhere_is_named_before_anything_is_read(folder, name):
+    (folder / name).write_text(POINTER)
+    for ask in (local(folder).identity, local(folder).load):
+        with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer, not the file itself; run `git lfs pull`"):
+            ask()
+
+
+def test_a_cut_weight_file_says_how_much_is_there(folder):
+    weights = folder / "model.safetensors"
+    size = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=rf"model\.safetensors is cut short: it has {size - 1000} of {size} bytes"):
+        local(folder).load()
+
+
+def test_a_damaged_tokenizer_is_named(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+    with pytest.raises(ModelError, match=r"tokenizer\.json is cut short or damaged: it is not JSON"):
+        local(folder).load()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_told_from_a_model(folder, whole):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "EleutherAI/pythia-14m"}))
+    if not whole:
+        (folder / "config.json").unlink()
+    for ask in (local(folder).identity, local(folder).load):
+        with pytest.raises(ModelError, match=r"holds an adapter \(peft\) for EleutherAI/pythia-14m.*merge_and_unload"):
+            ask()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(nano, folder, value):
+    model = nano.load().model
+    with torch.no_grad():
+        model.gpt_neox.final_layer_norm.weight[3] = value
+    model.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"own weights give nan before the first update: gpt_neox\.final_layer_norm"):
+        local(folder).load()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # Gemma's has one; no text does
+    tokenizer.save_pretrained(folder)
+    local(folder).load()
+    tokenizer.add_tokens(["<user>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"embeddings for 400 tokens, but its tokenizer .* up to 401 \('<user>'\)"):
+        local(folder).load()
+
+
+def test_the_attention_that_a_configuration_names_need_not_be_installed(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "flash_attention_2"}))
+    assert local(folder).load().model.config._attn_implementation == "sdpa"
+
+
+def test_the_length_of_a_model_that_sees_pictures_is_that_of_its_text():
+    from transformers import BloomConfig, Gemma3Config, RobertaConfig
+
+    tokenizer = SimpleNamespace(model_max_length=77)
+    sighted, offset = (
+        Gemma3Config(text_config={"max_position_embeddings": 50}),
+        RobertaConfig(max_position_embeddings=514),
+    )
+    for config, length in ((sighted, 50), (offset, 512), (BloomConfig(), 77)):
+        assert loading.longest(SimpleNamespace(config=config), tokenizer) == length
+
+
+def test_a_loss_of_experts_that_is_not_trained_on_is_said(gpt, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1, "num_local_experts": 2, "output_router_logits": True}
+    MixtralForCausalLM(MixtralConfig(vocab_size=400, **sizes, **heads)).save_pretrained(tmp_path / "experts")
+    gpt.tokenizer.save_pretrained(tmp_path / "experts")
+    with pytest.warns(UserWarning, match="balances experts"):
+        local(tmp_path / "experts").load()
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "./nofolder",
+        "../x",
+        "/data/models/pythia",
+        "~/models/x",
+        "~nobody-here/x",
+        "pythia-14m ",
+        "EleutherAI/pythia-14m/",
+        "a/b/c",
+        "C:\\models\\x",
+        "",
+        "a\0b",
+        Path("/data/x"),
+    ],
+)
+def test_what_is_neither_a_folder_nor_a_name_is_refused(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="there is no folder"):
+        source_of(given, tmp_path).identity()
+
+
+@pytest.mark.parametrize("path", ["/data/x", "pythia-14m ", "./x"])
+def test_a_profile_that_takes_a_path_for_a_name_is_refused(tmp_path, path):
+    with pytest.raises(ModelError, match=r"there is no folder .* `source: local`"):
+        ModelSource("far", HubModel(source="hub", path=path), tmp_path).identity()
+
+
+def test_a_folder_that_is_called_like_a_model_of_the_hub_is_not_read_in_its_place(tmp_path, monkeypatch):
+    (tmp_path / "someone" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for ask in ("identity", "load"):
+        with pytest.raises(ModelError, match="a folder of this name is here"):
+            getattr(ModelSource("far", HubModel(source="hub", path="someone/model"), tmp_path), ask)()
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("SmolLM2-1.7B", "SmolLM2-1.7B"),
+        ("SmolLM2-1.7B/", "SmolLM2-1.7B"),
+        ("v1.gguf", "v1.gguf"),  # a folder
+        ("a-1.5.gguf", "a-1.5"),
+        ("p.GGUF", "p"),
+    ],
+)
+def test_a_model_is_called_what_its_folder_or_file_is(tmp_path, place, name):
+    path = tmp_path / place
+    if place.startswith(("a", "p")):
+        path.write_bytes(b"GGUF")
+    else:
+        path.mkdir()
+    source = source_of(f"{tmp_path}/{place}", tmp_path)
+    assert source.name == name
+    assert source.config.source == ("local" if path.is_dir() else "gguf")
+    assert source_of("EleutherAI/pythia-1.4b", tmp_path).name == "pythia-1.4b"
+
+
+def test_the_folder_one_is_in_has_a_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert source_of(".", folder).name == "saved"
+
+
+def test_a_file_is_no_model_folder(folder):
+    with pytest.raises(ModelError, match=r"model\.safetensors' is a file; give the folder"):
+        source_of(folder / "model.safetensors", folder)
+    with pytest.raises(ModelError, match=r"there is no file 'none\.GGUF'"):
+        source_of("none.GGUF", folder)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def test_lora_says_which_layers_there_are(folder):
+    with pytest.raises(
+        ModelError, match=r"dense, dense_4h_to_h, dense_h_to_4h, query_key_value: name some.*all-linear"
+    ):
+        local(folder, lora=LoRA(target_modules=["q_proj"])).load()
+
+
+def test_adapters_of_experts_have_no_dropout(gpt, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=400, num_key_value_heads=1, num_local_experts=2, **sizes)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "experts")
+    gpt.tokenizer.save_pretrained(tmp_path / "experts")
+    with pytest.raises(ModelError, match=r"lora\.dropout: .*set it to 0, or name target_modules among k_proj, o_proj"):
+        local(tmp_path / "experts", lora=LoRA(target_modules="all-linear")).load()
+    local(tmp_path / "experts", lora=LoRA(target_modules="all-linear", dropout=0)).load()
+
+
+def test_all_linear_layers_can_have_adapters(folder):
+    either = [LoRA(target_modules=asked) for asked in ("all-linear", ["all-linear"])]
+    assert either[0] == either[1]
+    model = local(folder, lora=either[0]).load().model
+    adapted = {name.split(".lora_")[0].rsplit(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted == {"dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"}
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------
@@ -153,10 +365,18 @@ def test_a_folder_is_no_gguf_file(tmp_path):
         gguf(tmp_path).load()
 
 
-def test_a_damaged_gguf_file_is_an_error(tmp_path):
+@pytest.mark.parametrize("content", [b"\x01" * 64, b""], ids=["damaged", "cut"])
+def test_a_damaged_gguf_file_is_an_error(tmp_path, content):
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x01" * 64)
-    with pytest.raises(ModelError, match=r"model 'mine': .*cannot be loaded"):
+    path.write_bytes(b"GGUF\x03\x00\x00\x00" + content)
+    with pytest.raises(ModelError, match=r"model 'mine': .*cannot be loaded.*: model\.gguf is cut short or damaged"):
+        gguf(path).load()
+
+
+def test_a_pointer_to_a_gguf_file_is_named(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_text(POINTER)
+    with pytest.raises(ModelError, match=r"model\.gguf is a Git LFS pointer"):
         gguf(path).load()
 
 

@@ -134,3 +134,33 @@ def test_runs_that_do_not_know_their_gpt_say_what_to_do(dynamics, artifacts, tmp
         told.write_text(text)
     with pytest.raises(ConfigurationError, match="do not say which GPT"):
         gf.TangentSimulator().fit(replace(dynamics, spec=None))
+
+
+def test_adapters_can_be_trained(dynamics, tmp_path):
+    location = dynamics.source.gpt.location()
+    curricula = dynamics.curricula[:2]
+    adapted = gf.record(
+        location,
+        dynamics.pool,
+        dynamics.tests,
+        curricula=curricula,
+        optimizer=gf.AdamW(learning_rate=1e-2),
+        lora=gf.LoRA(rank=2, target_modules="all-linear"),
+        artifacts=tmp_path,
+        jobs=1,
+    )
+    np.testing.assert_allclose(adapted.trajectories()[:, 0], dynamics.trajectories()[:2, 0], atol=1e-5)
+    assert np.ptp(adapted.trajectories(), axis=1).max() > 1e-3
+    assert gf.load_dynamics(next((tmp_path / "dynamics").iterdir())).source.gpt.config.lora.rank == 2
+
+
+def test_equal_curricula_are_an_error(dynamics, tmp_path):
+    first, second = dynamics.curricula[:2]
+    with pytest.raises(ConfigurationError, match=r"curricula: 0 and 2 \(counted from 0\) are equal"):
+        gf.record(
+            dynamics.source.gpt.location(),
+            dynamics.pool,
+            dynamics.tests,
+            curricula=[first, second, first],
+            artifacts=tmp_path,
+        )

@@ -12,7 +12,7 @@ from gptfluence.common.errors import ConfigurationError, DataError, ModelError, 
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import LoRA
 from gptfluence.recording.curriculum import Curriculum
-from gptfluence.recording.recorder import Recorder
+from gptfluence.recording.recorder import Recorder, decayed_names
 from gptfluence.recording.settings import AdamW, Recording
 from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import Example, TaskPool
@@ -170,6 +170,30 @@ def test_random_numbers_of_the_caller_are_left_alone(gpt, sst2):
 def test_a_loss_that_is_not_finite_names_run_and_step(gpt, sst2):
     with pytest.raises(RecordingError, match=r"run train-042, step 1: .*lower the learning rate"):
         record(gpt, sst2, name="train-042", optimizer=AdamW(learning_rate=1e30))
+
+
+def test_a_loss_that_is_not_finite_before_the_first_update_is_the_weights_own(nano, sst2):
+    gpt = nano.load()
+    token = int(tokenize(sst2.tests, gpt)[2].ids[0])
+    with torch.no_grad():
+        gpt.model.get_input_embeddings().weight[token] = float("nan")
+    with pytest.raises(
+        RecordingError, match=r"step 0: .* is nan; the model's own weights give it before the first update"
+    ):
+        record(gpt, sst2)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "llama", "mamba", "gpt_oss"])
+def test_weight_decay_acts_on_what_the_trainer_decays(kind):
+    from transformers import AutoConfig, AutoModelForCausalLM, Trainer
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_local_experts": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=40, **sizes))
+    expected = set(Trainer.get_decay_parameter_names(None, model))
+    assert decayed_names(model) == expected & {name for name, _ in model.named_parameters()}
+    if kind == "gpt_neox":  # Pythia: matrices, as ever
+        assert decayed_names(model) == {name for name, p in model.named_parameters() if p.ndim > 1}
 
 
 def test_the_model_is_as_it_came_after_an_error(gpt, sst2):

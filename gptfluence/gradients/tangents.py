@@ -32,7 +32,7 @@ from gptfluence.gradients.outputs import OutputGradients
 from gptfluence.models.gpt import GPT, ModelSource
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.logits import ScoredLogits, example_losses
-from gptfluence.recording.recorder import build_optimizer, update
+from gptfluence.recording.recorder import build_optimizer, decayed_names, update
 from gptfluence.recording.settings import Recording
 from gptfluence.recording.tokens import Batch, bucketed, collate, label_words, tokenize
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
@@ -250,7 +250,7 @@ class TangentFeatures:
         """Trains from the initial weights; yields before the first step and after every one. Call inside `_model`."""
         tokens = tokenize(self.pool, self.gpt, truncation=self.recording.truncation)
         settings = self.recording.optimizer
-        optimizer = build_optimizer(self._parameters, settings, fused=False)
+        optimizer = build_optimizer(self.gpt.model, settings, fused=False)
         rates = settings.learning_rates(reference.steps)
         self.gpt.model.eval()  # no dropout: the tangents are those of the network as it is
         with self._scored() as scored:
@@ -330,13 +330,14 @@ class TangentFeatures:
                     f"{self.pool.name}: no example's loss depends on a trainable parameter; check the model"
                 )
             index, weight = sample(importance, self.size, self.seed)
-        matrix = np.array([p.ndim >= 2 for p in parameters])
+        names = decayed_names(self.gpt.model)
+        decayed = np.array([name in names for name in self._parameters])
         return {
             "index": index,
             "parameter": owner[index],
             "weight": weight.astype(np.float32),
             "initial": self._values({name: p.detach() for name, p in self._parameters.items()})[index],
-            "decayed": matrix[owner[index]],
+            "decayed": decayed[owner[index]],
         }
 
     def _moved(self, sampled: dict[str, np.ndarray], checkpoint: int) -> dict[str, np.ndarray]:

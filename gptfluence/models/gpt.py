@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptfluence.common import files
-from gptfluence.common.errors import HubUnreachableError, ModelError
-from gptfluence.common.hub import hub_reachable
+from gptfluence.common.errors import ModelError
 from gptfluence.common.settings import canonical
+from gptfluence.models import loading
 from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, PublishedModel
 from gptfluence.tasks import mini
 from gptfluence.tasks.base import fingerprint
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRETRAINING_LENGTH = 64  # tokens of a pre-training sequence
@@ -56,7 +55,7 @@ class ModelSource:
         if isinstance(self.config, NanoModel):
             identity["corpus"] = fingerprint(self._texts())
         elif isinstance(self.config, HubModel):
-            identity["commit"] = _hub_commit(self.config)
+            identity["commit"] = loading.hub_commit(self.name, self.config)
         else:
             path = self._path()
             parts = [path]
@@ -73,17 +72,17 @@ class ModelSource:
         """
         config = self.config
         if isinstance(config, NanoModel):
-            model, tokenizer = _load_folder(self.name, self._nano_folder())
+            model, tokenizer = loading.from_folder(self.name, self._nano_folder())
         elif isinstance(config, HubModel):
-            model, tokenizer = _load_hub(self.name, config)
+            model, tokenizer = loading.from_hub(self.name, config)
         elif isinstance(config, LocalModel):
-            model, tokenizer = _load_folder(self.name, self._path())
+            model, tokenizer = loading.from_folder(self.name, self._path())
         else:
-            model, tokenizer = _load_gguf(self.name, self._path())
-        positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-        length = int(min(config.max_length or positions, positions))
+            model, tokenizer = loading.from_gguf(self.name, self._path())
+        positions = loading.longest(model, tokenizer)
+        length = min(config.max_length or positions, positions)
         if config.lora is not None:
-            model = _with_lora(model, config.lora)
+            model = loading.with_lora(self.name, model, config.lora)
         return GPT(self.name, model.eval(), tokenizer, length)
 
     def location(self) -> str:
@@ -129,139 +128,44 @@ class ModelSource:
         if not path.exists():
             raise ModelError(f"model {self.name!r}: {path} does not exist; correct models.{self.name}.path")
         if isinstance(config, GGUFModel):
-            if not path.is_file() or path.open("rb").read(4) != b"GGUF":
-                raise ModelError(f"model {self.name!r}: {path} is not a GGUF file; correct models.{self.name}.path")
+            loading.check_gguf(self.name, path)
             if config.sha256 and files.sha256(path) != config.sha256:
                 raise ModelError(
                     f"model {self.name!r}: {path} does not have the SHA-256 that the profile asks for ({config.sha256}); "
                     "get the file again"
                 )
-        elif not (path / "config.json").is_file():
-            raise ModelError(f"model {self.name!r}: {path} is not a model folder: it has no config.json")
+        else:
+            loading.check_folder(self.name, path)
         return path
+
+
+def source_of(model: str | Path, cache: Path, *, lora: LoRA | None = None) -> ModelSource:
+    """The source that a folder, a GGUF file or a name on the Hub stands for. Raises ModelError if it can be none of these."""
+    try:
+        path = Path(model).expanduser()
+        exists, whole = bool(str(model)) and path.exists(), path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a home that is not known, a name too long, a null character
+        raise ModelError(f"there is no folder {str(model)!r}: {error}") from None
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        if not exists:
+            raise ModelError(f"there is no file {str(model)!r}; give the path of a GGUF file")
+        return ModelSource(path.stem, GGUFModel(source="gguf", path=whole, lora=lora), cache)
+    if path.is_file():
+        raise ModelError(f"{str(model)!r} is a file; give the folder that holds the whole model, or a GGUF file")
+    if exists:
+        return ModelSource(
+            whole.name if path.name in ("", "..") else path.name,
+            LocalModel(source="local", path=whole, lora=lora),
+            cache,
+        )
+    loading.check_hub_name(str(model))
+    return ModelSource(path.name, HubModel(source="hub", path=str(model), lora=lora), cache)
 
 
 @cache
 def _corpus(names: tuple[str, ...], seed: int, examples_per_task: int) -> list[tuple[str, str]]:
     """Prompts and targets: seconds of work, asked for by every look at a nano model's identity."""
     return mini.corpus(names, seed=seed, examples_per_task=examples_per_task)
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-
-def _load_folder(name: str, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"model {name!r}: {folder} holds no .safetensors file; pickled weights are not loaded, convert them with "
-            "model.save_pretrained(folder)"
-        )
-    return _from_pretrained(name, str(folder), local_files_only=True)
-
-
-def _load_gguf(name: str, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return _from_pretrained(name, str(path.parent), gguf_file=path.name, local_files_only=True)
-
-
-def _load_hub(name: str, config: HubModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    offline = not hub_reachable()
-    try:
-        return _from_pretrained(name, config.path, revision=config.revision, local_files_only=offline)
-    except ModelError as error:
-        if offline:
-            raise HubUnreachableError(_no_hub(config)) from error
-        raise
-
-
-def _from_pretrained(name: str, path: str, **options: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it floods executed notebooks
-    try:
-        weights = {} if "gguf_file" in options else {"use_safetensors": True}
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **weights,
-            **options,
-        )
-    except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own
-        raise ModelError(
-            f"model {name!r}: {path} cannot be loaded as a causal language model: {_first_line(error)}"
-        ) from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
-    # transformers fills both gaps without an error: weights with random numbers, the vocabulary with nothing
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(
-            f"model {name!r}: {path} lacks {len(missing)} of the weights of a {type(model).__name__}, among them "
-            f"{missing[0]}; save the whole model again"
-        )
-    if not tokenizer("a b", add_special_tokens=False)["input_ids"]:
-        raise ModelError(
-            f"model {name!r}: {path} has no tokenizer with a vocabulary; put it there with "
-            "tokenizer.save_pretrained(folder)"
-        )
-    return model, tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-def _with_lora(model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    adapters = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # every run of a study starts from the same adapters
-            return get_peft_model(model, adapters)
-    except ValueError as error:
-        raise ModelError(f"lora.target_modules: {_first_line(error)}") from error
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def _hub_commit(config: HubModel) -> str:
-    """The commit that a revision stands for: asked from the Hub, or read from the local cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if hub_reachable():
-        try:
-            return str(HfApi().model_info(config.path, revision=config.revision).sha)
-        except Exception as error:
-            raise ModelError(f"model {config.path!r}, revision {config.revision!r}: {_first_line(error)}") from error
-    cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
-    if not isinstance(cached, str):
-        raise HubUnreachableError(_no_hub(config))
-    return Path(cached).parent.name
-
-
-def _no_hub(config: HubModel) -> str:
-    return (
-        f"model {config.path!r} (revision {config.revision!r}) lives on the Hugging Face Hub; no hub is reachable and it is "
-        "not in the local cache. Connect, or download it elsewhere and use a model with `source: local`, or a profile that "
-        "works offline (mini, smoke)"
-    )
 
 
 # --- nano models -----------------------------------------------------------------------------------------------------

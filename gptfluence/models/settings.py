@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gptfluence.common.settings import Settings
 
@@ -16,7 +16,13 @@ class LoRA(Settings):
     rank: int = Field(8, ge=1)
     alpha: float = Field(4, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: list[str] | None = ["query_key_value"]  # None: peft's choice for the architecture
+    # names of layers; "all-linear": all but the output; None: peft's choice for the architecture
+    target_modules: list[str] | Literal["all-linear"] | None = ["query_key_value"]
+
+    @field_validator("target_modules")
+    @classmethod
+    def _all_linear(cls, value: object) -> object:
+        return "all-linear" if value == ["all-linear"] else value
 
 
 class _Model(Settings):

@@ -1,30 +1,37 @@
-"""What a GPT writes after a prompt: batched, with a key-value cache, the same text whatever the batch mates.
+"""What a GPT writes after a prompt: batched, the same text whatever the batch mates.
 
-Every example draws from random numbers of its own, seeded by run, example and step.
+Every example draws from random numbers of its own, seeded by run, example and step. Tokens are decoded with the model's
+cache where it gives what the whole text gives, else (a cache that is ignored, or none) by a whole forward pass for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from gptfluence.common.errors import DataError
+from gptfluence.recording.logits import ScoredLogits
 from gptfluence.recording.settings import Generation
 from gptfluence.tasks.base import fingerprint
 
-NextLogits = Callable[..., torch.Tensor]
+log = logging.getLogger(__name__)
+
 ROOM = 4  # a decoding step handles one token a row, so its batches may hold more than a measuring batch
 
 
+AGREEMENT = 1e-3  # of the largest logit, in float32; decoding with a cache agrees to 1e-5 where it is right
+
+
 class Generator:
-    """Continues prompts. `next_logits(input_ids=, attention_mask=, position_ids=, past_key_values=)` gives float
-    [rows, vocabulary], the logits after the last token of each row."""
+    """Continues prompts with the model that `scored` belongs to."""
 
     def __init__(
         self,
-        next_logits: NextLogits,
+        scored: ScoredLogits,
         prompts: Sequence[np.ndarray],
         settings: Generation,
         *,
@@ -34,7 +41,7 @@ class Generator:
         device: str,
     ) -> None:
         """prompts: int64 [tokens] each; ids: of the examples; end: the token that ends a text; it is not part of it."""
-        self._next_logits, self._prompts, self._settings = next_logits, prompts, settings
+        self._scored, self._prompts, self._settings = scored, prompts, settings
         self._keys = [int(fingerprint(name), 16) for name in ids]
         self._end, self._device = end, device
         self._batches: list[list[int]] = []
@@ -44,6 +51,10 @@ class Generator:
                 self._batches[-1].append(row)
             else:
                 self._batches.append([row])
+
+    @cached_property
+    def _decoding(self) -> type[_Cached | _Whole]:
+        return _Cached if _cache_agrees(self._scored, self._prompts, self._device) else _Whole
 
     @torch.inference_mode()
     def generate(self, seed: int, step: int) -> list[list[int]]:
@@ -55,39 +66,111 @@ class Generator:
         return texts
 
     def _continue(self, rows: list[int], seed: int, step: int) -> list[list[int]]:
-        from transformers import DynamicCache  # a second that whoever generates nothing need not wait
-
-        longest = max(len(self._prompts[row]) for row in rows)
-        ids, seen = np.zeros((2, len(rows), longest), dtype=np.int64)
-        for place, row in enumerate(rows):
-            ids[place, longest - len(self._prompts[row]) :] = self._prompts[row]
-            seen[place, longest - len(self._prompts[row]) :] = 1
-        inputs, mask = (torch.from_numpy(array).to(self._device) for array in (ids, seen))
-        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
         length = self._settings.max_new_tokens
         draws = np.stack(
             [np.random.default_rng([seed, self._keys[row], step]).random(length, np.float32) for row in rows]
         )
         uniforms = torch.from_numpy(draws).to(self._device)
-        alive, cache = torch.arange(len(rows), device=self._device), DynamicCache()
+        alive = torch.arange(len(rows), device=self._device)
+        text = self._decoding(self._scored, [self._prompts[row] for row in rows], self._device)
         written: list[list[int]] = [[] for _ in rows]
         for place in range(length):
-            logits = self._next_logits(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache
-            )
-            tokens = choose(logits.float(), uniforms[alive, place], self._settings.temperature, self._settings.top_p)
+            logits = text.next_logits().float()
+            tokens = choose(logits, uniforms[alive, place], self._settings.temperature, self._settings.top_p)
             goes_on = tokens != self._end if self._end is not None else torch.ones_like(tokens, dtype=torch.bool)
             if not bool(goes_on.all()):  # finished rows leave the batch
                 kept = goes_on.nonzero().squeeze(1)
-                alive, tokens, mask, positions = alive[kept], tokens[kept], mask[kept], positions[kept]
+                alive, tokens = alive[kept], tokens[kept]
                 if not len(kept):
                     break
-                cache.batch_select_indices(kept)
+                text.keep(kept)
             for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
                 written[row].append(token)
-            inputs, positions = tokens[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            text.append(tokens)
         return written
+
+
+class _Cached:
+    """Texts of different lengths, padded on the left; a step sees the last token, and the model's cache the others."""
+
+    def __init__(self, scored: ScoredLogits, prompts: Sequence[np.ndarray], device: str) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        ids, seen = np.zeros((2, len(prompts), longest), dtype=np.int64)
+        for place, prompt in enumerate(prompts):
+            ids[place, longest - len(prompt) :] = prompt
+            seen[place, longest - len(prompt) :] = 1
+        self._scored, self._cache = scored, scored.new_cache()
+        self._ids, self._mask = (torch.from_numpy(array).to(device) for array in (ids, seen))
+        self._positions = (self._mask.cumsum(dim=1) - 1).clamp_min(0)
+
+    def next_logits(self) -> torch.Tensor:
+        """float [texts, vocabulary]"""
+        return self._scored.next_logits(self._ids, self._mask, self._positions, self._cache)
+
+    def keep(self, texts: torch.Tensor) -> None:
+        """Only these, int64 [kept], go on."""
+        self._mask, self._positions = self._mask[texts], self._positions[texts]
+        self._cache.batch_select_indices(texts)
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """int64 [texts]: what follows each."""
+        self._ids, self._positions = tokens[:, None], self._positions[:, -1:] + 1
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+
+
+class _Whole:
+    """The same by a forward pass over whole texts at every step, padded on the right, where no token looks."""
+
+    def __init__(self, scored: ScoredLogits, prompts: Sequence[np.ndarray], device: str) -> None:
+        self._scored = scored
+        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        ids = np.zeros((len(prompts), int(self._lengths.max())), dtype=np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        self._ids = torch.from_numpy(ids).to(device)
+
+    def next_logits(self) -> torch.Tensor:
+        return self._scored.last_logits(self._ids, self._lengths)
+
+    def keep(self, texts: torch.Tensor) -> None:
+        self._lengths, self._ids = self._lengths[texts], self._ids[texts]
+
+    def append(self, tokens: torch.Tensor) -> None:
+        if int(self._lengths.max()) == self._ids.shape[1]:
+            self._ids = torch.cat([self._ids, self._ids.new_zeros(len(self._ids), 1)], dim=1)
+        self._ids = self._ids.scatter(1, self._lengths[:, None], tokens[:, None])
+        self._lengths = self._lengths + 1
+
+
+@torch.inference_mode()
+def _cache_agrees(scored: ScoredLogits, prompts: Sequence[np.ndarray], device: str) -> bool:
+    """Whether decoding with the cache gives the logits of whole texts, for prompts of two lengths, one of which then ends."""
+    longest, shortest = max(prompts, key=len), min(prompts, key=len)
+    probes = [longest, longest[: (len(longest) + 1) // 2], shortest]
+    try:
+        ways = [kind(scored, probes, device) for kind in (_Cached, _Whole)]
+        for step in range(3):
+            with torch.autocast(device.split(":")[0], enabled=False):
+                cached, whole = (way.next_logits().float() for way in ways)
+            if not bool((cached - whole).abs().max() <= AGREEMENT * whole.abs().max()):
+                log.info("a cache does not give the logits of whole texts; they are decoded without it")
+                return False
+            tokens = whole.argmax(dim=1)
+            for way in ways:
+                if step == 0:
+                    way.keep(torch.tensor([0, 2], device=device))
+                way.append(tokens if step else tokens[[0, 2]])
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        KeyError,
+        AttributeError,
+    ) as error:  # no cache of this kind
+        log.info("decoding with a cache fails (%s); texts are decoded without it", error)
+        return False
+    return True
 
 
 def choose(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -113,15 +196,18 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top
 
 
 def fitting_prompt(
-    prompt: np.ndarray, where: str, max_length: int, settings: Generation, truncation: str
+    prompt: np.ndarray, where: str, max_length: int, settings: Generation, truncation: str, *, kept: int = 0
 ) -> np.ndarray:
-    """The prompt, or its end (`truncation="prompt"`), such that the text still fits the model. Raises DataError."""
+    """The prompt, or its end (`truncation="prompt"`), such that the text still fits the model. Raises DataError.
+
+    kept: how many tokens at the beginning are special ones, which stay there
+    """
     excess = len(prompt) + settings.max_new_tokens - max_length
     if excess <= 0:
         return prompt
-    if truncation == "error" or excess >= len(prompt):
+    if truncation == "error" or excess >= len(prompt) - kept:
         raise DataError(
             f"{where}: a prompt of {len(prompt)} tokens and {settings.max_new_tokens} generated ones are more than the "
             f"model's {max_length}; lower generation.max_new_tokens, or set `truncation: prompt` to cut long prompts"
         )
-    return prompt[excess:]
+    return np.concatenate([prompt[:kept], prompt[kept + excess :]])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
 from gptfluence.common.errors import ModelError
 from gptfluence.recording.tokens import Batch
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 PROBED = torch.tensor([2, 7])  # of the eight positions of a probe
 
@@ -25,11 +31,13 @@ class ScoredLogits:
         head = base.get_output_embeddings()
         if head is None:
             raise ModelError(f"{type(base).__name__} has no output embedding; it is not a causal language model")
+        self._known = inspect.signature(base.forward).parameters  # no model knows every argument of a decoding step
+        self._config = base.config.get_text_config(decoder=True)
         self._positions: torch.Tensor | None = None
         self._hooks = [head.register_forward_pre_hook(self._select)]
         mlp = _last_mlp(base)
         if mlp is not None:
-            probe = torch.arange(8, device=head.weight.device).view(2, 4) % base.config.vocab_size
+            probe = torch.arange(8, device=head.weight.device).view(2, 4) % len(base.get_input_embeddings().weight)
             expected = self._logits(probe, PROBED)
             hooks = [mlp.register_forward_pre_hook(self._select), mlp.register_forward_hook(self._spread)]
             if self._agrees(probe, expected):
@@ -74,11 +82,35 @@ class ScoredLogits:
         self._positions = batch.scored
         return self._model(input_ids=batch.input_ids, use_cache=False).logits.float()
 
-    def next_logits(self, input_ids: torch.Tensor, **inputs: object) -> torch.Tensor:
-        """float [rows, vocabulary]: logits after the last token of each row; `inputs` go to the model."""
+    def next_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, cache: Cache
+    ) -> torch.Tensor:
+        """float [rows, vocabulary]: logits after the last token of each row; `cache` (`new_cache`) knows those before.
+
+        input_ids, position_ids: int64 [rows, tokens]; attention_mask: int64 [rows, tokens in the cache and here], 0 for
+        padding, which is on the left
+        """
         rows, width = input_ids.shape
         self._positions = torch.arange(rows, device=input_ids.device) * width + width - 1
-        return self._model(input_ids=input_ids, use_cache=True, **inputs).logits
+        inputs = {"attention_mask": attention_mask, "use_cache": True}
+        if "position_ids" in self._known:
+            inputs["position_ids"] = position_ids
+        name = "cache_params" if "cache_params" in self._known else "past_key_values"
+        return self._model(input_ids=input_ids, **inputs, **{name: cache}).logits
+
+    def new_cache(self) -> Cache:
+        """An empty cache of the kind that the model's layers want."""
+        from transformers import DynamicCache  # a second that whoever generates nothing need not wait
+
+        return DynamicCache(config=self._config)
+
+    def last_logits(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """float [rows, vocabulary]: logits after the first `lengths` tokens of each row, computed without a cache.
+
+        input_ids: int64 [rows, tokens], padded on the right; lengths: int64 [rows]
+        """
+        self._positions = torch.arange(len(lengths), device=lengths.device) * input_ids.shape[1] + lengths - 1
+        return self._model(input_ids=input_ids, use_cache=False).logits
 
     def close(self) -> None:
         for hook in self._hooks:

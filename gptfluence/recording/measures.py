@@ -14,7 +14,7 @@ from gptfluence.recording.generation import Generator, fitting_prompt
 from gptfluence.recording.logits import ScoredLogits
 from gptfluence.recording.settings import Generation, Recording
 from gptfluence.recording.text_metrics import TextScorer
-from gptfluence.recording.tokens import Batch, bucketed, label_words, tokenize
+from gptfluence.recording.tokens import Batch, SpecialTokens, bucketed, label_words, tokenize
 from gptfluence.tasks.base import TaskPool
 
 
@@ -112,18 +112,24 @@ class GeneratedTexts:
         self._rows = _rows(tests, metrics[0], having_choices=False)
         self._tests, self._every, self._tokenizer = len(tests), settings.every, gpt.tokenizer
         examples = TaskPool(tests.name, tuple(tests[row] for row in self._rows))
+        special = SpecialTokens.of(gpt)
         fitting = [
             fitting_prompt(
-                prompts[row], f"{tests.name}: example {tests[row].id!r}", gpt.max_length, settings, recording.truncation
+                prompts[row],
+                f"{tests.name}: example {tests[row].id!r}",
+                gpt.max_length,
+                settings,
+                recording.truncation,
+                kept=len(special.before),
             )
             for row in self._rows
         ]
         self._generator = Generator(
-            scored.next_logits,
+            scored,
             fitting,
             settings,
             ids=[example.id for example in examples],
-            end=gpt.tokenizer.eos_token_id,
+            end=special.end[0] if special.end else None,
             token_budget=recording.token_budget,
             device=device,
         )

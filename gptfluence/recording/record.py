@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.machine import cores
 from gptfluence.common.settings import artifacts_dir
-from gptfluence.models.gpt import ModelSource
-from gptfluence.models.settings import GGUFModel, HubModel, LocalModel
+from gptfluence.models.gpt import source_of
+from gptfluence.models.settings import LoRA
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, Source
@@ -32,6 +31,7 @@ def record(
     curricula: Sequence[Curriculum],
     optimizer: AdamW | None = None,
     recording: Recording | None = None,
+    lora: LoRA | None = None,
     artifacts: str | Path | None = None,
     seed: int = 0,
     jobs: int | None = None,
@@ -40,30 +40,33 @@ def record(
 
     Args:
         model: a Hub name, a folder, or a GGUF file.
+        curricula: one for each run; equal ones would be the same run twice.
         optimizer: AdamW and its schedule; `recording`: everything else (its optimizer gives way to `optimizer`).
+        lora: train adapters of this kind instead of all weights (the default `target_modules` are Pythia's).
         artifacts: where runs are kept; what is there already is not recorded again.
         jobs: runs recorded at once on the CPU (default: $GPTFLUENCE_JOBS, else as many as there are cores).
 
-    Returns the runs in the order of `curricula`.
+    Returns the runs in the order of `curricula`. Raises ConfigurationError (equal curricula), DataError (texts and model do
+    not fit), ModelError or HubUnreachableError (the model cannot be used), RecordingError, ArtifactError.
     """
     recording = recording or Recording()
     if optimizer is not None:
         recording = recording.model_copy(update={"optimizer": optimizer})
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        chosen: Any = GGUFModel(source="gguf", path=path.resolve())
-    elif path.exists():
-        chosen = LocalModel(source="local", path=path.resolve())
-    else:
-        chosen = HubModel(source="hub", path=str(model))
     texts = Task(pool.name.split("/")[0], pool, tests)
     warn_of_shared_prompts(texts)
     given = named(curricula)
+    if len(given) < len(curricula):
+        marks = [curriculum.fingerprint for curriculum in curricula]
+        again = next(k for k, mark in enumerate(marks) if mark in marks[:k])
+        raise ConfigurationError(
+            f"curricula: {marks.index(marks[again])} and {again} (counted from 0) are equal, so their runs would be one and the "
+            "same; leave one out, or draw from a larger pool"
+        )
     artifacts = Path(artifacts).expanduser().resolve() if artifacts else artifacts_dir()
     wanted = Wanted(
         setting="record",
         texts=texts,
-        source=Source(ModelSource(path.stem, chosen, artifacts / "models"), artifacts),
+        source=Source(source_of(model, artifacts / "models", lora=lora), artifacts),
         recording=recording,
         seed=seed,
         names=list(given),

@@ -6,6 +6,7 @@ The recorder knows nothing of files, studies or processes: a model, texts and a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,10 @@ from gptfluence.recording.settings import AdamW, Generation, Recording
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.recording.tokens import Batch, TokenizedExample, bucketed, collate, tokenize
 from gptfluence.tasks.base import TaskPool
+
+NOT_DECAYED = re.compile(
+    r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)"
+)  # Trainer.get_decay_parameter_names
 
 
 class Recorder:
@@ -122,7 +127,7 @@ class Recorder:
                 f"{len(self.pool)} examples"
             )
         self._reset()
-        optimizer = build_optimizer(self._trainable, self.recording.optimizer, fused=True)
+        optimizer = build_optimizer(self._model, self.recording.optimizer, fused=True)
         rates = self.recording.optimizer.learning_rates(curriculum.steps)
         tests = np.empty((curriculum.steps + 1, len(self.tests)), dtype=np.float32)
         accuracy = np.empty((curriculum.steps + 1 if self._accuracy else 0, len(self.tests)), dtype=np.float32)
@@ -209,24 +214,38 @@ class Recorder:
         values = losses.cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
+            remedy = (
+                "lower the learning rate or look at its text"
+                if step
+                else "the model's own weights give it before the first update; look at them and at this text"
+            )
             raise RecordingError(
                 f"run {run}, step {step}: the loss of example {examples[int(bad[0])].id!r} of {examples.name} is "
-                f"{values[bad[0]]}; lower the learning rate or look at its text"
+                f"{values[bad[0]]}; {remedy}"
             )
         return values
 
 
-def build_optimizer(parameters: dict[str, torch.nn.Parameter], settings: AdamW, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW as the HF Trainer sets it up: biases and norm weights (vectors) are not decayed.
+def decayed_names(model: torch.nn.Module) -> set[str]:
+    """The parameters that weight decay acts on, as the Trainer of transformers chooses them: not those of a LayerNorm, nor
+    those with `bias`, or a norm, in their names."""
+    spared = {id(p) for part in model.modules() if isinstance(part, torch.nn.LayerNorm) for p in part.parameters()}
+    return {
+        name for name, p in model.named_parameters() if id(p) not in spared and not NOT_DECAYED.search(name.lower())
+    }
+
+
+def build_optimizer(model: torch.nn.Module, settings: AdamW, *, fused: bool) -> torch.optim.AdamW:
+    """AdamW for what is trained of a model, as the HF Trainer sets it up: biases and norm weights are not decayed.
 
     fused: all parameters in one kernel, which is faster and differs by rounding. Recorded runs are made with it. Reference
         runs of tangents are made without: there are few of them, and tangents that were taken before stay those of their run.
     """
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
+    names = decayed_names(model)
+    trained = [(name in names, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for decayed, p in trained if decayed], "weight_decay": settings.weight_decay},
+        {"params": [p for decayed, p in trained if not decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused
