@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptfluence.common.contents import first_bytes, is_pointer
 from gptfluence.common.errors import HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
 from gptfluence.models.settings import HubModel, LoRA
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 READ = (".safetensors", ".json", ".txt", ".model", ".gguf")  # the files of a model, by how their names end
-LFS = b"version https://git-lfs"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text")
 PROBE = "One, two, three, four, five, six, seven."
@@ -118,29 +118,24 @@ def check_folder(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: {folder} is not a model folder: it has no config.json")
     for path in sorted(folder.iterdir()):
-        if path.suffix in READ and path.is_file() and _is_pointer(path):
+        if path.suffix in READ and path.is_file() and is_pointer(first_bytes(path)):
             raise ModelError(f"model {name!r}: {path} {_POINTER}")
 
 
 def check_gguf(name: str, path: Path) -> None:
     """Raises ModelError if a file is seen to be no GGUF file."""
-    if path.is_file() and _is_pointer(path):
+    if path.is_file() and is_pointer(first_bytes(path)):
         raise ModelError(f"model {name!r}: {path} {_POINTER}")
     if not path.is_file() or path.open("rb").read(4) != b"GGUF":
         raise ModelError(f"model {name!r}: {path} is not a GGUF file; correct models.{name}.path")
 
 
 _NO_TOKENIZER = "it has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"
-_POINTER = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+_POINTER = "is a Git LFS (or git-annex) pointer, not the file itself; run git lfs pull in its folder"
 
 
 def _of_tokenizer(path: Path) -> bool:
     return path.name.startswith(("tokenizer.", "vocab", "merges")) or path.suffix in (".model", ".gguf")
-
-
-def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(LFS)) == LFS
 
 
 def _damage(path: Path) -> str | None:
