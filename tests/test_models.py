@@ -164,7 +164,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 def test_a_pointer_to_a_file_elsewhere_is_named_before_anything_is_read(folder, name):
     (folder / name).write_text(POINTER)
     for ask in (local(folder).identity, local(folder).load):
-        with pytest.raises(ModelError, match=rf"{name} is a Git LFS \(or git-annex\) pointer, not the file itself; run git lfs pull"):
+        with pytest.raises(
+            ModelError, match=rf"{name} is a Git LFS \(or git-annex\) pointer, not the file itself; run git lfs pull"
+        ):
             ask()
 
 
