@@ -283,6 +283,9 @@ class ExampleGradients:
                 except FAILURES as error:
                     self._give_up(call, error)
                     break
+                if not all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):  # as in `_by_modules`
+                    self._direct |= set(found)
+                    break
                 for name, gradient in found.items():
                     total[name] = total[name] + gradient if name in total else gradient
             else:

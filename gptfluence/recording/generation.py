@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 ROOM = 4  # a decoding step handles one token a row, so its batches may hold more than a measuring batch
 
 
+COMPARED_STEPS = 3
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)  # of a model with another kind of cache
 AGREEMENT = 1e-3  # of the largest logit, in float32; decoding with a cache agrees to 1e-5 where it is right
 
 
@@ -54,7 +56,8 @@ class Generator:
 
     @cached_property
     def _decoding(self) -> type[_Cached | _Whole]:
-        return _Cached if _cache_agrees(self._scored, self._prompts, self._device) else _Whole
+        steps = min(COMPARED_STEPS, self._settings.max_new_tokens)  # more might not fit the model
+        return _Cached if _cache_agrees(self._scored, self._prompts, self._device, steps) else _Whole
 
     @torch.inference_mode()
     def generate(self, seed: int, step: int) -> list[list[int]]:
@@ -143,13 +146,13 @@ class _Whole:
 
 
 @torch.inference_mode()
-def _cache_agrees(scored: ScoredLogits, prompts: Sequence[np.ndarray], device: str) -> bool:
+def _cache_agrees(scored: ScoredLogits, prompts: Sequence[np.ndarray], device: str, steps: int) -> bool:
     """Whether decoding with the cache gives the logits of whole texts, for prompts of two lengths, one of which then ends."""
     longest, shortest = max(prompts, key=len), min(prompts, key=len)
     probes = [longest, longest[: (len(longest) + 1) // 2], shortest]
     try:
         ways = [kind(scored, probes, device) for kind in (_Cached, _Whole)]
-        for step in range(3):
+        for step in range(steps):
             with torch.autocast(device.split(":")[0], enabled=False):
                 cached, whole = (way.next_logits().float() for way in ways)
             if not bool((cached - whole).abs().max() <= AGREEMENT * whole.abs().max()):
@@ -160,14 +163,7 @@ def _cache_agrees(scored: ScoredLogits, prompts: Sequence[np.ndarray], device: s
                 if step == 0:
                     way.keep(torch.tensor([0, 2], device=device))
                 way.append(tokens if step else tokens[[0, 2]])
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        IndexError,
-        KeyError,
-        AttributeError,
-    ) as error:  # no cache of this kind
+    except FAILURES as error:
         log.info("decoding with a cache fails (%s); texts are decoded without it", error)
         return False
     return True
