@@ -41,7 +41,9 @@ class Package(Settings):
         try:
             _parsed(archive)
         except (InvalidWheelFilename, InvalidSdistFilename):
-            raise ValueError(f"{archive!r} is not the name of a wheel (.whl) or source distribution (.tar.gz)") from None
+            raise ValueError(
+                f"{archive!r} is not the name of a wheel (.whl) or source distribution (.tar.gz)"
+            ) from None
         return archive
 
     @property

