@@ -115,6 +115,13 @@ class Wanted:
             generation=self.generation if set(self.metrics) & set(TEXT_METRICS) else None,
         )
 
+    @property
+    def folder(self) -> Path:
+        """Where the runs are kept."""
+        spec = self.spec
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.setting}-{spec.task}-{spec.model.name}")
+        return self.source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
+
 
 def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GPTDynamics:
     """Record those of the wanted runs that are missing, and load them all.
@@ -127,8 +134,7 @@ def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GP
         steps = max(curriculum.steps for curriculum in curricula.values())
     else:
         steps = curriculum_of(spec, wanted.names[0], len(texts.pool)).steps  # an error before any process is started
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.setting}-{spec.task}-{spec.model.name}")
-    folder = source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
+    folder = wanted.folder
     store.write_folder(folder, spec, texts, source)
     places = devices()
     collect(

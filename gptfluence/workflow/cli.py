@@ -110,6 +110,21 @@ def fetch(
 
 
 @app.command()
+def plan(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(help="only for these outputs, as run_all.sh --only takes them")] = "*",
+    jobs: JobsOption = None,
+) -> None:
+    """Say what recording a study takes on this machine in time, memory and disk, after recording a few steps to see."""
+    from gptfluence.study.study import Study
+    from gptfluence.workflow.plan import lines
+
+    for line in lines(Study.load(profile, overrides or (), jobs=jobs), only):
+        print(line, flush=True)
+
+
+@app.command()
 @of_campaign
 def fit(
     chosen: Chosen,
