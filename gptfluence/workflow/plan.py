@@ -177,7 +177,7 @@ def lines(study: Study, only: str = "*") -> Iterator[str]:
         spent = found.load + found.run * -(-one.missing // at_once)
         seconds, disk, most = seconds + spent, disk + one.disk, max(most, found.memory * at_once)
         yield f"{name:44} {done:>9} {sizes} {found.run:8.1f} {spent / 3600:6.2f} {found.memory / 1e9:5.1f}"
-    yield f"recording: {seconds / 3600:.2f} hours, {most / 1e9:.1f} GB of memory, {disk / 1e6:.0f} MB of disk"
+    yield f"recording: {seconds / 3600:.2f} hours, {most / 1e9:.1f} GB of memory, {disk / 1e6:.0f} MB of disk for the runs"
     if more := notebooks_that_record(study, only):
         yield f"not in it: fits, and the runs that these record for themselves: {', '.join(more)}"
     there = memory_of_machine()
