@@ -30,8 +30,10 @@ import pandas as pd
 
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import names
-from gptfluence.drawing.tables import told_the_answer, with_variants
+from gptfluence.drawing.tables import OVER_TASKS, PAPERS_MEAN, told_the_answer, with_variants
+from gptfluence.experiments import tuning
 from gptfluence.profile.load import load_profile
+from gptfluence.simulators.fitting import TARGETS
 from gptfluence.workflow import catalogue
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -52,7 +54,6 @@ BESIDE = {  # notebook -> statistics with a table of their own below that of R²
 }
 TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the GPT is trained
     "mini": "generated text, learning",
-    "mini-sizes": "the former generated tasks, other sizes",
     "laptop": "real text, learning",
     "laptop-slow": "real text, slow drift",
     "laptop-webnlg": "real text, learning",
@@ -63,7 +64,7 @@ CLAIMS = (  # the tables in which the paper compares methods
     "tab03_instruction_tuning_generation",
     "tab04_fine_tuning_generation",
 )
-OVER_TASKS = ("average", "over_tasks")  # rows of tables that are of no task
+NOT_A_TASK = (PAPERS_MEAN, OVER_TASKS)  # in the column "task" of tables
 HOW = {"mean": pd.Series.mean, "lowest": pd.Series.min, "highest": pd.Series.max}
 
 
@@ -113,7 +114,7 @@ def tables(name: str) -> str:
     if column != "metric":
         whole = whole[whole["metric"] == "loss"]
     found = []
-    for (model, task), part in whole.groupby(["model", "task"], sort=False):
+    for (_, task), part in whole.groupby(["model", "task"], sort=False):
         scores = part[part["statistic"].isin(STATISTICS)] if "statistic" in part else part
         table = _pivot(scores, column)
         rows = [table.loc[[method]] for method in table.index]
@@ -122,7 +123,7 @@ def tables(name: str) -> str:
             rows.insert(0, mean[table.columns].to_frame("*MSE of the mean trajectory*").T)
         title = names.task(str(task))
         if profile != "mini":
-            title += f", {model}" if profile == "mini-sizes" else f", `{profile}`"
+            title += f", `{profile}`"
         if notebook == "ext07_ablation":
             title += ", ablation"
         found.append(_markdown(title, rows))
@@ -270,7 +271,7 @@ def number(what: str) -> str:
     named = {column for column, _, _ in asked}
     for column, value in STANDARD.items():
         asked += [(column, "=", value)] if column in frame and column not in named else []
-    asked += [("task", "!=", over) for over in OVER_TASKS if "task" in frame and "task" not in named]
+    asked += [("task", "!=", over) for over in NOT_A_TASK if "task" in frame and "task" not in named]
     for column, relation, value in asked:
         frame = frame[(frame[column].astype(str) == value) == (relation == "=")]
     values = frame["value"]
@@ -280,6 +281,30 @@ def number(what: str) -> str:
         )
     digits = ".2g" if "mse" in what else ".2f"
     return _number(HOW[how](values) if how else values.iloc[0], digits)
+
+
+def search(name: str) -> str:
+    """What `gptfluence tune` found: a line for each method, over all tasks; name: "PROFILE/tuning_SETTING"."""
+    frame = pd.read_csv(ROOT / "figures" / f"{name}.csv", dtype={"variant": str}, keep_default_na=False)
+    frame = frame[frame["task"] == tuning.ALL].astype({"relative_to_mean": float})
+    lines = [
+        "| method | settings | as it comes | best that predicts values, deviations | chosen |",
+        "|---|---|---|---|---|",
+    ]
+    for method, rows in frame.groupby("method", sort=False):
+        errors = rows["relative_to_mean"]
+        target = rows["variant"].str.extract(r"target=(\w+)")[0]
+        best = ", ".join(_number(errors[target == one].min(), ".3f") for one in TARGETS)
+        [chosen] = rows[rows["chosen"].astype(str) == "True"].itertuples()
+        cells = (
+            names.method(str(method)),
+            str(len(rows)),
+            _number(errors[rows["variant"] == ""].iloc[0], ".3f"),
+            best if target.notna().any() else "-",
+            f"{chosen.relative_to_mean:.3f}" + (f": {chosen.variant.replace('=', ' ')}" if chosen.variant else ""),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def another_machine(what: str) -> str:
@@ -330,6 +355,7 @@ WRITERS: dict[str, Callable[..., str]] = {
     "low_coverage": low_coverage,
     "reading": reading,
     "number": number,
+    "search": search,
     "another_machine": another_machine,
     "times": times,
     "outputs": outputs,
@@ -356,7 +382,7 @@ def _coverage(name: str) -> pd.DataFrame:
 def _cases(name: str) -> Iterator[pd.DataFrame]:
     """The cases of one of the paper's tables in profile `mini`, with a row for each method; not its averages."""
     frame = read(f"mini/{name}")
-    frame = frame[~frame["task"].isin(OVER_TASKS) & (frame["variant"] == "") & ~told_the_answer(frame)]
+    frame = frame[~frame["task"].isin(NOT_A_TASK) & (frame["variant"] == "") & ~told_the_answer(frame)]
     by = [column for column in ("model", "metric", "task") if column in frame]
     for _, rows in frame.groupby(by, sort=False):
         mse = rows[rows["statistic"] == "all_steps_mse"].set_index("method")

@@ -151,6 +151,7 @@ ROWS: tuple[Row, ...] = (
         varies="markov_order",
         values=orders,
         asked="orders",
+        every_step=True,  # between measured steps a lag would be of a value that nobody measured
     ),
     Row(
         "tab11_unseen_fine_tuning",
@@ -203,6 +204,7 @@ ROWS: tuple[Row, ...] = (
         varies="markov_order",
         values=orders,
         asked="orders",
+        every_step=True,
     ),
     Row(
         "fig05_encoders",
