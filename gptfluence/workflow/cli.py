@@ -303,7 +303,7 @@ def doctor() -> None:
     print(f"python     {platform.python_version()} in {sys.prefix}")
     print(f"device     {', '.join(gpus) or 'cpu (no CUDA device)'}")
     print(f"cores      {cores()}")
-    print(f"hub        {'reachable' if hub_reachable() else 'not reachable: only mini, smoke and local files work'}")
+    print(f"hub        {'reachable' if hub_reachable() else 'not reachable: mini, smoke, laptop and local files work'}")
     for key, value in encoders.describe().items():
         print(f"encoder    {key}: {value}")
     print(f"artifacts  {artifacts_dir()}")
