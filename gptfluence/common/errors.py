@@ -29,6 +29,10 @@ class ModelError(GPTfluenceError):
     """A model cannot be found or is not what its name says."""
 
 
+class PackageError(GPTfluenceError):
+    """A package that texts or weights are read from is not here, cannot be fetched, or holds something else."""
+
+
 class HubUnreachableError(GPTfluenceError):
     """Something lives on the Hugging Face Hub and no hub (nor a cached copy) is reachable."""
 

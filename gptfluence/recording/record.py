@@ -122,6 +122,13 @@ class Wanted:
             generation=with_tokenization(self.generation, self.texts.tests) if written else None,
         )
 
+    @property
+    def folder(self) -> Path:
+        """Where the runs are kept."""
+        spec = self.spec
+        name = files.slug(f"{spec.setting}-{spec.task}-{spec.model.name}")
+        return self.source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
+
 
 def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GPTDynamics:
     """Record those of the wanted runs that are missing, and load them all.
@@ -134,8 +141,7 @@ def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GP
         steps = max(curriculum.steps for curriculum in curricula.values())
     else:
         steps = curriculum_of(spec, wanted.names[0], len(texts.pool)).steps  # an error before any process is started
-    name = files.slug(f"{spec.setting}-{spec.task}-{spec.model.name}")
-    folder = source.artifacts / "dynamics" / f"{name}-{fingerprint(spec.to_json())[:8]}"
+    folder = wanted.folder
     if spec.generation is not None:
         warn_of_meaningless(texts.tests, spec.metrics, spec.generation.tokenization or "english")
     store.write_folder(folder, spec, texts, source)

@@ -59,7 +59,7 @@ def write_folder(folder: Path, spec: RunSpec | dict, task: Task, source: Source 
 def _source_to_json(source: Source) -> dict[str, Any]:
     """Paths are absolute, because they may be read from another working directory, but below the store: it can be moved."""
     gpt, config = source.gpt, canonical(source.gpt.config)
-    if "path" in config and not isinstance(gpt.config, HubModel) and not config.get("package"):
+    if config.get("path") and not isinstance(gpt.config, HubModel):
         config["path"] = str(Path(config["path"]).expanduser().resolve())
     # links are not followed: the folder of models may be one, to another disk
     cache, artifacts = gpt.cache.absolute(), source.artifacts.absolute()

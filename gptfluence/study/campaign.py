@@ -20,12 +20,12 @@ from gptfluence.profile.load import explain
 from gptfluence.profile.schema import Setting
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
-from gptfluence.recording.record import named
+from gptfluence.recording.record import Wanted, named
 from gptfluence.recording.settings import Metric
 from gptfluence.simulators.methods import applicable
 from gptfluence.simulators.options import Variant
 from gptfluence.study.predictions import Predictions
-from gptfluence.study.runs import RunSource, metrics_of
+from gptfluence.study.runs import Recorded, RunSource, metrics_of
 from gptfluence.study.texts import Texts, checked_unseen
 from gptfluence.tasks.base import Task
 
@@ -148,6 +148,20 @@ class Campaign:
     def _recorded(self) -> GPTDynamics:
         return self.source.of_profile(self.setting, self._known_texts if self.source.trains else None)
 
+    def wanted(self, unseen: str | None = None) -> Wanted:
+        """What is recorded for the profile's runs, or for its runs on unseen examples ("training", "test").
+
+        Raises ConfigurationError if the GPT has published runs only.
+        """
+        if not isinstance(self.source, Recorded):
+            raise ConfigurationError(f"{self!r}: its runs were published with the paper; nothing is recorded for it")
+        names = self.setting.runs.names if unseen is None else self._unseen_names
+        return self.source.wanted(self.setting, self._of_profile(unseen), names, unseen=unseen)
+
+    @property
+    def _unseen_names(self) -> list[str]:
+        return [f"test-{index:03d}" for index in range(self.setting.unseen_runs)]
+
     def held_out(self, metric: Metric = "loss") -> GPTDynamics:
         """The held-out runs. Raises ConfigurationError if there are none."""
         test = self.dynamics(metric).split()[2]
@@ -163,11 +177,10 @@ class Campaign:
         which: "training": curricula over the unseen pool, the known tests; "test": curricula over the known pool, the
             unseen tests; "both"
         """
-        names = [f"test-{index:03d}" for index in range(self.setting.unseen_runs)]
         part = "test" if checked_unseen(which) == "test" else "training"
         if self.own_texts is not None:
             raise ConfigurationError(f"{self!r}: texts of one's own keep no unseen examples apart; ask the profile's")
-        dynamics = self.source.of_curricula(self.setting, self._of_profile(part), names, unseen=part)
+        dynamics = self.source.of_curricula(self.setting, self._of_profile(part), self._unseen_names, unseen=part)
         if which != "test":
             known = {example.id for example in self.texts.tests}
             rows = [row for row, e in enumerate(dynamics.tests) if (e.id in known) == (which == "training")]

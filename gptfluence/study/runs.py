@@ -70,8 +70,21 @@ class Recorded:
         unseen: str | None = None,
         ends_only: bool = False,
     ) -> GPTDynamics:
+        wanted = self.wanted(setting, texts, curricula, unseen=unseen, ends_only=ends_only)
+        return record_missing(wanted, jobs=self.jobs, jobs_per_device=self.jobs_per_device)
+
+    def wanted(
+        self,
+        setting: Setting,
+        texts: Texts | None,
+        curricula: Mapping[str, Curriculum] | Sequence[str],
+        *,
+        unseen: str | None = None,
+        ends_only: bool = False,
+    ) -> Wanted:
+        """What `of_curricula` records."""
         assert texts is not None
-        wanted = Wanted(
+        return Wanted(
             setting=self.name if unseen is None else f"{self.name}-unseen_{unseen}",
             texts=texts.task,
             source=Source(self.model, self.artifacts),
@@ -84,7 +97,6 @@ class Recorded:
             curricula=curricula if isinstance(curricula, Mapping) else {},
             ends_only=ends_only,
         )
-        return record_missing(wanted, jobs=self.jobs, jobs_per_device=self.jobs_per_device)
 
 
 @dataclass(frozen=True)

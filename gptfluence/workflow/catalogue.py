@@ -30,6 +30,7 @@ from gptfluence.workflow.row import (
     labelled,
     of_size,
     one_of_each,
+    one_of_each_sort,
     resolve,
     simulating,
     those,
@@ -41,7 +42,7 @@ INTERVALS = (1, 2, 4, 6, 8, 10)
 ORDERS = (1, 2, 3, 5, 10)
 MAIN = of_size("410m", "1b", "2.8b", otherwise=everything)  # models of tables 1 and 3
 TWO = those("rte", "webnlg")  # tasks of tables 10 to 12
-PAIR = those("sst2", "webnlg", otherwise=first)  # tasks beyond the paper: labels, and free text
+PAIR = those("sst2", "webnlg", otherwise=one_of_each_sort)  # tasks beyond the paper: labels, and free text
 BEYOND = ("mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank", "tangent")
 
 

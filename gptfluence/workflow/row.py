@@ -73,6 +73,12 @@ def first_of(*wanted: str) -> Selector:
     return lambda study, names: those(*wanted)(study, names)[:1]
 
 
+def one_of_each_sort(study: Study, names: Sequence[str]) -> list[str]:
+    """Tasks: the first whose targets are labels, and the first of free text."""
+    first_of_sort = {study.is_labelled(name): name for name in reversed(names)}
+    return [name for name in names if name in first_of_sort.values()]
+
+
 def labelled(*wanted: str) -> Selector:
     """Tasks whose targets are labels, those of `wanted` before the others."""
 

@@ -1,0 +1,193 @@
+"""What recording the runs of a study takes on this machine: time, memory and disk, from a short probe.
+
+A probe records the first steps of a run, in as many processes at once as the study would use: processes that share a
+machine slow one another down. Fits, and the runs that notebooks record for themselves, are not in it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from gptfluence.common.errors import ModelError
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.record import Wanted, devices
+from gptfluence.recording.store import missing_runs
+from gptfluence.recording.workers import curriculum_of
+from gptfluence.study.study import Study
+from gptfluence.workflow import catalogue
+from gptfluence.workflow.row import Runs
+
+STEPS = 4  # of a probe, or fewer if runs have fewer
+FILES = 40_000  # bytes that a run takes on the disk besides its numbers
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The recording of the runs of one folder. unseen: as in `Campaign.wanted`"""
+
+    runs: Runs
+    unseen: str | None
+    wanted: Wanted
+    missing: int
+
+    @property
+    def curriculum(self) -> Curriculum:
+        return curriculum_of(self.wanted.spec, self.wanted.names[0], len(self.wanted.texts.pool))
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the runs that are missing: float32 numbers that hardly compress."""
+        numbers = (self.curriculum.steps + 1) * len(self.wanted.texts.tests) * len(self.wanted.metrics)
+        return self.missing * (4 * numbers + FILES)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds to load the GPT and to record one run, and bytes of one process at its largest."""
+
+    load: float
+    run: float
+    memory: int
+
+
+def recordings(study: Study, only: str = "*") -> list[Recording]:
+    """What a study records before its notebooks start, of the outputs that fit the pattern.
+
+    Raises errors of `common/errors.py` that name what is wrong with profile, texts or model.
+    """
+    wanted = catalogue.chosen(study, only).values()
+    with_unseen = {runs for output in wanted if output.row.unseen for runs in output.needs}
+    found = []
+    for runs in catalogue.before(wanted):
+        if not study.trains(runs.model):
+            continue
+        campaign = runs.campaign(study)
+        for unseen in (None, "training", "test") if runs in with_unseen else (None,):
+            asked = campaign.wanted(unseen)
+            found.append(Recording(runs, unseen, asked, len(missing_runs(asked.folder, asked.names))))
+    return found
+
+
+def notebooks_that_record(study: Study, only: str = "*") -> list[str]:
+    """Notebooks whose own runs are not among `recordings`."""
+    wanted = catalogue.chosen(study, only).values()
+    return list(dict.fromkeys(catalogue.notebook_of(one.row) for one in wanted if one.row.trains))
+
+
+def probe(study: Study, recording: Recording) -> Probe:
+    """Record the first steps of a run, in as many processes at once as would be recording; nothing is kept."""
+    on_gpu = devices() != ["cpu"]
+    processes = study.profile.jobs_per_device if on_gpu else min(study.jobs, recording.missing)
+    context = multiprocessing.get_context("spawn")
+    given = (study.origin, study.overrides, str(study.artifacts), recording.runs, recording.unseen)
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+            probes = list(pool.map(_probe, [given] * processes))
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return Probe(
+        statistics.fmean(one.load for one in probes),
+        statistics.fmean(one.run for one in probes),
+        max(one.memory for one in probes),
+    )
+
+
+def _probe(given: tuple[str, tuple[str, ...], str, Runs, str | None]) -> Probe:
+    """In a process of its own, which tells how much memory it took."""
+    from gptfluence.recording.recorder import Recorder, single_thread
+
+    origin, overrides, artifacts, runs, unseen = given
+    study = Study.load(origin, overrides, artifacts=artifacts, jobs=1)
+    wanted = runs.campaign(study).wanted(unseen)
+    started = time.perf_counter()
+    marks: list[float] = []
+    with single_thread():
+        gpt = wanted.source.gpt.load()
+        curriculum = Recording(runs, unseen, wanted, 1).curriculum
+        first = Curriculum(curriculum.batches[:STEPS])
+        with Recorder(
+            gpt,
+            wanted.texts.pool,
+            wanted.texts.tests,
+            wanted.recording,
+            metrics=wanted.metrics,
+            generation=wanted.generation,
+            device=devices()[0],
+        ) as recorder:
+            loaded = time.perf_counter()
+            recorder.record("probe", first, on_step=lambda _: marks.append(time.perf_counter()))
+    spent = [after - before for before, after in zip([loaded, *marks], marks, strict=False)]
+    every = wanted.generation.every if wanted.spec.generation is not None else None
+    seconds = _of_run(spent, curriculum.steps, every)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Probe(loaded - started, seconds, memory)
+
+
+def _of_run(spent: list[float], steps: int, every: int | None) -> float:
+    """Seconds of a run of `steps`, from those of its first ones.
+
+    spent: of the measurement before training and of each step of the probe; every: steps between generated texts
+    """
+    last = len(spent) - 1
+
+    def writes(step: int, end: int) -> bool:
+        return every is not None and (step % every == 0 or step == end)
+
+    groups: dict[bool, list[float]] = {True: [], False: []}
+    for step, seconds in enumerate(spent[1:], start=1):
+        groups[writes(step, last)].append(seconds)
+    # the first step is slower than the others: memory is claimed, and the optimizer made
+    typical = {with_texts: statistics.median(found[-2:]) for with_texts, found in groups.items() if found}
+    with_texts = typical.get(True, 0.0)
+    return spent[0] + sum(
+        with_texts if writes(step, steps) else typical.get(False, with_texts) for step in range(1, steps + 1)
+    )
+
+
+def lines(study: Study, only: str = "*") -> Iterator[str]:
+    """The plan in words, a line for each folder of runs as soon as it was probed, and the sums.
+
+    Raises ModelError, after the plan, if the processes at once need more memory than the machine has.
+    """
+    seconds, disk, most = 0.0, 0, 0
+    yield f"{'runs on':44} {'to do':>9} {'steps':>6} {'tests':>6} {'s a run':>8} {'hours':>6} {'GB':>5}"
+    for one in recordings(study, only):
+        name = one.runs.name + (f" (unseen {one.unseen})" if one.unseen else "")
+        done = f"{one.missing}/{len(one.wanted.names)}"
+        sizes = f"{one.curriculum.steps:6} {len(one.wanted.texts.tests):6}"
+        if not one.missing:
+            yield f"{name:44} {done:>9} {sizes}"
+            continue
+        found = probe(study, one)
+        at_once = (
+            min(study.jobs, one.missing) if devices() == ["cpu"] else len(devices()) * study.profile.jobs_per_device
+        )
+        spent = found.load + found.run * -(-one.missing // at_once)
+        seconds, disk, most = seconds + spent, disk + one.disk, max(most, found.memory * at_once)
+        yield f"{name:44} {done:>9} {sizes} {found.run:8.1f} {spent / 3600:6.2f} {found.memory / 1e9:5.1f}"
+    yield f"recording: {seconds / 3600:.2f} hours, {most / 1e9:.1f} GB of memory, {disk / 1e6:.0f} MB of disk for the runs"
+    if more := notebooks_that_record(study, only):
+        yield f"not in it: fits, and the runs that these record for themselves: {', '.join(more)}"
+    there = memory_of_machine()
+    if most > there:
+        raise ModelError(
+            f"{most / 1e9:.1f} GB of memory are needed, and this machine has {there / 1e9:.1f}: record fewer runs at once "
+            "(--jobs), lower recording.token_budget, or choose a smaller model"
+        )
+
+
+def memory_of_machine() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
