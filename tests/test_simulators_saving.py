@@ -121,7 +121,7 @@ def test_bad_input_to_fit_is_named(train: GPTDynamics, validation: GPTDynamics) 
         Simfluence().fit(train, metric="bleu")
     with pytest.raises(ConfigurationError, match="other pool"):
         Simfluence().fit(train, replace(validation, pool=make_pool("other", POOL)))
-    with pytest.raises(ConfigurationError, match="different shapes"):
+    with pytest.raises(ConfigurationError, match="different lengths"):
         Simfluence().fit(replace(train, runs=(*train.runs, *make_dynamics(1, steps=5).runs)))
     values = train.runs[1].trajectories["loss"].copy()
     values[3, 2] = np.nan

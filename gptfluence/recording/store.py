@@ -30,7 +30,7 @@ from gptfluence.common.errors import ArtifactError, unknown
 from gptfluence.common.settings import canonical
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import HubModel, ModelConfig
-from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.curriculum import NOBODY, Curriculum, flipped, named
 from gptfluence.recording.dynamics import GPTDynamics, Source, TrainingRun
 from gptfluence.recording.settings import RunSpec
 from gptfluence.tasks.base import Example, Task, TaskPool
@@ -126,11 +126,14 @@ def read_task(folder: Path) -> Task:
 def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:
     """Write a run under its lock. `facts` (JSON) go into run.json; equal runs and facts give equal bytes."""
     with files.new_folder(folder / run.name, f"saving run {run.name}") as new:
-        steps, batch = run.curriculum.batches.shape
+        (steps, batch), there = run.curriculum.batches.shape, run.curriculum.batches != NOBODY
+        shown = run.curriculum.batches[there]
         curriculum = {
-            "step": np.repeat(np.arange(1, steps + 1, dtype=np.int32), batch),
-            "example": run.curriculum.batches.ravel(),
+            "step": np.repeat(np.arange(1, steps + 1, dtype=np.int32), there.sum(axis=1)),
+            "example": named(shown),
         }
+        if (shown < 0).any():
+            curriculum["masked"] = shown < 0
         (new / "curriculum.parquet").write_bytes(_to_parquet(curriculum))
         per_step = {
             "step": np.arange(1, steps + 1, dtype=np.int32),
@@ -152,18 +155,28 @@ def read_run(folder: Path, name: str) -> TrainingRun:
         raise ArtifactError(f"run {name} is not in {folder}; recorded: {', '.join(run_names(folder)) or 'none'}")
     files.verify(place)
     facts = json.loads((place / "run.json").read_text())
-    curriculum = pq.read_table(place / "curriculum.parquet")["example"].to_numpy()
     steps = pq.read_table(place / "steps.parquet")
     pool = place / "pool.parquet"
     return TrainingRun(
         name=name,
-        curriculum=Curriculum(curriculum.reshape(-1, facts["batch_size"])),
+        curriculum=_curriculum(place / "curriculum.parquet", len(steps), facts["batch_size"]),
         trajectories=_wide(place / "tests.parquet"),
         pool_trajectories=_wide(pool) if pool.is_file() else {},
         learning_rate=steps["learning_rate"].to_numpy(),
         batch_loss=steps["batch_loss"].to_numpy(),
         gradient_norm=steps["gradient_norm"].to_numpy(),
     )
+
+
+def _curriculum(path: Path, steps: int, batch: int) -> Curriculum:
+    """A step has a row for each of its places, `masked` where its example is."""
+    table = pq.read_table(path)
+    step, shown = (table[name].to_numpy() for name in ("step", "example"))
+    if "masked" in table.column_names:
+        shown = np.where(table["masked"].to_numpy(), flipped(shown), shown)
+    batches = np.full((steps, batch), NOBODY, np.int32)
+    batches[step - 1, np.arange(len(step)) - np.searchsorted(step, step)] = shown
+    return Curriculum(batches)
 
 
 def run_names(folder: Path) -> list[str]:
