@@ -26,6 +26,7 @@ class TrainingRun:
     pool_trajectories: the same for the examples of the pool, float32 [steps + 1, pool]; empty if not recorded
     learning_rate, batch_loss, gradient_norm: float32 [steps]; of update t in row t-1 (nats per target token, in which those of
         masked examples count as 0)
+    skipped: bool [steps]; updates that the optimizer left out, as in half precision where gradients overflow; None: none
     """
 
     name: str  # e.g. "train-007"; its part before the dash is the split
@@ -35,6 +36,7 @@ class TrainingRun:
     learning_rate: np.ndarray | None = field(repr=False, default=None)
     batch_loss: np.ndarray | None = field(repr=False, default=None)
     gradient_norm: np.ndarray | None = field(repr=False, default=None)
+    skipped: np.ndarray | None = field(repr=False, default=None)
 
     @property
     def split(self) -> str:

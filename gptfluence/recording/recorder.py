@@ -43,20 +43,22 @@ class Recorder:
         generation: Generation | None = None,
         device: str = "cpu",
         scoring_processes: int = 0,
+        tokens: tuple[Sequence[TokenizedExample], Sequence[TokenizedExample]] | None = None,
     ) -> None:
         """
         Args:
             metrics: what is recorded of the tests; the loss always is. See `Setting.metrics` in `profile.schema`.
             generation: how texts are generated for BLEU and ROUGE-L; None: the defaults.
             scoring_processes: see `text_metrics.TextScorer`.
+            tokens: of pool and tests, where they are not what the GPT's tokenizer makes of the texts.
 
         Raises DataError (texts and model do not fit, an empty reference), ConfigurationError, ModelError.
         """
         if device == "cpu" and recording.precision == "bf16":
             raise ConfigurationError("recording.precision: bf16 needs a GPU; use fp32 on a CPU")
         self.gpt, self.pool, self.tests, self.recording, self.device = gpt, pool, tests, recording, device
-        self._pool_tokens = tokenize(pool, gpt, truncation=recording.truncation)
-        test_tokens = tokenize(tests, gpt, truncation=recording.truncation)
+        made = tokens or [tokenize(texts, gpt, truncation=recording.truncation) for texts in (pool, tests)]
+        self._pool_tokens, test_tokens = made
         self._test_batches = self._measuring_batches(test_tokens)
         self._pool_batches = self._measuring_batches(self._pool_tokens) if recording.record_pool else []
         self._model = gpt.model.to(device)
@@ -103,6 +105,7 @@ class Recorder:
         *,
         seed: int = 0,
         ends_only: bool = False,
+        rates: Sequence[float] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainingRun:
         """Train on `curriculum` and measure after every update. On a CPU, equal arguments give equal bytes.
@@ -114,6 +117,7 @@ class Recorder:
             seed: of what is random in training besides the curriculum (dropout).
             ends_only: measure before the first and after the last update only; values between are nan. The training is
                 the same, and measuring takes most of the time where there are many tests.
+            rates: the learning rate of each update, if not that of the optimizer's schedule.
             on_step: called after each of the steps with its number, 0 (the first measurement) to `curriculum.steps`.
 
         Raises RecordingError that names run, step and example where a loss is not finite.
@@ -125,7 +129,7 @@ class Recorder:
             )
         self._reset()
         optimizer = build_optimizer(self._trainable, self.recording.optimizer, fused=True)
-        rates = self.recording.optimizer.learning_rates(curriculum.steps)
+        rates = self.recording.optimizer.learning_rates(curriculum.steps) if rates is None else list(map(float, rates))
         tests = np.empty((curriculum.steps + 1, len(self.tests)), dtype=np.float32)
         accuracy = np.empty((curriculum.steps + 1 if self._accuracy else 0, len(self.tests)), dtype=np.float32)
         texts = []

@@ -141,6 +141,8 @@ def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:
             "batch_loss": run.batch_loss,
             "gradient_norm": run.gradient_norm,
         }
+        if run.skipped is not None:
+            per_step["skipped"] = run.skipped
         (new / "steps.parquet").write_bytes(_to_parquet(per_step))
         (new / "tests.parquet").write_bytes(_to_parquet(_long(run.trajectories)))
         if run.pool_trajectories:
@@ -154,7 +156,7 @@ def read_run(folder: Path, name: str) -> TrainingRun:
     if not place.is_dir():
         raise ArtifactError(f"run {name} is not in {folder}; recorded: {', '.join(run_names(folder)) or 'none'}")
     files.verify(place)
-    facts = json.loads((place / "run.json").read_text())
+    facts = run_facts(folder, name)
     steps = pq.read_table(place / "steps.parquet")
     pool = place / "pool.parquet"
     return TrainingRun(
@@ -165,7 +167,13 @@ def read_run(folder: Path, name: str) -> TrainingRun:
         learning_rate=steps["learning_rate"].to_numpy(),
         batch_loss=steps["batch_loss"].to_numpy(),
         gradient_norm=steps["gradient_norm"].to_numpy(),
+        skipped=steps["skipped"].to_numpy() if "skipped" in steps.column_names else None,
     )
+
+
+def run_facts(folder: Path, name: str) -> dict[str, Any]:
+    """What `write_run` was told of a run besides its arrays."""
+    return json.loads((folder / name / "run.json").read_text())
 
 
 def _curriculum(path: Path, steps: int, batch: int) -> Curriculum:
@@ -220,7 +228,7 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     chosen = present if names is None else names
     runs = tuple(read_run(folder, name) for name in chosen)
     sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
-    devices = {json.loads((folder / name / "run.json").read_text()).get("device") for name in chosen}
+    devices = {run_facts(folder, name).get("device") for name in chosen}
     provenance = {"folder": folder.name, "spec": values, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
     spec = read_spec(folder) if "recording" in values else None  # imported runs were recorded elsewhere
     return GPTDynamics(
@@ -242,6 +250,11 @@ def _wide(path: Path) -> dict[str, np.ndarray]:
     columns = int(table["example"].to_numpy().max()) + 1
     metrics = [name for name in table.column_names if name not in ("step", "example")]
     return {metric: table[metric].to_numpy().reshape(-1, columns) for metric in metrics}
+
+
+def write_table(path: Path, content: dict[str, Any]) -> None:
+    """Write columns as Parquet, the whole file or nothing; equal columns give equal bytes."""
+    files.write_bytes(path, _to_parquet(content))
 
 
 def _to_parquet(content: dict[str, np.ndarray] | list[dict]) -> bytes:
