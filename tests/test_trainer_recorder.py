@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
+import traceback
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -29,7 +33,9 @@ from transformers import (
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
 from gptfluence.models.gpt import GPT
+from gptfluence.recording.settings import Generation
 from gptfluence.recording.tokens import tokenize
+from gptfluence.tasks import TaskPool
 
 SIZES = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {
@@ -225,6 +231,20 @@ def test_a_step_that_the_optimizer_left_out_is_told(gpt, data, tests, tmp_path, 
         gf.train_again(tmp_path / "runs", gpt)
 
 
+def test_other_metrics_are_those_of_our_own_recorder(gpt, sst2, webnlg, data, tmp_path):
+    """Texts are sampled with the same seed; the training is the same."""
+    for task, metric in ((sst2, "accuracy"), (webnlg, "bleu")):
+        model, generation = model_of("gpt_neox"), Generation(max_new_tokens=4)
+        before = GPT("gpt_neox", deepcopy(model), gpt.tokenizer, 128)
+        examples = TaskPool("short/tests", task.tests[:3])
+        recorder = gf.TrainerRecorder(examples, tmp_path / metric, metrics=[metric], generation=generation)
+        trained(model, data, tmp_path, recorder, tokenizer=gpt.tokenizer, max_steps=3)
+        [run] = gf.load_dynamics(tmp_path / metric).runs
+        again = gf.train_again(tmp_path / metric, before, metrics=["loss", metric], generation=generation)
+        assert list(run.trajectories) == ["loss", metric]
+        np.testing.assert_allclose(again.trajectories[metric], run.trajectories[metric], atol=1e-5)
+
+
 class Kill(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -235,7 +255,9 @@ class Kill(TrainerCallback):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a training is killed in a fork")
-@pytest.mark.parametrize(("killed", "torn"), [(3, False), (5, True)])
+@pytest.mark.parametrize(
+    ("killed", "torn"), [(1, False), (3, False), (5, True)], ids=["before any checkpoint", "later", "torn"]
+)
 def test_a_training_that_is_killed_and_resumed_gives_the_same_store(data, tests, tmp_path, killed, torn):
     options = {**OPTIONS, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 7}
     trained(
@@ -251,8 +273,43 @@ def test_a_training_that_is_killed_and_resumed_gives_the_same_store(data, tests,
         journal = tmp_path / "b" / "journal" / "train-000.jsonl"
         journal.write_bytes(journal.read_bytes()[:-40])
     recorder = gf.TrainerRecorder(tests, tmp_path / "b")
-    trained(model_of("gpt2", dropout=0.1), data, tmp_path / "killed", recorder, resume=True, **options)
+    trained(model_of("gpt2", dropout=0.1), data, tmp_path / "killed", recorder, resume=killed > 2, **options)
     assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes are forks")
+def test_two_processes_record_one_store(data, tests, tmp_path):
+    """As torchrun starts them: the examples of both, in the order of the processes."""
+
+    def process(rank: int) -> None:
+        signal.alarm(120)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        seen, recorder = Seen(data), gf.TrainerRecorder(tests, tmp_path / "runs")
+        trained(model_of("llama"), data, tmp_path, seen, recorder, ddp_backend="gloo", gradient_accumulation_steps=2)
+        (tmp_path / f"seen-{rank}.json").write_text(json.dumps(seen.steps))
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                process(rank)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2))
+    [run] = gf.load_dynamics(tmp_path / "runs").runs
+    shown = [run.curriculum.examples(row) for row in range(run.curriculum.steps)]
+    assert shown == [one + other for one, other in zip(first, second, strict=True)]
+    assert np.isfinite(run.batch_loss).all()
+    assert not np.isnan(run.trajectories["loss"]).any()
 
 
 def test_several_trainings_lie_in_one_folder_and_fit_a_simulator(data, tests, tmp_path):
@@ -269,17 +326,23 @@ def test_several_trainings_lie_in_one_folder_and_fit_a_simulator(data, tests, tm
 # --- bad input: the training is unharmed ------------------------------------------------------------------------------
 
 
+UNRECORDED: dict[str, dict[str, np.ndarray]] = {}  # weights by what they were trained on
+
+
 def spoilt(data, tests, folder, message, **options):
     """A training whose recording cannot be ends as one without."""
-    recorder = gf.TrainerRecorder(tests, folder / "runs")
-    expected, model = model_of("gpt_neox"), model_of("gpt_neox")
+    recorder, model = gf.TrainerRecorder(tests, folder / "runs"), model_of("gpt_neox")
     options = {"max_steps": 2, **options}
-    trained(expected, data, folder, **options)
+    key = f"{type(data).__name__} {getattr(data, 'num_rows', 0)} {options}"
+    if key not in UNRECORDED:
+        expected = model_of("gpt_neox")
+        trained(expected, data, folder, **options)
+        UNRECORDED[key] = weights(expected)
     with pytest.warns(UserWarning, match=f"recording has stopped, the training goes on: .*{message}"):
         trained(model, data, folder, recorder, **options)
     assert recorder.stopped
-    for name, value in weights(expected).items():
-        np.testing.assert_array_equal(weights(model)[name], value)
+    for name, value in weights(model).items():
+        np.testing.assert_array_equal(value, UNRECORDED[key][name])
 
 
 def test_what_cannot_be_recorded_is_said(data, tests, tmp_path):

@@ -6,13 +6,11 @@ import hashlib
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -21,13 +19,14 @@ from gptfluence.models.gpt import GPT
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import TrainingRun
-from gptfluence.recording.logits import ScoredLogits, example_losses
-from gptfluence.recording.settings import AdamW, ModelIdentity, Recording, RunSpec
-from gptfluence.recording.tokens import TokenizedExample, bucketed, tokenize
+from gptfluence.recording.settings import AdamW, Generation, Metric, ModelIdentity, Recording, RunSpec
+from gptfluence.recording.text_metrics import TEXT_METRICS
+from gptfluence.recording.tokens import TokenizedExample, tokenize
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
 from gptfluence.trainers import tokens as kept
 from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
+from gptfluence.trainers.measuring import Measuring
 from gptfluence.trainers.texts import Fed, by_sft_trainer, fed, pool_of, same_random_numbers
 
 SCHEDULES = {"linear": "linear_decay", "constant": "constant", "constant_with_warmup": "constant"}
@@ -65,7 +64,15 @@ class TrainerRecorder(TrainerCallback):
     """
 
     def __init__(
-        self, tests: Any, folder: str | Path, *, run: str = "train-000", every: int = 1, token_budget: int = 1024
+        self,
+        tests: Any,
+        folder: str | Path,
+        *,
+        run: str = "train-000",
+        every: int = 1,
+        metrics: Sequence[Metric] = ("loss",),
+        generation: Generation | None = None,
+        token_budget: int = 1024,
     ) -> None:
         """
         Args:
@@ -74,6 +81,9 @@ class TrainerRecorder(TrainerCallback):
             folder: where the runs of one GPT on one data set lie, with their tests; `load_dynamics` reads it.
             run: the run's name, such as "train-000" or "test-001": several trainings may lie in one folder.
             every: updates from one measurement to the next; values of steps between are nan. The last step is measured.
+            metrics: what is measured of the tests; the loss always is. Accuracy needs examples of gptfluence, which know
+                their labels; BLEU and ROUGE-L compare with the tokens that count.
+            generation: how texts are generated for BLEU and ROUGE-L, at the steps that are measured; None: the defaults.
             token_budget: padded tokens that a measuring batch may hold.
 
         Raises ConfigurationError for a name that is no run's, or if there are no tests.
@@ -88,10 +98,12 @@ class TrainerRecorder(TrainerCallback):
             raise ConfigurationError("tests: there are none; give one example at least")
         self.tests, self.folder, self.run, self.every = tests, Path(folder), run, every
         self.stopped = ""
+        self.metrics = ["loss", *(metric for metric in metrics if metric != "loss")]
+        self.generation = (generation or Generation()).model_copy(update={"every": every})
         self._budget = token_budget
         self._feeding: Feeding | None = None
         self._journal: Journal | None = None
-        self._scored: ScoredLogits | None = None
+        self._measuring: Measuring | None = None
         self._norm = self._rate = math.nan
         self._skipped = False
 
@@ -113,7 +125,7 @@ class TrainerRecorder(TrainerCallback):
         with same_random_numbers():
             self._prepare(args, state, model, processing_class)
         if not state.global_step:
-            self._journal.add(self._measure(model))
+            self._journal.add(self._measuring.measure(0))
 
     @_never_harming
     def on_step_begin(self, args, state, control, **given) -> None:
@@ -133,15 +145,13 @@ class TrainerRecorder(TrainerCallback):
     def on_optimizer_step(self, args, state, control, *, optimizer, **given) -> None:
         self._skipped = bool(getattr(optimizer, "step_was_skipped", False))
 
-    def on_step_end(self, args, state, control, *, model, **given) -> None:
+    def on_step_end(self, args, state, control, **given) -> None:
         if self._feeding is not None:  # all processes, whatever became of the recording in one of them
             seen = self._feeding.take()
-            self._end_of_step(
-                args, state, control, model=model, seen=_gathered(seen) if args.world_size > 1 else [seen]
-            )
+            self._end_of_step(args, state, control, seen=_gathered(seen) if args.world_size > 1 else [seen])
 
     @_never_harming
-    def _end_of_step(self, args, state, control, *, model, seen) -> None:
+    def _end_of_step(self, args, state, control, *, seen) -> None:
         if self._journal is None:
             return
         rows = [row for part, _, _ in seen for row in part]
@@ -153,7 +163,7 @@ class TrainerRecorder(TrainerCallback):
         tokens = sum(count for _, _, count in seen)
         last = state.global_step >= state.max_steps
         self._journal.add(
-            self._measure(model) if last or state.global_step % self.every == 0 else None,
+            self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None,
             rows=rows,
             learning_rate=self._rate,
             batch_loss=sum(loss for _, loss, _ in seen) / tokens if tokens else math.nan,
@@ -197,14 +207,18 @@ class TrainerRecorder(TrainerCallback):
         pool_tokens = fed(dataset, self._feeding.collate, "training data", needs_loss=False)
         pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
         header = _run_facts(args, state)
-        spec = _spec(args, state, model, pool, tests)
+        spec = self._spec(args, state, model, pool, tests)
         self._check_folder(spec, header, resumed=state.global_step > 0)
         store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True))
         kept.write(self.folder, pool_tokens, tokens)
-        with _undisturbed(model):
-            self._scored = ScoredLogits(model)
-        device = str(next(model.parameters()).device)
-        self._batches = bucketed(tokens, self._budget, "target", device)
+        self._measuring = Measuring(
+            _gpt(model, tokenizer),
+            tests,
+            tokens,
+            metrics=self.metrics,
+            generation=self.generation,
+            token_budget=self._budget,
+        )
         self._journal = Journal(self.folder / "journal" / f"{self.run}.jsonl", header, done=state.global_step)
 
     def _tests_of(
@@ -214,8 +228,7 @@ class TrainerRecorder(TrainerCallback):
             tests = self.tests if isinstance(self.tests, TaskPool) else TaskPool("training", tuple(self.tests))
             if tokenizer is None:
                 raise DataError("tests: examples of gptfluence need a tokenizer; give the Trainer its processing_class")
-            positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-            return tokenize(tests, GPT("the model", model, tokenizer, int(positions))), tests
+            return tokenize(tests, _gpt(model, tokenizer)), tests
         rows, columns = self.tests, getattr(self._feeding.dataset, "column_names", None)
         if "input_ids" not in rows[0]:
             rows = by_sft_trainer(rows, args, tokenizer)
@@ -223,6 +236,32 @@ class TrainerRecorder(TrainerCallback):
             rows = [{name: row[name] for name in columns if name in row} for row in rows]
         tokens = fed(rows, self._feeding.collate, "tests", needs_loss=True)
         return tokens, pool_of("training", tokens, tokenizer)
+
+    def _spec(
+        self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, pool: TaskPool, tests: TaskPool
+    ) -> dict[str, Any]:
+        """The folder's `spec.json`: how its runs are recorded, as far as this package can train so itself."""
+        recording = _recording(args, state)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        identity = {"class": type(model).__name__, "weights": _weights(model) if not state.global_step else None}
+        identity["config"] = fingerprint(base.config.to_json_string(use_diff=False))
+        values = RunSpec(
+            format=store.FORMAT,
+            setting="trainer",
+            task=tests.name.split("/")[0],
+            pool_fingerprint=pool.fingerprint,
+            tests_fingerprint=tests.fingerprint,
+            model=ModelIdentity(
+                name=Path(base.config.name_or_path or "").name or base.config.model_type, identity=identity
+            ),
+            recording=recording or Recording(),
+            seed=0,
+            metrics=self.metrics,
+            generation=self.generation if {*self.metrics} & {*TEXT_METRICS} else None,
+        ).to_json()
+        if recording is None:
+            del values["recording"]
+        return values
 
     def _check_folder(self, spec: dict[str, Any], header: dict[str, Any], *, resumed: bool) -> None:
         """Raises ArtifactError if the folder, or the run in it, belongs to another training."""
@@ -244,16 +283,6 @@ class TrainerRecorder(TrainerCallback):
                     "run='train-001'"
                 )
 
-    def _measure(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
-        losses = torch.empty(len(self.tests), dtype=torch.float32, device=self._batches[0].input_ids.device)
-        with _undisturbed(model):
-            try:
-                for batch in self._batches:
-                    losses[batch.rows] = example_losses(self._scored.token_losses(batch), batch)
-            finally:
-                self._scored.rest()
-        return {"loss": losses.cpu().numpy()}
-
     def _stop(self, error: Exception) -> None:
         self.stopped = str(error) or repr(error)
         torch.nn.utils.clip_grad_norm_ = _clip
@@ -267,23 +296,15 @@ class TrainerRecorder(TrainerCallback):
 
     def _close(self) -> None:
         torch.nn.utils.clip_grad_norm_ = _clip
-        for part in (self._feeding, self._scored, self._journal):
+        for part in (self._feeding, self._measuring, self._journal):
             if part is not None:
                 part.close()
-        self._feeding = self._scored = self._journal = None
+        self._feeding = self._measuring = self._journal = None
 
 
-@contextmanager
-def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module's mode and all random numbers are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    with same_random_numbers(), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+def _gpt(model: torch.nn.Module, tokenizer: Any) -> GPT:
+    positions = getattr(model.config, "max_position_embeddings", None) or getattr(tokenizer, "model_max_length", 0)
+    return GPT("the model", model, tokenizer, int(positions))
 
 
 def _check_supported(args: TrainingArguments) -> None:
@@ -310,31 +331,6 @@ def _run_facts(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
     names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
     strategy = str(getattr(args, "train_sampling_strategy", "random"))
     return {**{name: getattr(args, name) for name in names}, "max_steps": state.max_steps, "sampling": strategy}
-
-
-def _spec(
-    args: TrainingArguments, state: TrainerState, model: torch.nn.Module, pool: TaskPool, tests: TaskPool
-) -> dict[str, Any]:
-    """The folder's `spec.json`: how its runs are recorded, as far as this package can train so itself."""
-    recording = _recording(args, state)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    identity = {"class": type(model).__name__, "weights": _weights(model) if not state.global_step else None}
-    identity["config"] = fingerprint(base.config.to_json_string(use_diff=False))
-    values = RunSpec(
-        format=store.FORMAT,
-        setting="trainer",
-        task=tests.name.split("/")[0],
-        pool_fingerprint=pool.fingerprint,
-        tests_fingerprint=tests.fingerprint,
-        model=ModelIdentity(
-            name=Path(base.config.name_or_path or "").name or base.config.model_type, identity=identity
-        ),
-        recording=recording or Recording(),
-        seed=0,
-    ).to_json()
-    if recording is None:
-        del values["recording"]
-    return values
 
 
 def _recording(args: TrainingArguments, state: TrainerState) -> Recording | None:

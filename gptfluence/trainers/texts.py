@@ -24,6 +24,11 @@ class Fed:
     ids: np.ndarray
     positions: np.ndarray
 
+    @property
+    def target_start(self) -> int:
+        """The first token that counts; the number of tokens if none does."""
+        return int(self.positions[0]) if len(self.positions) else len(self.ids)
+
     def scored(self, which: str) -> np.ndarray:
         """int64: `positions`, whatever is asked for: the labels have said it."""
         return self.positions
@@ -120,11 +125,10 @@ def pool_of(name: str, examples: Sequence[Fed], tokenizer: Any) -> TaskPool:
             return "".join(f" {token}" for token in ids.tolist())
         return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
-    cuts = [int(each.positions[0]) if len(each.positions) else len(each.ids) for each in examples]
     return TaskPool(
         name,
         tuple(
-            Example(str(row), text(each.ids[:cut]), text(each.ids[cut:]))
-            for row, (each, cut) in enumerate(zip(examples, cuts, strict=True))
+            Example(str(row), text(each.ids[: each.target_start]), text(each.ids[each.target_start :]))
+            for row, each in enumerate(examples)
         ),
     )
