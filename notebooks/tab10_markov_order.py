@@ -16,7 +16,8 @@
 #
 # How many previous values should a prediction see? GPTfluence is fitted with several orders n. So that orders can be
 # compared, all of them observe as many values as the highest needs, and are judged on the same steps after these. Baselines
-# observe the same values.
+# observe the same values. Only metrics that were measured at every step are shown: of others the last n values are no
+# measurements.
 #
 # ![Figure 4, profile mini](../figures/mini/fig04_markov_order.png)
 #
@@ -31,7 +32,7 @@ profile: str = "mini"
 model: str = ""  # the profile's first
 orders: list[int] = []  # 1, 2, 3, 5 and 10, as far as runs are long enough
 tasks: list[str] = []  # RTE and WebNLG
-metrics: list[str] = []  # all of the profile's but accuracy
+metrics: list[str] = []  # the loss, and BLEU and ROUGE-L if the profile measures them at every step
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
@@ -82,6 +83,15 @@ about = (
     f"{nb.study.profile.title} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs. Every order "
     f"observes the first {max(nb.values)} values and is judged on the {steps + 1 - max(nb.values)} steps after them"
 )
+setting = nb.study.setting(nb.setting)
+held = [
+    name for name in nb.row.metrics if name in setting.metrics and not nb.study.measures_every_step(nb.setting, name)
+]
+if held:
+    about += (
+        f". Not shown: {' and '.join(map(gf.names.metric, held))}, measured once in {setting.generation.every} steps, so that "
+        "values of the last n steps are not known"
+    )
 caption = (
     f"GPTfluence of different Markov orders. Mean (standard deviation over runs and examples). Measured: {about}. Paper: "
     "table 10, Pythia-410M on the real tasks, with an unknown number of observed values. R2_dev = 1 - MSE / MSE of the "

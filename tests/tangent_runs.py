@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from gptfluence.gradients.tangents import TangentFeatures
@@ -42,7 +41,3 @@ def fitted(dynamics, features) -> TangentSimulator:
 @pytest.fixture(scope="module")
 def uncorrected(dynamics, features) -> TangentSimulator:
     return TangentSimulator().bind_features(features).fit(replace(dynamics, runs=dynamics.runs[:1]))
-
-
-def start(dynamics: GPTDynamics) -> np.ndarray:
-    return dynamics.trajectories()[:, :1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def saved(result: tuple[subprocess.CompletedProcess, Path], name: str) -> pd.Dat
 
 @pytest.mark.slow
 def test_tasks(papermill):
-    arguments = ("tasks: [sst2, webnlg]", "left_out: 3", "slow_train: 2", "slow_held_out: 1")
+    arguments = ("tasks: [sst2, webnlg]", "left_out: 3", "train: 2", "held_out: 1")
     result = papermill("ext00_tasks", *arguments)
     frame = saved(result, "ext00_tasks")
     assert list(frame.columns) == ["model", "task", "regime", "statistic", "value"]
@@ -48,7 +49,9 @@ def test_tasks(papermill):
     for (task, _), rows in frame.groupby(["task", "regime"]):
         assert required | (accuracy if task == "sst2" else set()) <= set(rows["statistic"])
     facts = json.loads((result[1] / "ext00_statistics.json").read_text())
-    assert "0.1 times the learning rate, 2 and 1 runs" in facts["caption"]
+    assert "Each regime: the first 2 training and 1 held-out runs" in facts["caption"]
+    assert "Slow drift: 0.1 times the learning rate" in facts["caption"]
+    assert re.search(r"of the 16 of a curriculum, .* If none mattered, \d+\.\d would be expected", facts["caption"])
     assert facts["reading"].startswith("Learning: Accuracy reaches 0.8 on ")
     assert (result[1] / "ext00_statistics.tex").is_file()
     done, _ = papermill("ext00_tasks", "left_out: 2")

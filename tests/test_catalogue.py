@@ -75,11 +75,22 @@ def test_outputs_of_one_run_of_a_notebook_need_the_same():
 
 
 def test_what_the_user_chose_takes_the_place_of_what_a_row_selects():
-    study, row = Study.load("smoke"), catalogue.by_name()["tab10_markov_order"]
+    every_step = ("settings.fine_tuning.generation.every=1",)
+    study, row = Study.load("smoke", every_step), catalogue.by_name()["tab10_markov_order"]
     output = resolve(row, study, tasks=["webnlg"], metrics=["bleu"], values=[7], methods=["gptfluence"])
     assert output.panels == (("bleu", "webnlg"),)
     assert [variant.variant for variant in output.variants] == ["markov_order=7"]
     assert resolve(row, study).tested == {"loss": ["rte", "webnlg"], "bleu": ["webnlg"], "rouge_l": ["webnlg"]}
+
+
+def test_orders_are_compared_only_on_metrics_that_are_measured_at_every_step():
+    study, row = Study.load("smoke"), catalogue.by_name()["tab10_markov_order"]  # texts once in two steps
+    assert resolve(row, study).tested == {"loss": ["rte", "webnlg"]}
+    assert {metric for pairs in resolve(row, study).needs.values() for metric, _ in pairs} == {"loss"}
+    with pytest.raises(ConfigurationError, match=r"bleu once in 2 steps; set generation\.every to 1, or choose other"):
+        resolve(row, study, metrics=["loss", "bleu"])
+    published = resolve(row, Study.load("released"))  # every checkpoint
+    assert set(published.tested) == {"loss", "bleu", "rouge_l"}
 
 
 def test_what_a_profile_lacks_is_said():

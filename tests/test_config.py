@@ -9,6 +9,7 @@ import yaml
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.profile.load import PROFILES, load_profile, parse_overrides, profile_names
+from gptfluence.profile.schema import LEARNING, SLOW_DRIFT
 from gptfluence.recording.settings import AdamW
 from gptfluence.study.study import Study
 
@@ -310,6 +311,17 @@ def test_a_profile_may_replace_fields_of_another(tmp_path):
     assert other.settings["fine_tuning"].runs.train == 9
     assert other.settings["fine_tuning"].runs.test == one.settings["fine_tuning"].runs.test
     assert other.settings["instruction_tuning"] == one.settings["instruction_tuning"]
+
+
+def test_every_title_names_its_regime_once():
+    for name in profile_names():
+        profile = load_profile(name)
+        assert profile.title.endswith(f", {profile.regime}")
+        assert sum(profile.title.count(regime) for regime in (LEARNING, SLOW_DRIFT)) == 1
+        assert type(profile).model_validate(profile.model_dump()).title == profile.title
+    assert [load_profile(name).regime for name in ("mini", "mini-slow", "laptop")] == [LEARNING, SLOW_DRIFT, LEARNING]
+    assert load_profile("laptop", ["regime=slow drift"]).title.endswith(", slow drift")
+    assert "regime" in complaint("smoke", "regime=fast")
 
 
 @pytest.mark.parametrize(

@@ -11,38 +11,28 @@ from hypothesis import strategies as st
 
 from gptfluence.common.errors import OutOfReachError
 from gptfluence.recording.curriculum import draw_curricula
-from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.counts import WINDOWS, Counts, Groups
 from gptfluence.tasks.base import Example, TaskPool
+from toy_dynamics import assert_no_look_ahead, labelled, of_curricula, start
 
 POOL, TESTS, STEPS, RUNS = 20, 14, 9, 24
-CHOICES = (" bad", " good")
 
 
-def labelled(name: str, count: int, task: str = "") -> TaskPool:
+def thirds(name: str, count: int, task: str = "") -> TaskPool:
     """Every third example has label 1."""
-    labels = [int(k % 3 == 0) for k in range(count)]
-    made = [Example(f"{name}{k}", f"{name} {k}", CHOICES[y], task, y, CHOICES) for k, y in enumerate(labels)]
-    return TaskPool(name, tuple(made))
+    return labelled([int(k % 3 == 0) for k in range(count)], (" bad", " good"), name, task)
 
 
 def labels_of(examples: TaskPool) -> np.ndarray:
     return np.array([example.label for example in examples])
 
 
-def dynamics_of(pool: TaskPool, tests: TaskPool, values: np.ndarray, curricula, rates: np.ndarray) -> GPTDynamics:
-    runs = [
-        TrainingRun(f"train-{k:03d}", curriculum, {"loss": value.astype(np.float32)}, learning_rate=rates)
-        for k, (curriculum, value) in enumerate(zip(curricula, values, strict=True))
-    ]
-    return GPTDynamics("made-up", "made-up", pool, tests, tuple(runs))
-
-
 def audited(strength: float = 1.0, noise: float = 0.0) -> GPTDynamics:
     """Runs with seven coefficients: filtered counts of label 1 less those of label 0, times the test's sign."""
     rng = np.random.default_rng(0)
-    pool, tests = labelled("pool", POOL), labelled("tests", TESTS)
+    pool, tests = thirds("pool", POOL), thirds("tests", TESTS)
     curricula = draw_curricula(POOL, runs=RUNS, subset=12, batch=4, epochs=3, seed=0)
     rates = np.linspace(2, 0.5, STEPS).astype(np.float32)
     sign, coefficients = 2 * labels_of(tests) - 1, rng.normal(size=len(WINDOWS))
@@ -55,7 +45,7 @@ def audited(strength: float = 1.0, noise: float = 0.0) -> GPTDynamics:
             filtered = np.array([(1 - 1 / w) * old + count for w, old in zip(WINDOWS, filtered, strict=True)])
             found.append(strength * 0.05 * filtered @ coefficients * sign)
         values.append(mean + np.array(found) + np.vstack([np.zeros(TESTS), noise * rng.normal(size=(STEPS, TESTS))]))
-    return dynamics_of(pool, tests, np.array(values), curricula, rates)
+    return of_curricula(pool, tests, np.array(values), curricula, rates)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +56,6 @@ def dynamics() -> GPTDynamics:
 @pytest.fixture(scope="module")
 def fitted(dynamics) -> Counts:
     return Counts().fit(*dynamics.split(validation=2, test=4)[:2])
-
-
-def start(dynamics: GPTDynamics) -> np.ndarray:
-    return dynamics.trajectories()[:, :1]
 
 
 def test_the_seven_coefficients_of_labels_are_recovered(dynamics, fitted):
@@ -120,7 +106,7 @@ def test_noise_leaves_the_mean_trajectory():
 
 
 def test_an_unseen_test_moves_from_its_start_as_those_of_its_label_do(dynamics, fitted):
-    unseen = TaskPool("unseen", labelled("unseen", 5).examples)
+    unseen = TaskPool("unseen", thirds("unseen", 5).examples)
     observed = np.full((1, 1, 5), 7.0)
     found = fitted.simulate(dynamics.curricula, observed, tests=unseen)
     train = dynamics.split(validation=2, test=4)[0]
@@ -136,17 +122,13 @@ def test_an_unseen_test_moves_from_its_start_as_those_of_its_label_do(dynamics, 
 @settings(max_examples=10, deadline=None)
 @given(step=st.integers(1, STEPS - 1), seed=st.integers(0, 99))
 def test_a_prediction_does_not_depend_on_what_comes_after(step, seed, dynamics, fitted):
-    batches = dynamics.batches[:1].copy()
-    other = batches.copy()
-    other[:, step:] = np.random.default_rng(seed).integers(0, POOL, other[:, step:].shape)
-    before, after = (fitted.simulate(b, start(dynamics)[:1]) for b in (batches, other))
-    np.testing.assert_array_equal(before[:, : step + 1], after[:, : step + 1])
+    assert_no_look_ahead(fitted, dynamics, step, seed)
 
 
 def test_saved_and_loaded_it_predicts_the_same(dynamics, fitted, tmp_path):
     loaded = Simulator.from_pretrained(fitted.save_pretrained(tmp_path))
     assert isinstance(loaded, Counts)
-    unseen = labelled("unseen", 3)
+    unseen = thirds("unseen", 3)
     for tests, observed in ((None, start(dynamics)), (unseen, np.ones((1, 1, 3)))):
         expected = fitted.simulate(dynamics.curricula, observed, tests=tests)
         np.testing.assert_array_equal(loaded.simulate(dynamics.curricula, observed, tests=tests), expected)
@@ -186,7 +168,7 @@ def test_free_text_is_of_groups_by_length_end_and_sentences():
 
 
 def test_labels_of_a_mixture_are_counted_within_their_task():
-    texts = [*labelled("a", 6, "sst2"), *labelled("b", 6, "rte"), *free([" x", " xy"])]
+    texts = [*thirds("a", 6, "sst2"), *thirds("b", 6, "rte"), *free([" x", " xy"])]
     groups = Groups.of(texts)
     assert members(groups, texts[0]) == {"sst2", "sst2: label 1"}
     assert members(groups, texts[7]) == {"rte", "rte: label 0"}
@@ -195,15 +177,15 @@ def test_labels_of_a_mixture_are_counted_within_their_task():
 
 def test_a_mixture_knows_how_much_of_each_task_was_seen():
     """What a task does to its own tests, whatever the label, is found."""
-    pool = TaskPool("pool", (*labelled("a", 10, "sst2"), *free([" x" * (1 + k % 5) for k in range(10)])))
-    tests = TaskPool("tests", (*labelled("c", 5, "sst2"), *free([" y" * (1 + k % 3) for k in range(6)])))
+    pool = TaskPool("pool", (*thirds("a", 10, "sst2"), *free([" x" * (1 + k % 5) for k in range(10)])))
+    tests = TaskPool("tests", (*thirds("c", 5, "sst2"), *free([" y" * (1 + k % 3) for k in range(6)])))
     curricula = draw_curricula(20, runs=RUNS, subset=12, batch=4, epochs=3, seed=1)
     values = []
     for curriculum in curricula:
         seen = (curriculum.batches < 10).mean(axis=1).cumsum()
         of_task = np.concatenate([[0], seen])[:, None] * (np.arange(11) < 5)
         values.append(2 - 0.1 * of_task)
-    dynamics = dynamics_of(pool, tests, np.array(values), curricula, np.ones(STEPS, np.float32))
+    dynamics = of_curricula(pool, tests, np.array(values), curricula, np.ones(STEPS, np.float32))
     train, _, test = dynamics.split(test=6)
     truth, mean = test.trajectories(), train.trajectories().mean(axis=0)
     predicted = Counts().fit(train).predict(test)

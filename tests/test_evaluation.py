@@ -15,27 +15,11 @@ from scipy.stats import spearmanr
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
-from gptfluence.recording.settings import Generation, ModelIdentity, Recording, RunSpec
-from gptfluence.scoring.evaluation import evaluate, explained_deviation, spearman, summarize
+from gptfluence.scoring.evaluation import evaluate, explained_share, spearman, summarize
 from gptfluence.simulators.reference import MeanTrajectory
-from gptfluence.tasks.base import Example, TaskPool
+from toy_dynamics import make_pool, toy_spec
 
 RUNS, STEPS, TESTS = 3, 6, 5
-SPEC = RunSpec(
-    format=1,
-    setting="toy",
-    task="toy",
-    pool_fingerprint="",
-    tests_fingerprint="",
-    model=ModelIdentity(name="toy", identity={}),
-    recording=Recording(),
-    seed=0,
-    generation=Generation(every=4),
-)
-
-
-def pool_of(name: str, count: int) -> TaskPool:
-    return TaskPool(name, tuple(Example(f"{name}{i}", f"{name} {i}", "") for i in range(count)))
 
 
 def dynamics_of(values: np.ndarray, split: str = "test") -> GPTDynamics:
@@ -44,7 +28,7 @@ def dynamics_of(values: np.ndarray, split: str = "test") -> GPTDynamics:
         TrainingRun(f"{split}-{k}", Curriculum(np.zeros((len(one) - 1, 2), int)), {"loss": one, "bleu": 10 * one})
         for k, one in enumerate(values.astype(np.float32))
     )
-    return GPTDynamics("toy", "toy", pool_of("pool", 4), pool_of("tests", values.shape[2]), runs)
+    return GPTDynamics("toy", "toy", make_pool("pool", 4), make_pool("tests", values.shape[2]), runs)
 
 
 @pytest.fixture
@@ -70,7 +54,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def test_steps_at_which_a_score_was_not_measured_do_not_count(predicted: np.ndarray, observed: int) -> None:
     """Every fourth and the last of six steps; the loss is measured at all of them."""
     values = np.random.default_rng(0).normal(2, 1, (RUNS, STEPS + 1, TESTS))
-    recorded = replace(dynamics_of(values), spec=SPEC)
+    recorded = replace(dynamics_of(values), spec=toy_spec(4))
     np.testing.assert_array_equal(recorded.measured("bleu"), [0, 4, 6])
     np.testing.assert_array_equal(recorded.measured("loss"), np.arange(STEPS + 1))
     counted = [step for step in (4, 6) if step >= observed]
@@ -138,7 +122,7 @@ def test_r2_dev_is_one_for_the_truth_and_zero_for_the_mean_trajectory(
     for predicted, expected in ((truth, 1), (mean, 0)):
         summary = table(summarize(evaluate(predicted, recorded, reference=train)))
         assert summary.loc["r2_dev", "value"] == pytest.approx(expected, abs=1e-6)
-    assert np.isnan(explained_deviation(np.ones(2), np.zeros(2)))
+    assert np.isnan(explained_share(np.ones(2), np.zeros(2)))
 
 
 def test_the_reference_may_be_given_as_an_array(

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.curriculum import draw_curricula
-from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
+from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.linear import exposures, solutions
 from gptfluence.simulators.low_rank import LowRank
 from gptfluence.tasks import Example, TaskPool
+from toy_dynamics import assert_no_look_ahead, of_curricula, start
 
 POOL, TESTS, STEPS = 20, 30, 6
 
@@ -44,11 +45,7 @@ def planted(runs: int, strength: float, seed: int = 0) -> GPTDynamics:
     mean = np.linspace(3, 1, STEPS + 1)[:, None] + rng.normal(size=TESTS)
     values = mean + strength * exposures(batches, np.ones(STEPS), 1.0, np.eye(POOL)) @ effect
     values[:, 1:] += 0.05 * rng.normal(size=values[:, 1:].shape)
-    made = [
-        TrainingRun(f"train-{k:03d}", curriculum, {"loss": value.astype(np.float32)}, learning_rate=np.ones(STEPS))
-        for k, (curriculum, value) in enumerate(zip(curricula, values, strict=True))
-    ]
-    return GPTDynamics("made-up", "made-up", pool, tests, made)
+    return of_curricula(pool, tests, values, curricula, np.ones(STEPS))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +57,6 @@ def dynamics() -> GPTDynamics:
 def fitted(dynamics) -> LowRank:
     train, validation, _ = dynamics.split(validation=2, test=4)
     return LowRank(encoder=Features(), rank=4).fit(train, validation)
-
-
-def start(dynamics: GPTDynamics) -> np.ndarray:
-    return dynamics.trajectories()[:, :1]
 
 
 @settings(max_examples=20, deadline=None)
@@ -132,11 +125,7 @@ def test_noise_leaves_the_mean_trajectory():
 @settings(max_examples=10, deadline=None)
 @given(step=st.integers(1, STEPS - 1), seed=st.integers(0, 99))
 def test_a_prediction_does_not_depend_on_what_comes_after(step, seed, dynamics, fitted):
-    batches = dynamics.batches[:1].copy()
-    other = batches.copy()
-    other[:, step:] = np.random.default_rng(seed).integers(0, POOL, other[:, step:].shape)
-    before, after = (fitted.simulate(b, start(dynamics)[:1]) for b in (batches, other))
-    np.testing.assert_array_equal(before[:, : step + 1], after[:, : step + 1])
+    assert_no_look_ahead(fitted, dynamics, step, seed)
 
 
 def test_saved_and_loaded_it_predicts_the_same(dynamics, fitted, tmp_path):

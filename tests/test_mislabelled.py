@@ -18,8 +18,8 @@ from gptfluence.experiments.mislabelled import (
     corrected,
     flip_labels,
     self_effects,
-    self_factors,
     self_influence,
+    self_shares,
 )
 from gptfluence.gradients.products import Replayer, chosen_parameters
 from gptfluence.recording.curriculum import Curriculum
@@ -27,15 +27,10 @@ from gptfluence.recording.kinds import replaced
 from gptfluence.recording.recorder import Recorder
 from gptfluence.recording.settings import AdamW, Recording
 from gptfluence.recording.tokens import tokenize
-from gptfluence.tasks import Example, TaskPool
+from toy_dynamics import labelled
 
 CURRICULUM = Curriculum(np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 5, 9, 2]]))
 FAST = Recording(optimizer=AdamW(learning_rate=1e-2))
-
-
-def labelled(labels, choices=(" no", " maybe", " yes")):
-    examples = [Example(f"e{i}", f"text {i} :", choices[k], "t", k, choices) for i, k in enumerate(labels)]
-    return TaskPool("t/pool", tuple(examples))
 
 
 # --- flipping and correcting ----------------------------------------------------------------------------------------------
@@ -207,8 +202,8 @@ def test_scores_are_those_of_each_method(experiment):
         ("own_loss", ""),
     ]
     fitted = experiment.campaign.simulator("gptfluence")
-    np.testing.assert_array_equal(scores["gptfluence", ""], self_factors(fitted, pool))
-    np.testing.assert_array_equal(scores["gptfluence", "untrained"], self_factors(fitted.untrained(), pool))
+    np.testing.assert_array_equal(scores["gptfluence", ""], self_shares(fitted, pool))
+    np.testing.assert_array_equal(scores["gptfluence", "untrained"], self_shares(fitted.untrained(), pool))
     assert not np.array_equal(scores["gptfluence", ""], scores["gptfluence", "untrained"])
     assert (scores["tracin_cp", ""] > 0).all()
     # a training example's own loss is recorded while it is trained on
@@ -235,6 +230,22 @@ def test_untrained_is_what_a_fit_begins_with(experiment):
     assert not np.allclose(fitted.tables(), hardly.tables(), atol=1e-6)
     with pytest.raises(ConfigurationError, match="not fitted yet"):
         gf.GPTfluence().untrained()
+
+
+def test_simulators_of_deviations_are_asked_what_an_example_adds(experiment, study):
+    deviating = study.with_overrides("simulators.gptfluence.target=deviation")
+    other = small(deviating)
+    fitted, pool = other.campaign.simulator("gptfluence"), other.task.pool
+    tables = fitted.tables(pool=pool, tests=pool)
+    np.testing.assert_array_equal(other.scores["gptfluence", ""], [tables[1, k, k] for k in range(len(pool))])
+    untrained = fitted.untrained().tables(pool=pool, tests=pool)
+    np.testing.assert_array_equal(other.scores["gptfluence", "untrained"], np.diagonal(untrained[1]))
+    assert "(B_ii)" in other.score_of_gptfluence
+    assert "(A_ii)" in experiment.score_of_gptfluence
+    assert np.array_equal(
+        experiment.scores["gptfluence", ""],
+        np.diagonal(experiment.campaign.simulator("gptfluence").tables(pool=pool, tests=pool)[0]),
+    )
 
 
 def test_what_was_made_is_found_again(experiment, study, monkeypatch):

@@ -137,7 +137,9 @@ def test_fitting_beats_persistence_on_held_out_runs(
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_fit(train: GPTDynamics, validation: GPTDynamics) -> None:
-    simulator = GPTfluence(encoder=Hashed(), max_epochs=400, learning_rate=0.01, warmup_steps=0, patience=3).fit(train, validation)
+    simulator = GPTfluence(encoder=Hashed(), max_epochs=400, learning_rate=0.01, warmup_steps=0, patience=3).fit(
+        train, validation
+    )
     report = simulator.report
     assert report.epochs == report.best_epoch + 3 < 400
     assert report.ended == "patience"

@@ -12,7 +12,8 @@ from gptfluence.recording.settings import Recording
 from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.simulators.tangent.correction import Correction, of_others
-from tangent_runs import RECORDING, dynamics, features, record, start  # noqa: F401
+from tangent_runs import RECORDING, dynamics, features, record  # noqa: F401
+from toy_dynamics import start
 
 
 def test_not_much_worse_than_the_mean_trajectory_where_tangents_do_not_hold(gpt, sst2):

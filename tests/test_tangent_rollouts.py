@@ -21,7 +21,8 @@ from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.simulators.tangent.linearised import Side
 from gptfluence.simulators.tangent.readout import features as features_of
 from gptfluence.tasks import Example, TaskPool
-from tangent_runs import RECORDING, dynamics, features, fitted, record, start, uncorrected  # noqa: F401
+from tangent_runs import RECORDING, dynamics, features, fitted, record, uncorrected  # noqa: F401
+from toy_dynamics import start
 
 FASTER = Recording.model_validate({"optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1}})
 

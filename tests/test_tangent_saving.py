@@ -15,7 +15,8 @@ from gptfluence.simulators.base import Simulator
 from gptfluence.simulators.tangent import TangentSimulator
 from gptfluence.study.study import Study
 from gptfluence.tasks import TaskPool
-from tangent_runs import RECORDING, dynamics, features, fitted, start  # noqa: F401
+from tangent_runs import RECORDING, dynamics, features, fitted  # noqa: F401
+from toy_dynamics import start
 
 
 def test_saved_and_loaded_it_predicts_the_same_without_a_gpt(dynamics, fitted, tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from beyond_study import small_study  # noqa: F401
+from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import task_panels
 from gptfluence.drawing.readings_beyond import of_tasks
 from gptfluence.experiments import task_statistics
@@ -38,6 +41,37 @@ def test_every_task_has_its_statistics_in_both_regimes(measured):
     assert wide.loc["sst2", list(ACCURACY)].stack().between(0, 1).all()
 
 
+def test_a_profile_of_slow_drift_has_no_other_regime(study):
+    campaign = study.with_overrides("regime=slow drift").campaign("fine_tuning", "webnlg")
+    frame = task_statistics.of_tasks([campaign], slow_drift=0.1, train=3, held_out=1, left_out=3).frame
+    assert set(frame["regime"]) == {"slow drift"}
+    assert set(frame["statistic"]) == ALWAYS | LEFT_OUT
+    figure = task_panels.plot_tasks(frame, training_runs=3)
+    assert figure.legends[0].get_texts()[0].get_text() == "slow drift"
+
+
+def test_both_regimes_are_described_by_as_many_runs(study, measured):
+    campaign = study.campaign("fine_tuning", "sst2")
+    train, _, test = campaign.dynamics().split()
+    assert len(train) > 3  # of which the first three count
+    chosen = replace(train, runs=(*train.runs[:3], *test.runs[:1]))
+    values = measured.frame.query("task == 'sst2' and regime == 'learning'").set_index("statistic")["value"]
+    assert values["first_component_share"] == pytest.approx(variation.first_component_share(chosen))
+    assert values["counts_r2_dev"] == pytest.approx(variation.counts_r2_dev(chosen))
+    with pytest.raises(
+        ConfigurationError, match=r"9 train runs of sst2 are asked for, and \d are recorded; ask for fewer"
+    ):
+        task_statistics.of_tasks([campaign], slow_drift=0.1, train=9, held_out=1, left_out=0)
+
+
+def test_the_caption_says_how_many_examples_matter_by_chance(study):
+    said = task_statistics.chance(study.campaign("fine_tuning", "sst2"), 12)
+    size = study.setting().curriculum.subset_size
+    expected = [size * variation.moved_by_chance(12, freedom) for freedom in (None, 4)]
+    assert f"of the {size} of a curriculum" in said
+    assert f"{expected[0]:.1f} would be expected by chance where noise is normal, and {expected[1]:.1f} where" in said
+
+
 def test_slow_drift_starts_alike_and_moves_less(measured):
     wide = measured.frame.pivot(index=["task", "regime"], columns="statistic", values="value")
     for task in ("sst2", "webnlg"):
@@ -52,7 +86,7 @@ def test_slow_drift_starts_alike_and_moves_less(measured):
 def test_losses_and_moves_are_those_of_the_runs(study, measured):
     campaign = study.campaign("fine_tuning", "sst2")
     values = measured.frame.query("task == 'sst2' and regime == 'learning'").set_index("statistic")["value"]
-    held_out = campaign.held_out().trajectories()
+    held_out = campaign.held_out().trajectories()[:1]
     assert values["loss_after"] == pytest.approx(held_out[:, -1].mean(), rel=1e-6)
     base, chosen, recorded, order = retrained(campaign, [1], 3)
     moves = recorded.trajectories()[order, -1] - base.runs[0].trajectories["loss"][-1]

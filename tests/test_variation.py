@@ -135,8 +135,11 @@ def test_a_test_is_moved_by_what_moves_it_further_than_noise():
 def test_noise_counts_as_often_as_is_said():
     rng = np.random.default_rng(5)
     assert variation.moved(rng.normal(size=(300, 4000))).mean() == pytest.approx(0.003, abs=0.001)
-    assert variation.moved(rng.normal(size=(12, 20000))).mean() == pytest.approx(0.013, abs=0.002)
+    normal = variation.moved(rng.normal(size=(12, 20000))).mean()
+    assert normal == pytest.approx(0.013, abs=0.002)
+    assert variation.moved_by_chance(12) == pytest.approx(normal, abs=0.001)
     heavy = variation.moved(rng.standard_t(4, size=(12, 20000))).mean()
+    assert variation.moved_by_chance(12, 4) == pytest.approx(heavy, abs=0.002)
     assert 0.03 < heavy < 0.04
 
 

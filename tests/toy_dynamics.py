@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,54 @@ def make_pool(name: str, count: int) -> TaskPool:
     return TaskPool(name, tuple(Example(f"{name}{i}", f"{name} text {i}", " yes") for i in range(count)))
 
 
+def labelled(
+    labels: Sequence[int], choices: Sequence[str] = (" no", " maybe", " yes"), name: str = "e", task: str = "t"
+) -> TaskPool:
+    """Examples of these labels, positions in `choices`."""
+    made = [Example(f"{name}{k}", f"{name} {k} :", choices[y], task, y, tuple(choices)) for k, y in enumerate(labels)]
+    return TaskPool(name, tuple(made))
+
+
+def toy_spec(every: int) -> RunSpec:
+    """Of runs whose texts are measured at every so many steps."""
+    return RunSpec(
+        format=1,
+        setting="toy",
+        task="toy",
+        pool_fingerprint="",
+        tests_fingerprint="",
+        model=ModelIdentity(name="toy", identity={}),
+        recording=Recording(),
+        seed=0,
+        generation=Generation(every=every),
+    )
+
+
+def of_curricula(
+    pool: TaskPool, tests: TaskPool, values: np.ndarray, curricula: Sequence[Curriculum], rates: np.ndarray
+) -> GPTDynamics:
+    """Training runs with these losses, float [runs, steps + 1, tests], and learning rates, float32 [steps]."""
+    runs = [
+        TrainingRun(f"train-{k:03d}", curriculum, {"loss": value.astype(np.float32)}, learning_rate=rates)
+        for k, (curriculum, value) in enumerate(zip(curricula, values, strict=True))
+    ]
+    return GPTDynamics("made-up", "made-up", pool, tests, tuple(runs))
+
+
+def start(dynamics: GPTDynamics) -> np.ndarray:
+    """The losses before training, float32 [runs, 1, tests]."""
+    return dynamics.trajectories()[:, :1]
+
+
+def assert_no_look_ahead(simulator: Simulator, dynamics: GPTDynamics, step: int, seed: int) -> None:
+    """What is predicted up to a step does not change with the batches after it."""
+    batches = dynamics.batches[:1].copy()
+    other = batches.copy()
+    other[:, step:] = np.random.default_rng(seed).integers(0, len(dynamics.pool), other[:, step:].shape)
+    before, after = (simulator.simulate(b, start(dynamics)[:1]) for b in (batches, other))
+    np.testing.assert_array_equal(before[:, : step + 1], after[:, : step + 1])
+
+
 def make_dynamics(runs: int = 4, split: str = "train", seed: int = 0, steps: int = STEPS) -> GPTDynamics:
     """Runs that really follow y_t = (sum A) y_{t-1} + sum B, plus a little noise."""
     truth, rng = np.random.default_rng(99), np.random.default_rng([seed, len(split)])
@@ -60,19 +109,7 @@ def make_scores(every: int, runs: int = 4, split: str = "train", *, between: flo
         noise = between * rng.normal(size=(STEPS + 1, TESTS))
         values = np.where(measured, run.trajectories["loss"], run.trajectories["loss"] + noise)
         scored.append(replace(run, trajectories={"bleu": values.astype(np.float32)}))
-    spec = RunSpec(
-        format=1,
-        setting="toy",
-        task="toy",
-        pool_fingerprint="",
-        tests_fingerprint="",
-        model=ModelIdentity(name="toy", identity={}),
-        recording=Recording(),
-        seed=0,
-        metrics=["bleu"],
-        generation=Generation(every=every),
-    )
-    return replace(dynamics, runs=tuple(scored), spec=spec)
+    return replace(dynamics, runs=tuple(scored), spec=toy_spec(every))
 
 
 QUICK = {"max_epochs": 3, "batch_size": 50}

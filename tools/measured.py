@@ -30,7 +30,7 @@ import pandas as pd
 
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import names
-from gptfluence.drawing.tables import told_the_answer, with_variants
+from gptfluence.drawing.tables import OVER_TASKS, PAPERS_MEAN, told_the_answer, with_variants
 from gptfluence.profile.load import load_profile
 from gptfluence.workflow import catalogue
 
@@ -63,7 +63,7 @@ CLAIMS = (  # the tables in which the paper compares methods
     "tab03_instruction_tuning_generation",
     "tab04_fine_tuning_generation",
 )
-OVER_TASKS = ("average", "over_tasks")  # rows of tables that are of no task
+NOT_A_TASK = (PAPERS_MEAN, OVER_TASKS)  # in the column "task" of tables
 HOW = {"mean": pd.Series.mean, "lowest": pd.Series.min, "highest": pd.Series.max}
 
 
@@ -270,7 +270,7 @@ def number(what: str) -> str:
     named = {column for column, _, _ in asked}
     for column, value in STANDARD.items():
         asked += [(column, "=", value)] if column in frame and column not in named else []
-    asked += [("task", "!=", over) for over in OVER_TASKS if "task" in frame and "task" not in named]
+    asked += [("task", "!=", over) for over in NOT_A_TASK if "task" in frame and "task" not in named]
     for column, relation, value in asked:
         frame = frame[(frame[column].astype(str) == value) == (relation == "=")]
     values = frame["value"]
@@ -356,7 +356,7 @@ def _coverage(name: str) -> pd.DataFrame:
 def _cases(name: str) -> Iterator[pd.DataFrame]:
     """The cases of one of the paper's tables in profile `mini`, with a row for each method; not its averages."""
     frame = read(f"mini/{name}")
-    frame = frame[~frame["task"].isin(OVER_TASKS) & (frame["variant"] == "") & ~told_the_answer(frame)]
+    frame = frame[~frame["task"].isin(NOT_A_TASK) & (frame["variant"] == "") & ~told_the_answer(frame)]
     by = [column for column in ("model", "metric", "task") if column in frame]
     for _, rows in frame.groupby(by, sort=False):
         mse = rows[rows["statistic"] == "all_steps_mse"].set_index("method")

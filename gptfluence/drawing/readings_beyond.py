@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from gptfluence.drawing import names
-from gptfluence.drawing.task_panels import ACCURACY, LEARNING, LOSS_FALL, SHARE
+from gptfluence.drawing.task_panels import ACCURACY, LOSS_FALL, SHARE
+from gptfluence.profile.schema import LEARNING
 from gptfluence.scoring.intervals import FEWEST, LEVEL
 
 KINDS = (

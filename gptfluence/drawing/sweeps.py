@@ -24,7 +24,7 @@ from gptfluence.simulators.base import FitReport
 
 FAR = 1e4  # an error so many times the smallest is off the axis, unless it is the best of its method
 # for captions:
-OVER_TASKS = "errors are geometric means of the error divided by persistence's, other statistics medians"
+MEANS_OVER_TASKS = "errors are geometric means of the error divided by persistence's, other statistics medians"
 SHOWN = (*RELATIVE.values(), *PRINTED)  # a panel each, as far as a frame has them
 CURVES = {"training_loss": "training loss", "validation_mse": "validation all-steps MSE"}
 CONVERGENCE = ["task", "method", "curve", "epoch", "value", "best"]

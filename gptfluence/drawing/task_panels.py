@@ -15,12 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from gptfluence.drawing import names, panels
 from gptfluence.drawing.style import PAGE, style, wrapped
 from gptfluence.drawing.typeset import Table
+from gptfluence.profile.schema import LEARNING, SLOW_DRIFT
 
 COLUMNS = ("model", "task", "regime", "statistic", "value")
 ACCURACY, LOSS_FALL, SHARE = 0.8, 1 / 3, 0.5  # goals: accuracy and fall of free text's loss at least, share under
 FLOOR = -0.5  # R²dev below it is a triangle at the edge
 UNIT = (-0.03, 1.03)
-LEARNING, SLOW_DRIFT = "learning", "slow drift"
 REGIMES = {LEARNING: names.Line("#0072B2", "-", ""), SLOW_DRIFT: names.Line("#E69F00", (0, (2, 1)), "")}
 HEADINGS = {  # statistic -> the columns of the table
     "loss_before": ("Loss (nats)", "before"),

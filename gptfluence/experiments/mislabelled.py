@@ -8,8 +8,9 @@ Scores, all higher where an example is more suspect. None is told which label of
 
     tracin_cp   self-influence, sum over checkpoints k of lr_k <g_i, g_i>, g_i the gradient of example i's own loss (Pruthi
                 et al., 2020); (nats per token)^2 per unit of weight, times the learning rate
-    gptfluence  the example's factor on its own loss, A_ii, with its training features on both sides; no unit. (With the
-                option target: deviation it is the factor on how far its loss is from the mean trajectory.)
+    gptfluence  the example's factor on its own loss, A_ii, with its training features on both sides; no unit. With the
+                option target: deviation, where A_ii says how a deviation from the mean trajectory lasts and nothing of what
+                the example does to it, its additive share B_ii; nats per token
                 variant "untrained": the same with the weights that its fit began with, which have learned nothing
     tangent     what the example does to its own final loss in a simulated run: its loss when its places in the curriculum
                 are taken by others, minus its loss with it; nats per token
@@ -120,9 +121,14 @@ def _check_labels(pool: TaskPool) -> None:
 # --- scores ----------------------------------------------------------------------------------------------------------------
 
 
-def self_factors(simulator: TableSimulator, pool: TaskPool) -> np.ndarray:
-    """float32 [pool]: A_ii, what each example multiplies its own loss by, as its share of a batch (lag 1)."""
-    return np.diagonal(simulator.tables(pool=pool, tests=pool)[0]).copy()
+def self_shares(simulator: TableSimulator, pool: TaskPool) -> np.ndarray:
+    """float32 [pool]: what each example does to its own loss, as its share of a batch.
+
+    A_ii, the factor on the loss before (lag 1). Of a simulator of deviations B_ii, what it adds to the deviation from the mean
+    trajectory: there the deviation before is 0 on average, so that a factor on it moves nothing.
+    """
+    row = -1 if simulator.target == "deviation" else 0
+    return np.diagonal(simulator.tables(pool=pool, tests=pool)[row]).copy()
 
 
 def self_influence(
@@ -223,8 +229,8 @@ class Experiment:
         fitted = self._gptfluence
         found: dict[Contender, np.ndarray] = {
             ("tracin_cp", ""): run["self_influence"].to_numpy(),
-            ("gptfluence", ""): self_factors(fitted, pool),
-            ("gptfluence", "untrained"): self_factors(fitted.untrained(), pool),
+            ("gptfluence", ""): self_shares(fitted, pool),
+            ("gptfluence", "untrained"): self_shares(fitted.untrained(), pool),
         }
         if "tangent" in self._study.profile.simulators:
             found["tangent", ""] = self._self_effects
@@ -285,6 +291,13 @@ class Experiment:
         return {
             run.curriculum: (float(mean[0]), float(mean[-1])) for run, mean in zip(recorded.runs, means, strict=True)
         }
+
+    @property
+    def score_of_gptfluence(self) -> str:
+        """What GPTfluence's score is, for a caption."""
+        if self._gptfluence.target == "deviation":
+            return "what an example adds to its own loss's deviation from the mean trajectory (B_ii)"
+        return "an example's factor on its own loss (A_ii)"
 
     @property
     def _gptfluence(self) -> GPTfluence:

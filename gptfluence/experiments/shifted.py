@@ -20,7 +20,7 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.scoring import deviations, intervals
-from gptfluence.scoring.evaluation import evaluate, explained_deviation
+from gptfluence.scoring.evaluation import evaluate, explained_share
 from gptfluence.scoring.intervals import Interval
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign, Method
@@ -191,7 +191,7 @@ def _reported(values: np.ndarray, recorded: GPTDynamics, mean: np.ndarray, *, me
     truth = recorded.trajectories(metric)
     counted = recorded.measured(metric)[1:]
     pairs = zip(*(_errors(array, truth, counted) for array in (values, mean)), strict=True)
-    each = [explained_deviation(*pair) for pair in pairs]
+    each = [explained_share(*pair) for pair in pairs]
     found = statistics(values, recorded, mean, metric=metric)
     rows = [(statistic, *interval, "") for statistic, interval in found.items()]
     return rows + of_single_runs("r2_dev", each, recorded.names)

@@ -90,8 +90,8 @@ class PublishedModel(Settings):
 ModelConfig = Annotated[NanoModel | HubModel | LocalModel | GGUFModel | PublishedModel, Field(discriminator="source")]
 
 
-def _nano(width: int, layers: int, heads: int) -> dict[str, Any]:
-    return {"source": "nano", "width": width, "layers": layers, "heads": heads}
+def _nano(width: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
+    return {"source": "nano", "width": width, "layers": layers, "heads": heads, **others}
 
 
 # Known in every profile; a profile may add models and redefine these. The nano family stands for Pythia's six sizes.
@@ -100,8 +100,8 @@ BUILTIN_MODELS: dict[str, dict[str, Any]] = {
     "nano-70m": _nano(48, 2, 3),
     "nano-160m": _nano(64, 3, 4),
     "nano-410m": _nano(96, 3, 4),
-    "nano-1b": _nano(128, 4, 4),
-    "nano-2.8b": _nano(160, 5, 5),
+    "nano-1b": _nano(128, 4, 4, pretraining_steps=1200),  # the large ones need fewer steps
+    "nano-2.8b": _nano(160, 5, 5, pretraining_steps=1200),
     **{
         f"pythia-{size}": {"source": "hub", "path": f"EleutherAI/pythia-{size}"}
         for size in ("14m", "70m", "160m", "410m", "1b", "2.8b")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import Settings
@@ -16,6 +16,8 @@ from gptfluence.models.settings import BUILTIN_MODELS, ModelConfig
 from gptfluence.recording.settings import AdamW, CurriculumConfig, Generation, Metric, Recording, Runs
 from gptfluence.simulators.options import MethodOptions, read_options
 from gptfluence.tasks.settings import TaskConfig, unknown_task
+
+LEARNING, SLOW_DRIFT = "learning", "slow drift"
 
 
 class Setting(Settings):
@@ -123,7 +125,8 @@ class Profile(Settings):
     """A whole study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    title: str  # one line for captions: which models, which data
+    regime: Literal["learning", "slow drift"] = LEARNING  # in which its GPTs are fine-tuned (docs/glossary.md)
+    title: str  # one line for captions: which models, which data; the regime is added
     seed: int = Field(0, ge=0)
     data_dir: Path = Path("data")  # relative to the working directory
     tasks: dict[str, TaskConfig]
@@ -132,6 +135,12 @@ class Profile(Settings):
     simulators: dict[str, SerializeAsAny[MethodOptions]]  # by the name of an entry; `kind` says which method it is
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
+
+    @field_validator("title")
+    @classmethod
+    def _names_the_regime(cls, title: str, info: ValidationInfo) -> str:
+        regime = info.data.get("regime", "")
+        return title if title.endswith(regime) else f"{title}, {regime}"
 
     @model_validator(mode="before")
     @classmethod

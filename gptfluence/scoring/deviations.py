@@ -13,15 +13,14 @@ import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.scoring import intervals
-from gptfluence.scoring.evaluation import explained_deviation as explained
-from gptfluence.scoring.evaluation import spearman
+from gptfluence.scoring.evaluation import explained_share, spearman
 from gptfluence.scoring.intervals import Interval, Scale, over_runs
 
 
 def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> Interval:
     """R2_dev = 1 - sum(mse) / sum(mse_mean_trajectory) over runs, with its interval. Both: float [runs]."""
     mse, reference = _one_each("explained_deviation", mse, mse_mean_trajectory, dimensions=1)
-    return over_runs(lambda rows: explained(mse[rows], reference[rows]), len(mse), intervals.EXPLAINED)
+    return over_runs(lambda rows: explained_share(mse[rows], reference[rows]), len(mse), intervals.EXPLAINED)
 
 
 def difference_of_explained(mse: np.ndarray, other_mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> Interval:
@@ -33,7 +32,7 @@ def difference_of_explained(mse: np.ndarray, other_mse: np.ndarray, mse_mean_tra
     _, reference = _one_each("difference_of_explained", mse, mse_mean_trajectory, dimensions=1)
 
     def statistic(rows: np.ndarray) -> float:
-        return explained(mse[rows], reference[rows]) - explained(other[rows], reference[rows])
+        return explained_share(mse[rows], reference[rows]) - explained_share(other[rows], reference[rows])
 
     return over_runs(statistic, len(mse), intervals.ANY)
 
@@ -61,7 +60,7 @@ def explained_within(mse: np.ndarray, recorded: np.ndarray) -> Interval:
 
     def statistic(rows: np.ndarray) -> float:
         pairs = len(rows) * (len(rows) - 1)
-        return explained(mse[rows].mean(), distances[np.ix_(rows, rows)].sum() / pairs / 2)
+        return explained_share(mse[rows].mean(), distances[np.ix_(rows, rows)].sum() / pairs / 2)
 
     return over_runs(statistic, len(mse), intervals.EXPLAINED)
 

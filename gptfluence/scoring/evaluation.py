@@ -119,7 +119,7 @@ def _mean_trajectory(reference: GPTDynamics | np.ndarray, metric: str, truth: np
     return (mean if mean.ndim == 3 else mean[None]), scale
 
 
-def explained_deviation(mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> float:
+def explained_share(mse: np.ndarray, mse_mean_trajectory: np.ndarray) -> float:
     """R2_dev = 1 - sum(mse) / sum(mse_mean_trajectory): 1 for a perfect simulator, 0 for the mean training trajectory.
 
     Both: float, over the same trajectories. nan if the mean trajectory is exact, because nothing is left to explain.
@@ -178,9 +178,9 @@ def _summarize_group(results: pd.DataFrame) -> pd.DataFrame:
         value, std = (defined.mean(), defined.std()) if len(defined) else (nan, nan)
         rows.append(("final_step_spearman", value, std, std, len(ranks) - len(defined)))
         mse, reference = table["all_steps_mse"].to_numpy(), table["mse_mean_trajectory"].to_numpy()
-        each = np.array([explained_deviation(*pair) for pair in zip(mse, reference, strict=True)])
+        each = np.array([explained_share(*pair) for pair in zip(mse, reference, strict=True)])
         rows.append(
-            ("r2_dev", explained_deviation(mse * count, reference * count), nan, each.std(), int(np.isnan(each).sum()))
+            ("r2_dev", explained_share(mse * count, reference * count), nan, each.std(), int(np.isnan(each).sum()))
         )
         rows.append(("mse_mean_trajectory", np.average(reference, weights=count), nan, reference.std(), 0))
         kept = count - lost

@@ -21,6 +21,7 @@ from gptfluence.tasks.base import Example, TaskPool
 
 MATTERS = 3.0  # standard deviations of the noise: a test example that moves further is moved by the example left out
 RARE = 0.05  # share of the pool's examples: a word that is in no more of them can tell which examples belong together
+CHANCE_DRAWS = 50_000
 _NORMAL_QUARTILE = 0.6745  # median size of a normal variable in standard deviations
 
 
@@ -123,10 +124,21 @@ def moved(moves: np.ndarray) -> np.ndarray:
     do not concern most tests, so the median size of a test's moves says how large its noise is.
 
     By chance, normal noise counts in 0.3% of all cases if many examples are left out, and in 1.3% if 12 are, from which its
-    size is known less well; noise with heavy tails (Student's t with 4 degrees of freedom) counts in 3 to 4%.
+    size is known less well; noise with heavy tails (Student's t with 4 degrees of freedom) counts in 3 to 4% (see
+    `moved_by_chance`).
     """
     noise = np.median(np.abs(moves), axis=0) / _NORMAL_QUARTILE
     return np.abs(moves) > MATTERS * noise
+
+
+def moved_by_chance(examples: int, freedom: float | None = None) -> float:
+    """The share of cases in which `moved` counts noise alone, 0 to 1, simulated.
+
+    examples: how many are left out; freedom: degrees of freedom of Student's t, whose draws the noise is; None: normal
+    """
+    rng, size = np.random.default_rng(0), (examples, CHANCE_DRAWS)
+    noise = rng.normal(size=size) if freedom is None else rng.standard_t(freedom, size=size)
+    return float(moved(noise).mean())
 
 
 def shared_words(examples: Sequence[Example], tests: Sequence[Example], pool: Sequence[Example]) -> np.ndarray:

@@ -43,7 +43,8 @@ class FeatureModel(TableModel):
 class GPTfluence(EncodesTexts, TableSimulator):
     """The paper's simulator.
 
-    markov_order: number n of previous values. Rollouts that observe fewer rows take the earlier ones as zero
+    markov_order: number n of previous values. Rollouts that observe fewer rows take the earlier ones as zero. For a score
+        that is not measured at every step, lags above 1 are of values that stand between measured ones: leave it at 1
     heads: "mlp" (published code), "linear" (the paper's equations) or "concat" (published code); see `heads.py`
     encoder: a name that `gptfluence.models.encoders.load` knows, or an object with `name` and `encode(pool)`
 

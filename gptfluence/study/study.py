@@ -18,6 +18,7 @@ from gptfluence.profile.load import load_profile
 from gptfluence.profile.schema import Profile, ProfileSetting, is_mixture
 from gptfluence.recording.record import default_jobs
 from gptfluence.recording.settings import Metric
+from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.simulators.options import Variant
 from gptfluence.study.campaign import Campaign
 from gptfluence.study.runs import Imported, Recorded, metrics_of
@@ -166,6 +167,11 @@ class Study:
                 unknown("metric", metric, chosen.metrics, where=f"{self._where}settings.{setting}: ")
             )
         return [task for task in chosen.tested_tasks if metrics_of({self.is_labelled(task)}, [metric])]
+
+    def measures_every_step(self, setting: str, metric: Metric) -> bool:
+        """Whether recorded runs hold a metric of every step (`GPTDynamics.measured`); published runs hold every one so."""
+        chosen = self.setting(setting)
+        return metric not in TEXT_METRICS or chosen.generation.every == 1 or not self.trains(chosen.model)
 
     def is_labelled(self, task: str) -> bool:
         """Whether a task's targets are labels, by the profile alone: texts may be far away."""

@@ -150,6 +150,7 @@ ROWS: tuple[Row, ...] = (
         varies="markov_order",
         values=orders,
         asked="orders",
+        every_step=True,  # between measured steps a lag would be of a value that nobody measured
     ),
     Row(
         "tab11_unseen_fine_tuning",
@@ -202,6 +203,7 @@ ROWS: tuple[Row, ...] = (
         varies="markov_order",
         values=orders,
         asked="orders",
+        every_step=True,
     ),
     Row(
         "fig05_encoders",

@@ -144,19 +144,21 @@ def tune(
         typer.Argument(metavar="METHOD...", help="methods of the profile (default: all that have options to choose)"),
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="loss (the default), bleu, ...; may be repeated")] = None,
-    tasks: Annotated[str, typer.Option(help="several tasks, as a,b (default: all of the setting, or --task)")] = "",
     count: Annotated[int, typer.Option(help="how many settings are drawn of a large grid")] = 24,
     seconds: Annotated[float, typer.Option(help="after so many seconds no fit is begun")] = 3600.0,
     output_dir: Annotated[
         Path | None, typer.Option(help="where tuning_SETTING.csv and .yaml go (default: build/<study>/tuning)")
     ] = None,
 ) -> None:
-    """Choose the options of methods on validation runs of a setting's tasks. Stopped at any time, it goes on when called again."""
+    """Choose the options of methods on validation runs of all tasks of a setting, or of --task.
+
+    Stopped at any time, it goes on when called again. Some tasks: --set 'settings.fine_tuning.tasks=[rte, sst2]'.
+    """
     from gptfluence.experiments import tuning
 
     study = chosen.study()
-    named = [name for name in tasks.split(",") if name] or ([chosen.task] if chosen.task else [])
-    parameters = {"methods": methods or [], "tasks": named, "model": chosen.model or "", "metrics": metric or ["loss"]}
+    tasks = [chosen.task] if chosen.task else []
+    parameters = {"methods": methods or [], "tasks": tasks, "model": chosen.model or "", "metrics": metric or ["loss"]}
     parameters |= {"count": count, "seconds": seconds}
     tuned = tuning.tune(study, chosen.setting, **parameters)
     folder = output_dir or ROOT / "build" / study.label / "tuning"

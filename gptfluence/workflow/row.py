@@ -144,6 +144,7 @@ class Row:
     varies: the name of an option of the methods, if it compares several values of one
     values: those values, or a function that reads them from a study
     asked: the parameter of its notebook by which a user gives other values
+    every_step: it shows only metrics that the profile measures at every step
     own_runs: nothing has to be recorded or fitted before; the notebook does it
     unseen: which examples are unseen in the runs that it shows: "training", "test", "both". These runs are recorded, too
     trains: the notebook itself trains the GPT, or takes its gradients
@@ -165,6 +166,7 @@ class Row:
     varies: str = ""
     values: Sequence[Any] | Callable[[Study], Sequence[Any]] = ()
     asked: str = ""
+    every_step: bool = False
     own_runs: bool = False
     unseen: tuple[str, ...] = ()
     trains: bool = False
@@ -206,7 +208,7 @@ def tasks_of(row: Row, study: Study) -> list[str]:
     """The tasks that a row could be of: tested, and measured by one of its metrics."""
     setting = study.setting(row.setting)
     wanted = {metric for metric, _ in row.panels} or set(row.metrics)
-    having = {task for metric in setting.metrics if metric in wanted for task in study.tested(row.setting, metric)}
+    having = {task for metric in _shown(row, study) if metric in wanted for task in study.tested(row.setting, metric)}
     ordered = [task for task in setting.tasks if task in having]
     return [task for task in ordered if study.keeps_unseen(task)] if row.unseen else ordered
 
@@ -247,6 +249,11 @@ def resolve(
         )
     if (row.trains or row.beyond) and not all(study.trains(model) for model in models):
         raise NotInProfileError(f"{where}{row.name} trains {', '.join(models)}, which has published runs only")
+    if held := [metric for metric in metrics if metric in setting.metrics and metric not in _shown(row, study)]:
+        raise NotInProfileError(
+            f"{where}{row.name} shows metrics that are measured at every step, {' and '.join(held)} once in "
+            f"{setting.generation.every} steps; set generation.every to 1, or choose other metrics"
+        )
     panels = _panels(row, study, tasks, metrics)
     if not panels:
         wanted = ", ".join(f"{m} on {t}" for m, t in row.panels) or " or ".join(metrics or row.metrics)
@@ -297,9 +304,15 @@ def from_json(values: Mapping[str, Any]) -> Variant:
     return Variant(values["method"], values["variant"], read_options(values["method"], values["options"]))
 
 
+def _shown(row: Row, study: Study) -> list[str]:
+    """The setting's metrics that a row could show."""
+    known = study.setting(row.setting).metrics
+    return [metric for metric in known if not row.every_step or study.measures_every_step(row.setting, metric)]
+
+
 def _panels(row: Row, study: Study, tasks: Sequence[str], metrics: Sequence[str]) -> list[Panel]:
     could = tasks_of(row, study)
-    tested = {m: study.tested(row.setting, m) for m in study.setting(row.setting).metrics}
+    tested = {m: study.tested(row.setting, m) for m in _shown(row, study)}
     if row.panels:
         return [(metric, task) for metric, task in row.panels if task in could and task in tested.get(metric, ())]
     chosen = list(tasks) or row.tasks(study, could)
