@@ -11,6 +11,7 @@ import traceback
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,16 +20,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
@@ -36,22 +28,8 @@ from gptfluence.models.gpt import GPT
 from gptfluence.recording.settings import Generation
 from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import TaskPool
-
-SIZES = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-CONFIGS = {
-    "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=32, max_position_embeddings=128),
-    "gpt2": GPT2Config(vocab_size=400, n_embd=16, n_layer=2, n_head=2, n_positions=128),
-    "llama": LlamaConfig(**SIZES, intermediate_size=32, max_position_embeddings=128),
-}
-
-
-def model_of(name: str, *, dropout: float = 0.0) -> torch.nn.Module:
-    config = deepcopy(CONFIGS[name])
-    for option in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "attention_dropout"):
-        if hasattr(config, option):
-            setattr(config, option, dropout)
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config)
+from gptfluence.trainers.callback import _check_supported
+from trainings import CONFIGS, model_of, weights
 
 
 def rows(pool, gpt) -> Dataset:
@@ -106,10 +84,6 @@ def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, 
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def weights(model) -> dict[str, np.ndarray]:
-    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -360,6 +334,16 @@ def test_packed_rows_are_refused(data, tests, tmp_path):
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
     with pytest.warns(UserWarning, match="are packed"):
         trained(model_of("gpt_neox"), packed, tmp_path, recorder, max_steps=1, remove_unused_columns=False)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [("n_gpu", 2, "DataParallel"), ("fsdp", ["full_shard"], "FSDP"), ("torch_compile", True, "torch.compile")],
+)
+def test_ways_of_training_that_are_not_supported_are_named(option, value, name):
+    arguments = SimpleNamespace(**{"n_gpu": 1, "fsdp": [], "deepspeed": None, "torch_compile": False, option: value})
+    with pytest.raises(ConfigurationError, match=f"a training with {name}.* cannot be recorded"):
+        _check_supported(arguments)
 
 
 def test_a_folder_of_another_training_is_left_alone(data, tests, tmp_path):

@@ -11,7 +11,7 @@ from transformers import set_seed
 
 import gptfluence as gf
 from gptfluence.models.gpt import GPT
-from test_trainer_recorder import model_of, weights
+from trainings import model_of, weights
 
 trl = pytest.importorskip("trl")
 

@@ -312,10 +312,11 @@ def _check_supported(args: TrainingArguments) -> None:
         "DataParallel (several GPUs in one process)": args.n_gpu > 1,
         "FSDP": bool(getattr(args, "fsdp", None)),
         "DeepSpeed": bool(getattr(args, "deepspeed", None)),
+        "torch.compile": bool(getattr(args, "torch_compile", False)),
     }.items():
         if used:
             raise ConfigurationError(
-                f"{name} cannot be recorded; train in one process, or with one process for each GPU (torchrun)"
+                f"a training with {name} cannot be recorded; train without it, with one process for each GPU (torchrun)"
             )
 
 
