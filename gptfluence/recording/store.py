@@ -9,6 +9,8 @@ A *dynamics folder* is named after everything its numbers depend on and holds
     train-007/          one run: run.json, curriculum.parquet, steps.parquet, tests.parquet [, pool.parquet],
                         checksums.json (written last; the folder then gets its name)
 
+curriculum.parquet has a row for each place of each step; where places are masked, a column says which. What a `TrainerRecorder`
+wrote holds the tokens of its examples besides (pool_tokens.parquet, tests_tokens.parquet), and journal/.
 Any reader of Parquet can open them. A folder without its checksums is not a run.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ class _Collator:
 
     def __call__(self, rows: list[tuple[int, Any]]) -> Any:
         batch = self._collate([row for _, row in rows])
-        batch[ROWS] = torch.tensor([int(index) for index, _ in rows])
+        with suppress(TypeError):  # no batch by names: the training goes on, and the recording will miss its rows
+            batch[ROWS] = torch.tensor([int(index) for index, _ in rows])
         return batch
 
 
