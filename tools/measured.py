@@ -31,7 +31,9 @@ import pandas as pd
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import names
 from gptfluence.drawing.tables import OVER_TASKS, PAPERS_MEAN, told_the_answer, with_variants
+from gptfluence.experiments import tuning
 from gptfluence.profile.load import load_profile
+from gptfluence.simulators.fitting import TARGETS
 from gptfluence.workflow import catalogue
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -52,7 +54,6 @@ BESIDE = {  # notebook -> statistics with a table of their own below that of R²
 }
 TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the GPT is trained
     "mini": "generated text, learning",
-    "mini-sizes": "the former generated tasks, other sizes",
     "laptop": "real text, learning",
     "laptop-slow": "real text, slow drift",
     "laptop-webnlg": "real text, learning",
@@ -113,7 +114,7 @@ def tables(name: str) -> str:
     if column != "metric":
         whole = whole[whole["metric"] == "loss"]
     found = []
-    for (model, task), part in whole.groupby(["model", "task"], sort=False):
+    for (_, task), part in whole.groupby(["model", "task"], sort=False):
         scores = part[part["statistic"].isin(STATISTICS)] if "statistic" in part else part
         table = _pivot(scores, column)
         rows = [table.loc[[method]] for method in table.index]
@@ -122,7 +123,7 @@ def tables(name: str) -> str:
             rows.insert(0, mean[table.columns].to_frame("*MSE of the mean trajectory*").T)
         title = names.task(str(task))
         if profile != "mini":
-            title += f", {model}" if profile == "mini-sizes" else f", `{profile}`"
+            title += f", `{profile}`"
         if notebook == "ext07_ablation":
             title += ", ablation"
         found.append(_markdown(title, rows))
@@ -282,6 +283,30 @@ def number(what: str) -> str:
     return _number(HOW[how](values) if how else values.iloc[0], digits)
 
 
+def search(name: str) -> str:
+    """What `gptfluence tune` found: a line for each method, over all tasks; name: "PROFILE/tuning_SETTING"."""
+    frame = pd.read_csv(ROOT / "figures" / f"{name}.csv", dtype={"variant": str}, keep_default_na=False)
+    frame = frame[frame["task"] == tuning.ALL].astype({"relative_to_mean": float})
+    lines = [
+        "| method | settings | as it comes | best that predicts values, deviations | chosen |",
+        "|---|---|---|---|---|",
+    ]
+    for method, rows in frame.groupby("method", sort=False):
+        errors = rows["relative_to_mean"]
+        target = rows["variant"].str.extract(r"target=(\w+)")[0]
+        best = ", ".join(_number(errors[target == one].min(), ".3f") for one in TARGETS)
+        [chosen] = rows[rows["chosen"].astype(str) == "True"].itertuples()
+        cells = (
+            names.method(str(method)),
+            str(len(rows)),
+            _number(errors[rows["variant"] == ""].iloc[0], ".3f"),
+            best if target.notna().any() else "-",
+            f"{chosen.relative_to_mean:.3f}" + (f": {chosen.variant.replace('=', ' ')}" if chosen.variant else ""),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def another_machine(what: str) -> str:
     """How far an output was from the committed one on other hardware; what: the output's name.
 
@@ -330,6 +355,7 @@ WRITERS: dict[str, Callable[..., str]] = {
     "low_coverage": low_coverage,
     "reading": reading,
     "number": number,
+    "search": search,
     "another_machine": another_machine,
     "times": times,
     "outputs": outputs,

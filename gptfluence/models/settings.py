@@ -100,8 +100,8 @@ BUILTIN_MODELS: dict[str, dict[str, Any]] = {
     "nano-70m": _nano(48, 2, 3),
     "nano-160m": _nano(64, 3, 4),
     "nano-410m": _nano(96, 3, 4),
-    "nano-1b": _nano(128, 4, 4, pretraining_steps=1200),  # the large ones need fewer steps
-    "nano-2.8b": _nano(160, 5, 5, pretraining_steps=1200),
+    "nano-1b": _nano(112, 4, 4, pretraining_steps=1200),  # the large ones need fewer steps
+    "nano-2.8b": _nano(128, 5, 4, pretraining_steps=1200),
     **{
         f"pythia-{size}": {"source": "hub", "path": f"EleutherAI/pythia-{size}"}
         for size in ("14m", "70m", "160m", "410m", "1b", "2.8b")
