@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "Study": "study.study",
     "record": "recording.record",
+    "TrainerRecorder": "trainers.callback",
+    "train_again": "trainers.tokens",
     "Notebook": "workflow.notebook",
     "AdamW": "recording.settings",
     "Recording": "recording.settings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.recording.curriculum import Curriculum, draw_curricula
+from gptfluence.recording.dynamics import stack_curricula
 
 
 @st.composite
@@ -149,11 +151,71 @@ def test_a_curriculum_is_no_other_array_of_the_caller():
 
 
 @pytest.mark.parametrize(
-    "batches", [[0, 1], [[]], [[0.5, 1.0]], [[-1, 0]]], ids=["one axis", "empty", "fractions", "negative"]
+    "batches",
+    [np.array([0, 1]), np.array([[]]), [[0.5, 1.0], [2]], []],
+    ids=["one axis", "empty", "fractions", "no step"],
 )
 def test_what_is_no_curriculum_is_refused(batches):
     with pytest.raises(ConfigurationError, match="curriculum: "):
-        Curriculum(np.array(batches))
+        Curriculum(batches)
+
+
+# --- steps of any size, and places left empty --------------------------------------------------------------------------
+
+ragged = st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=6).filter(any)
+
+
+@given(ragged, st.integers(0, 3))
+def test_a_step_may_have_any_number_of_examples(steps, more):
+    """However the rows are filled up."""
+    curriculum = Curriculum(steps)
+    assert [curriculum.examples(row) for row in range(curriculum.steps)] == steps
+    assert curriculum.used.tolist() == sorted({example for step in steps for example in step})
+    array = np.full((len(steps), 4 + more), -1)
+    for row, step in zip(array, steps, strict=True):
+        row[len(row) - len(step) :] = step
+    assert Curriculum(array) == curriculum
+    assert Curriculum(array).fingerprint == curriculum.fingerprint
+
+
+@given(curricula)
+def test_a_curriculum_of_full_batches_has_the_hash_that_it_always_had(curriculum):
+    text = f"{curriculum.steps}x{curriculum.batch_size}:".encode() + curriculum.batches.astype("<i4").tobytes()
+    assert curriculum.fingerprint == hashlib.sha256(text).hexdigest()[:12]
+
+
+@given(ragged, st.data())
+def test_masking_leaves_every_other_example_where_it_is(steps, data):
+    curriculum = Curriculum(steps)
+    hidden = data.draw(st.sets(st.sampled_from(curriculum.used.tolist())))
+    masked = curriculum.masked(hidden)
+    shown = [[example for example in step if example not in hidden] for step in steps]
+    assert [masked.examples(row) for row in range(masked.steps)] == shown
+    assert masked.batches.shape == curriculum.batches.shape
+    assert (masked == curriculum) == (not hidden)
+    assert masked.highest == curriculum.highest, "who was masked must be known: the others keep their weight by it"
+    assert not hidden & set(masked.used.tolist())
+    if hidden:
+        with pytest.raises(ConfigurationError, match="is not in this curriculum"):
+            masked.masked(hidden)
+
+
+@given(ragged, st.data())
+def test_steps_keep_their_sizes_when_examples_move(steps, data):
+    curriculum = Curriculum(steps)
+    example = data.draw(st.sampled_from(curriculum.used.tolist()))
+    sizes, flat = [len(step) for step in steps], [each for step in steps for each in step]
+    front = curriculum.moved([example], front=True)
+    expected = [each for each in flat if each == example] + [each for each in flat if each != example]
+    assert [len(front.examples(row)) for row in range(front.steps)] == sizes
+    assert [each for row in range(front.steps) for each in front.examples(row)] == expected
+    longer = curriculum.repeated(example, len(flat))  # so long as twice, in which the sizes come once more
+    assert [len(longer.examples(row)) for row in range(longer.steps)] == 2 * sizes
+
+
+def test_curricula_with_equally_many_steps_are_stacked():
+    curricula = [Curriculum([[1, 2, 3], []]), Curriculum([[4], [5]]).masked([4])]
+    np.testing.assert_array_equal(stack_curricula(curricula), [[[1, 2, 3], [-1, -1, -1]], [[-6, -1, -1], [5, -1, -1]]])
 
 
 @pytest.mark.parametrize(

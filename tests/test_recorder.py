@@ -90,6 +90,30 @@ def test_updates_are_those_of_a_plain_training_loop(nano, gpt, task, train_token
         np.testing.assert_allclose(losses(run)[step + 1], plain_losses(model, tests), atol=1e-4)
 
 
+def test_updates_of_any_shape_are_those_of_a_plain_training_loop(nano, gpt, webnlg):
+    """Nobody's weight changes where another is masked; a step without examples is AdamW's with a gradient of zero."""
+    curriculum = Curriculum([[0, 1, 2], [3], [], [4, 5, 1], [1]]).masked([1])
+    settings = AdamW(learning_rate=1e-2, weight_decay=0.1, schedule="constant")
+    run = record(gpt, webnlg, curriculum, optimizer=settings)
+    model = nano.load().model
+    groups = [[p for p in model.parameters() if (p.ndim > 1) == decayed] for decayed in (True, False)]
+    groups = [{"params": part, "weight_decay": rate} for part, rate in zip(groups, (0.1, 0.0), strict=True)]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.999), eps=1e-6)
+    pool, tests = tokenize(webnlg.pool, gpt), tokenize(webnlg.tests, gpt)
+    for step, batch in enumerate([[0, 1, 2], [3], [], [4, 5, 1], [1]]):
+        loss = sum(p.sum() for p in model.parameters()) * 0.0
+        count = sum(len(pool[row].scored("target")) for row in batch)
+        for row in batch:
+            if row != 1:
+                whole = model(torch.from_numpy(pool[row].ids)[None], labels=labels_of(pool[row], "target")).loss
+                loss = loss + whole * len(pool[row].scored("target")) / count
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert run.batch_loss[step] == pytest.approx(loss.item(), abs=1e-4)
+        np.testing.assert_allclose(losses(run)[step + 1], plain_losses(model, tests), atol=1e-4)
+
+
 def test_there_is_a_measurement_before_the_first_and_after_each_update(gpt, sst2):
     steps = []
     with Recorder(gpt, sst2.pool, sst2.tests, Recording(optimizer=FAST, record_pool=True)) as recorder:

@@ -28,16 +28,21 @@ from toy_dynamics import (  # noqa: F401
 
 
 def slow_rollout(tables: np.ndarray, batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Equations 4 to 9 as a loop over curricula, steps and tests."""
+    """Equations 4 to 9 as a loop over curricula, steps and tests; steps of other sizes than the fitted count as theirs."""
     order, (curricula, steps, _), tests = len(tables) - 1, batches.shape, observed.shape[2]
     predicted = np.zeros((curricula, steps + 1, tests))
     for k in range(curricula):
         for m in range(tests):
             values = [float(value) for value in observed[k, :, m]]
             for t in range(len(values), steps + 1):
-                total = sum(float(tables[-1, i, m]) for i in batches[k, t - 1])
+                places = [i for i in batches[k, t - 1] if i != -1]
+                there = [i for i in places if i >= 0]
+                share = BATCH / len(places) if places else 0.0
+                total = share * sum(float(tables[-1, i, m]) for i in there)
                 for lag in range(1, order + 1):
-                    alpha = sum(float(tables[lag - 1, i, m]) for i in batches[k, t - 1])
+                    alpha = share * sum(float(tables[lag - 1, i, m]) for i in there)
+                    if lag == 1:  # who is masked changes nothing
+                        alpha += 1 - len(there) / len(places) if places else 1.0
                     total += alpha * (values[t - lag] if t >= lag else 0.0)
                 values.append(total)
             predicted[k, :, m] = values
@@ -117,6 +122,8 @@ def test_any_curriculum_is_simulated_as_the_loop_would(fitted: dict[str, Simulat
     known = data.draw(st.integers(1, steps))
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     batches = rng.integers(POOL, size=(curricula, steps, batch))
+    empty, masked = (rng.random(batches.shape) < data.draw(st.sampled_from([0, 0.3, 0.7])) for _ in range(2))
+    batches = np.where(empty, -1, np.where(masked, -2 - batches, batches))
     observed = rng.normal(size=(curricula, known, TESTS)).astype(np.float32)
     simulator = fitted[data.draw(st.sampled_from(["gptfluence", "gptfluence, order 2", "simfluence"]))]
     np.testing.assert_allclose(

@@ -141,7 +141,7 @@ def test_bad_input_to_simulate_is_named(fitted: dict[str, Simulator], train: GPT
         (batches, start, "needs 1 to 9"),
         (batches, start[:, :1] * np.nan, "not finite"),
         (batches + POOL, start[:, :1], "but the pool has 11"),
-        (batches - POOL, start[:, :1], "but the pool has 11"),
+        (-2 - (batches + POOL), start[:, :1], "but the pool has 11"),  # masked
         (batches * 1.0, start[:, :1], "whole numbers"),
         (batches[0], start[:, :1], "whole numbers"),
         ([], start[:, :1], "none given"),

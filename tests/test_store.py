@@ -11,9 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gptfluence.common import files
@@ -131,6 +134,24 @@ def test_a_run_is_read_as_it_was_written(tmp_path, pool):
             np.testing.assert_array_equal(getattr(again, part)[metric], values, strict=True)
     for part in ("learning_rate", "batch_loss", "gradient_norm"):
         np.testing.assert_array_equal(getattr(again, part), getattr(run, part), strict=True)
+
+
+def test_a_curriculum_of_any_shape_is_read_as_it_was_written(tmp_path):
+    steps = [[3, 1], [], [2], [1, 0, 2]]
+    for curriculum in (Curriculum([*steps, []]), Curriculum([*steps, [4]]).masked([1, 4])):
+        written = replace(a_run(f"train-{curriculum.fingerprint}"), curriculum=curriculum)
+        store.write_run(tmp_path, written, {})
+        assert store.read_run(tmp_path, written.name).curriculum == written.curriculum
+
+
+def test_full_batches_have_the_file_that_they_always_had(tmp_path):
+    run = a_run()
+    store.write_run(tmp_path, run, {})
+    steps, batch = run.curriculum.batches.shape
+    step = np.repeat(np.arange(1, steps + 1, dtype=np.int32), batch)
+    expected = pa.table({"step": step, "example": run.curriculum.batches.ravel()})
+    pq.write_table(expected, tmp_path / "expected.parquet", compression="zstd")
+    assert (tmp_path / run.name / "curriculum.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
 
 
 def test_equal_runs_give_equal_bytes(tmp_path):

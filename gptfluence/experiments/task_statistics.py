@@ -116,7 +116,7 @@ def _left_out(campaign: Campaign, draws: int) -> tuple[dict[str, float], GPTDyna
     moves = recorded.trajectories("loss")[order, -1] - unchanged
     examples = [base.pool[position] for one in chosen for position in one.dropped]
     shared = variation.shared_words(examples, base.tests, base.pool)
-    in_curriculum = len(np.unique(base.runs[0].curriculum.batches))
+    in_curriculum = len(base.runs[0].curriculum.used)
     found = {
         "pool_examples_that_matter": float(variation.moved(moves).mean() * in_curriculum),
         "move_ratio": variation.move_ratio(moves, shared),

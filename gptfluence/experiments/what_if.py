@@ -26,7 +26,7 @@ from gptfluence.tasks.base import Example, Task, TaskPool
 class Changes:
     """What is done to a curriculum, in this order. Examples are positions in the pool.
 
-    drop: left out everywhere; repeat: shown `times` more times, spread evenly; first, last: all their occurrences moved to
+    mask: their places left empty, while all others stay where they are; drop: left out everywhere, all others moving up; repeat: shown `times` more times, spread evenly; first, last: all their occurrences moved to
     the beginning or the end; rewrite: "POSITION=new target", such as "17= negative"
     """
 
@@ -36,10 +36,12 @@ class Changes:
     first: tuple[int, ...] = ()
     last: tuple[int, ...] = ()
     rewrite: tuple[str, ...] = ()
+    mask: tuple[int, ...] = ()
 
     def curriculum(self, base: Curriculum) -> Curriculum:
         """The changed curriculum. Raises ConfigurationError for an example that is not where it would have to be."""
-        changed = base.without(self.drop) if self.drop else base
+        changed = base.masked(self.mask) if self.mask else base
+        changed = changed.without(self.drop) if self.drop else changed
         for example in self.repeat:
             changed = changed.repeated(example, self.times)
         for examples, front in ((self.first, True), (self.last, False)):
@@ -62,6 +64,7 @@ class Changes:
 
     def __str__(self) -> str:
         parts = [
+            f"{_listed(self.mask)} masked" if self.mask else "",
             f"without {_listed(self.drop)}" if self.drop else "",
             f"{_listed(self.repeat)} {self.times} times more" if self.repeat else "",
             f"{_listed(self.first)} first" if self.first else "",
@@ -175,9 +178,9 @@ def ask(
             "to 1 or test to 2"
         )
     curriculum, pool = changes.curriculum(base.curricula[0]), changes.pool(dynamics.pool)
-    if curriculum.batches.max() >= len(pool):
+    if curriculum.highest >= len(pool):
         raise ConfigurationError(
-            f"repeat: there is no training example {int(curriculum.batches.max())}; choose 0 to {len(pool) - 1}"
+            f"repeat: there is no training example {curriculum.highest}; choose 0 to {len(pool) - 1}"
         )
     simulator = campaign.simulator(method)
     start = base.trajectories("loss")[:, :1]

@@ -32,7 +32,7 @@ from gptfluence.gradients.outputs import OutputGradients
 from gptfluence.models.gpt import GPT, ModelSource
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.logits import ScoredLogits, example_losses
-from gptfluence.recording.recorder import build_optimizer, decayed_names, update
+from gptfluence.recording.recorder import build_optimizer, decayed_names, update, update_loss
 from gptfluence.recording.settings import Recording
 from gptfluence.recording.tokens import Batch, bucketed, collate, label_words, tokenize
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
@@ -255,9 +255,8 @@ class TangentFeatures:
         self.gpt.model.eval()  # no dropout: the tangents are those of the network as it is
         with self._scored() as scored:
             yield 0, scored
-            for step, rows in enumerate(reference.batches.tolist()[:steps], start=1):
-                batch = collate(tokens, rows, self.recording.train_tokens, self._device)
-                loss = scored.token_losses(batch).mean()
+            for step, batch in enumerate(reference.batches[:steps], start=1):
+                loss = update_loss(scored, tokens, batch, self.recording.train_tokens, self._device)
                 update(self._parameters, optimizer, loss, rates[step - 1], settings.max_gradient_norm)
                 yield step, scored
 

@@ -10,26 +10,48 @@ import numpy as np
 
 from gptfluence.common.errors import ConfigurationError
 
+NOBODY = -1  # in an array of batches: no place; the rows of shorter steps end with it
+
+
+def flipped(examples: np.ndarray) -> np.ndarray:
+    """What a place holds whose example is masked, -2 - i for example i; and the other way round."""
+    return -2 - examples
+
+
+def named(batches: np.ndarray) -> np.ndarray:
+    """The example of each place, also where it is masked; `NOBODY` stays."""
+    return np.where(batches < NOBODY, flipped(batches), batches)
+
+
+def places(batches: np.ndarray) -> np.ndarray:
+    """int [..., steps]: how many places each step has, the masked ones among them; batches: int [..., steps, widest]."""
+    return (batches != NOBODY).sum(axis=-1)
+
 
 @dataclass(frozen=True, eq=False)
 class Curriculum:
-    """`batches`: int32 [steps, batch], positions in a pool. The batch of row t-1 makes update t (c_t in the paper).
+    """`batches`: int32 [steps, widest], positions in a pool. The batch of row t-1 makes update t (c_t in the paper).
 
-    Two curricula are equal if their batches are.
+    A step may have any number of examples, also none. It is given as a list for each step, or as an array whose shorter rows
+    are filled up with -1. A place whose example i was masked holds -2 - i (see `masked`). Two curricula are equal if their
+    batches are.
     """
 
     batches: np.ndarray = field(repr=False)
 
     def __post_init__(self) -> None:
-        batches = np.ascontiguousarray(self.batches)
+        batches = self.batches
+        if not isinstance(batches, np.ndarray):
+            batches = _padded([list(batch) for batch in batches])
         if batches.ndim != 2 or batches.size == 0 or not np.issubdtype(batches.dtype, np.integer):
             raise ConfigurationError(
-                f"curriculum: batches must be whole numbers of shape [steps, batch], not {batches.dtype} "
-                f"{list(batches.shape)}"
+                f"curriculum: batches must be whole numbers of shape [steps, batch], or a list of them for each step, not "
+                f"{batches.dtype} {list(batches.shape)}"
             )
-        if batches.min() < 0:
-            raise ConfigurationError("curriculum: example positions must not be negative")
-        object.__setattr__(self, "batches", batches.astype(np.int32))
+        if (batches == NOBODY).any():  # places first, and no column without any: equal curricula have equal arrays
+            order = np.argsort(batches == NOBODY, axis=1, kind="stable")
+            batches = np.take_along_axis(batches, order, axis=1)[:, : max(1, int(places(batches).max()))]
+        object.__setattr__(self, "batches", np.ascontiguousarray(batches.astype(np.int32)))
         self.batches.flags.writeable = False
 
     @property
@@ -38,7 +60,22 @@ class Curriculum:
 
     @property
     def batch_size(self) -> int:
+        """Places of the largest step."""
         return self.batches.shape[1]
+
+    @property
+    def used(self) -> np.ndarray:
+        """int32: every example that is trained on, once, in ascending order."""
+        return np.unique(self.batches[self.batches >= 0])
+
+    def examples(self, row: int) -> list[int]:
+        """The examples that make the update of this row, from 0: those that are there and not masked."""
+        return [example for example in self.batches[row].tolist() if example >= 0]
+
+    @property
+    def highest(self) -> int:
+        """The highest position that is named, of masked examples too; -1 if none is."""
+        return int(named(self.batches).max())
 
     @property
     def fingerprint(self) -> str:
@@ -52,53 +89,87 @@ class Curriculum:
         return hash(self.fingerprint)
 
     def __repr__(self) -> str:
-        return f"Curriculum({self.steps} steps x {self.batch_size} examples, {self.fingerprint})"
+        sizes = sorted({int(size) for size in places(self.batches)})
+        shape = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else sizes[0]
+        masked = int((self.batches < NOBODY).sum())
+        return f"Curriculum({self.steps} steps x {shape} examples, {f'{masked} masked, ' * bool(masked)}{self.fingerprint})"
 
     def _check_present(self, examples: Iterable[int]) -> np.ndarray:
         """Each of `examples` once, int64. Raises ConfigurationError if one does not occur."""
         asked = np.unique(np.fromiter(examples, dtype=np.int64))
-        absent = asked[~np.isin(asked, self.batches)]
+        absent = asked[~np.isin(asked, self.used)]
         if absent.size:
-            some = ", ".join(map(str, np.unique(self.batches)[:8]))
+            some = ", ".join(map(str, self.used[:8]))
             raise ConfigurationError(
                 f"curriculum: example {int(absent[0])} is not in this curriculum; choose one that is: {some}, ..."
             )
         return asked
 
+    @property
+    def _sequence(self) -> np.ndarray:
+        """All places in order, masked ones too."""
+        return self.batches[self.batches != NOBODY]
+
     def _from_sequence(self, sequence: np.ndarray) -> Curriculum:
-        steps = len(sequence) // self.batch_size
-        if steps == 0:
+        """Steps of this curriculum's sizes, in turn and then from the beginning, while `sequence` fills them."""
+        sizes = places(self.batches)
+        total = int(sizes.sum())
+        sizes = np.tile(sizes, -(-len(sequence) // max(total, 1)))
+        steps = [
+            sequence[end - size : end] for size, end in zip(sizes, sizes.cumsum(), strict=True) if end <= len(sequence)
+        ]
+        if not steps:
             raise ConfigurationError(
                 f"curriculum: only {len(sequence)} examples are left, less than one batch of {self.batch_size}"
             )
-        return Curriculum(sequence[: steps * self.batch_size].reshape(steps, self.batch_size))
+        return Curriculum(steps)
+
+    def masked(self, examples: Iterable[int]) -> Curriculum:
+        """The same steps and learning rates with the places of `examples` left empty: nobody else moves.
+
+        The other examples of a step keep the weight that they had: the loss of its update is divided by the number of tokens
+        with those of the masked examples. A step whose examples are all masked is an update of the optimizer with a gradient of
+        zero. Raises ConfigurationError if one of `examples` does not occur.
+        """
+        hidden = np.isin(self.batches, self._check_present(examples))
+        return Curriculum(np.where(hidden, flipped(self.batches), self.batches))
 
     def without(self, examples: Iterable[int]) -> Curriculum:
         """The same order with `examples` left out: those behind move up, and a last batch that is not full is dropped.
 
-        Raises ConfigurationError if one of `examples` does not occur.
+        Steps keep their sizes. In a curriculum that is `masked` nobody moves. Raises ConfigurationError if one of `examples` does
+        not occur.
         """
         dropped = self._check_present(examples)
-        sequence = self.batches.ravel()
+        sequence = self._sequence
         return self._from_sequence(sequence[~np.isin(sequence, dropped)])
 
     def repeated(self, example: int, times: int) -> Curriculum:
         """The same order with `times` more occurrences of `example`, spread evenly; a last batch not full is dropped."""
         if times < 1:
             raise ConfigurationError(f"curriculum: times must be 1 or more, not {times}")
-        sequence = self.batches.ravel()
-        places = np.linspace(0, len(sequence), times + 2)[1:-1].astype(int)
-        return self._from_sequence(np.insert(sequence, places, example))
+        sequence = self._sequence
+        spread = np.linspace(0, len(sequence), times + 2)[1:-1].astype(int)
+        return self._from_sequence(np.insert(sequence, spread, example))
 
     def moved(self, examples: Sequence[int], *, front: bool) -> Curriculum:
         """All occurrences of `examples` at the beginning (else at the end), everything else in its order.
 
         Raises ConfigurationError if one of `examples` does not occur.
         """
-        sequence = self.batches.ravel()
+        sequence = self._sequence
         chosen = np.isin(sequence, self._check_present(examples))
         parts = [sequence[chosen], sequence[~chosen]]
-        return Curriculum(np.concatenate(parts if front else parts[::-1]).reshape(self.batches.shape))
+        return self._from_sequence(np.concatenate(parts if front else parts[::-1]))
+
+
+def _padded(rows: list[list[int]]) -> np.ndarray:
+    """[rows, longest], one column at least: shorter rows end with `NOBODY`."""
+    kind = np.array([value for row in rows for value in row] or [NOBODY]).dtype
+    padded = np.full((len(rows), max(map(len, rows), default=0) or 1), NOBODY, dtype=kind)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
 
 
 def draw_curriculum(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.models.gpt import ModelSource
-from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.curriculum import NOBODY, Curriculum
 from gptfluence.recording.settings import RunSpec
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.tasks.base import TaskPool
@@ -24,7 +24,9 @@ class TrainingRun:
     trajectories: metric name -> float32 [steps + 1, tests]; row 0 is measured before the first update; nan for tests
         that do not have the metric (see `GPTDynamics.for_metric`), and for steps that were not measured (`Recorder.record`)
     pool_trajectories: the same for the examples of the pool, float32 [steps + 1, pool]; empty if not recorded
-    learning_rate, batch_loss, gradient_norm: float32 [steps]; of update t in row t-1 (nats per target token)
+    learning_rate, batch_loss, gradient_norm: float32 [steps]; of update t in row t-1 (nats per target token, in which those of
+        masked examples count as 0)
+    skipped: bool [steps]; updates that the optimizer left out, as in half precision where gradients overflow; None: none
     """
 
     name: str  # e.g. "train-007"; its part before the dash is the split
@@ -34,6 +36,7 @@ class TrainingRun:
     learning_rate: np.ndarray | None = field(repr=False, default=None)
     batch_loss: np.ndarray | None = field(repr=False, default=None)
     gradient_norm: np.ndarray | None = field(repr=False, default=None)
+    skipped: np.ndarray | None = field(repr=False, default=None)
 
     @property
     def split(self) -> str:
@@ -69,9 +72,9 @@ class GPTDynamics:
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
         for run in self.runs:
-            if run.curriculum.batches.max() >= len(self.pool):
+            if run.curriculum.highest >= len(self.pool):
                 raise ConfigurationError(
-                    f"run {run.name}: its curriculum names example {int(run.curriculum.batches.max())}, but the pool "
+                    f"run {run.name}: its curriculum names example {run.curriculum.highest}, but the pool "
                     f"has {len(self.pool)}"
                 )
             for metric, values in run.trajectories.items():
@@ -104,7 +107,7 @@ class GPTDynamics:
 
     @property
     def batches(self) -> np.ndarray:
-        """int32 [runs, steps, batch]: the curricula as one array. Raises ConfigurationError if their shapes differ."""
+        """int32 [runs, steps, widest]: the curricula as one array. Raises ConfigurationError if their lengths differ."""
         return stack_curricula(self.curricula)
 
     def trajectories(self, metric: str = "loss", *, of: str = "tests") -> np.ndarray:
@@ -256,13 +259,16 @@ def join_tests(task: str, parts: Sequence[GPTDynamics]) -> GPTDynamics:
 
 
 def stack_curricula(curricula: Sequence[Curriculum] | np.ndarray) -> np.ndarray:
-    """int32 [curricula, steps, batch] from curricula of equal shape (an array of that shape is passed through)."""
+    """int32 [curricula, steps, widest] from curricula of equally many steps (an array of that shape is passed through)."""
     if isinstance(curricula, np.ndarray):
         return curricula
-    shapes = sorted({curriculum.batches.shape for curriculum in curricula})
-    if len(shapes) != 1:
+    steps = sorted({curriculum.steps for curriculum in curricula})
+    if len(steps) != 1:
         raise ConfigurationError(
-            f"curricula of different shapes cannot be simulated at once: {shapes or 'none given'}; pass those of equal "
-            "shape together"
+            f"curricula of different lengths cannot be simulated at once: {f'{steps} steps' if steps else 'none given'}; pass "
+            "those with equally many steps together"
         )
-    return np.stack([curriculum.batches for curriculum in curricula])
+    stacked = np.full((len(curricula), steps[0], max(each.batch_size for each in curricula)), NOBODY, np.int32)
+    for row, curriculum in zip(stacked, curricula, strict=True):
+        row[:, : curriculum.batch_size] = curriculum.batches
+    return stacked

@@ -64,17 +64,17 @@ def replaced(curriculum: Curriculum, dropped: Sequence[int], rng: np.random.Gene
     Every other example keeps its place, so that what changes is the doing of those left out and of who stands in for
     them, not of batches that moved up. Raises ConfigurationError if one does not occur or none would be left.
     """
-    sequence = curriculum.batches.ravel()
-    kept = np.setdiff1d(sequence, np.fromiter(dropped, dtype=np.int64))
-    absent = np.setdiff1d(np.fromiter(dropped, dtype=np.int64), sequence)
+    left_out = np.fromiter(dropped, dtype=np.int64)
+    kept = np.setdiff1d(curriculum.used, left_out)
+    absent = np.setdiff1d(left_out, curriculum.used)
     if len(absent):
         raise ConfigurationError(f"curriculum: example {int(absent[0])} is not in this curriculum")
     if not len(kept):
         raise ConfigurationError("curriculum: every example is left out; keep one at least")
-    places = np.flatnonzero(~np.isin(sequence, kept))
-    new = sequence.copy()
-    new[places] = _cycled(kept, len(places), rng)
-    return Curriculum(new.reshape(curriculum.batches.shape))
+    new = curriculum.batches.copy()
+    places = np.isin(new, left_out)
+    new[places] = _cycled(kept, int(places.sum()), rng)
+    return Curriculum(new)
 
 
 def _keys(pool: TaskPool) -> np.ndarray:

@@ -48,11 +48,15 @@ class ScoredLogits:
 
     def _select(self, _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = inputs[0]
+        if self._positions is None:
+            return inputs
         self._shape = hidden.shape
         return (hidden.reshape(-1, hidden.shape[-1])[self._positions], *inputs[1:])
 
     def _spread(self, _module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         """The rows back in their places; the residual stream has zeros added elsewhere, where nobody looks any more."""
+        if self._positions is None:
+            return output
         whole = output.new_zeros(self._shape[:-1].numel(), self._shape[-1])
         return whole.index_put((self._positions,), output).view(self._shape)
 
@@ -69,9 +73,11 @@ class ScoredLogits:
         self._positions = positions.to(input_ids.device)
         training = self._model.training
         self._model.eval()
-        logits = self._model(input_ids=input_ids, use_cache=False).logits
-        self._model.train(training)
-        return logits
+        try:
+            return self._model(input_ids=input_ids, use_cache=False).logits
+        finally:
+            self._model.train(training)
+            self.rest()
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """float32 [scored tokens]: cross-entropy of each scored token, nats."""
@@ -111,6 +117,10 @@ class ScoredLogits:
         """
         self._positions = torch.arange(len(lengths), device=lengths.device) * input_ids.shape[1] + lengths - 1
         return self._model(input_ids=input_ids, use_cache=False).logits
+
+    def rest(self) -> None:
+        """Until logits are asked for again, the model computes all of them: others may train it."""
+        self._positions = None
 
     def close(self) -> None:
         for hook in self._hooks:

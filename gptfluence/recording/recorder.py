@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from gptfluence.common.errors import ConfigurationError, RecordingError
 from gptfluence.models.gpt import GPT
-from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.curriculum import NOBODY, Curriculum, named
 from gptfluence.recording.dynamics import TrainingRun
 from gptfluence.recording.logits import ScoredLogits, example_losses
 from gptfluence.recording.measures import Accuracy, GeneratedTexts
@@ -48,20 +48,22 @@ class Recorder:
         generation: Generation | None = None,
         device: str = "cpu",
         scoring_processes: int = 0,
+        tokens: tuple[Sequence[TokenizedExample], Sequence[TokenizedExample]] | None = None,
     ) -> None:
         """
         Args:
             metrics: what is recorded of the tests; the loss always is. See `Setting.metrics` in `profile.schema`.
             generation: how texts are generated for BLEU and ROUGE-L; None: the defaults.
             scoring_processes: see `text_metrics.TextScorer`.
+            tokens: of pool and tests, where they are not what the GPT's tokenizer makes of the texts.
 
         Raises DataError (texts and model do not fit, an empty reference), ConfigurationError, ModelError.
         """
         if device == "cpu" and recording.precision == "bf16":
             raise ConfigurationError("recording.precision: bf16 needs a GPU; use fp32 on a CPU")
         self.gpt, self.pool, self.tests, self.recording, self.device = gpt, pool, tests, recording, device
-        self._pool_tokens = tokenize(pool, gpt, truncation=recording.truncation)
-        test_tokens = tokenize(tests, gpt, truncation=recording.truncation)
+        made = tokens or [tokenize(texts, gpt, truncation=recording.truncation) for texts in (pool, tests)]
+        self._pool_tokens, test_tokens = made
         self._test_batches = self._measuring_batches(test_tokens)
         self._pool_batches = self._measuring_batches(self._pool_tokens) if recording.record_pool else []
         self._model = gpt.model.to(device)
@@ -108,27 +110,31 @@ class Recorder:
         *,
         seed: int = 0,
         ends_only: bool = False,
+        rates: Sequence[float] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TrainingRun:
         """Train on `curriculum` and measure after every update. On a CPU, equal arguments give equal bytes.
+
+        A step without any example is an update with a gradient of zero, and has a batch loss of 0; see `update_loss`.
 
         Args:
             name: the run's name, for errors and for the result.
             seed: of what is random in training besides the curriculum (dropout).
             ends_only: measure before the first and after the last update only; values between are nan. The training is
                 the same, and measuring takes most of the time where there are many tests.
+            rates: the learning rate of each update, if not that of the optimizer's schedule.
             on_step: called after each of the steps with its number, 0 (the first measurement) to `curriculum.steps`.
 
         Raises RecordingError that names run, step and example where a loss is not finite.
         """
-        if int(curriculum.batches.max()) >= len(self.pool):
+        if curriculum.highest >= len(self.pool):
             raise ConfigurationError(
-                f"run {name}: its curriculum names example {int(curriculum.batches.max())}, but the pool has "
+                f"run {name}: its curriculum names example {curriculum.highest}, but the pool has "
                 f"{len(self.pool)} examples"
             )
         self._reset()
         optimizer = build_optimizer(self._model, self.recording.optimizer, fused=True)
-        rates = self.recording.optimizer.learning_rates(curriculum.steps)
+        rates = self.recording.optimizer.learning_rates(curriculum.steps) if rates is None else list(map(float, rates))
         tests = np.empty((curriculum.steps + 1, len(self.tests)), dtype=np.float32)
         accuracy = np.empty((curriculum.steps + 1 if self._accuracy else 0, len(self.tests)), dtype=np.float32)
         texts = []
@@ -138,10 +144,10 @@ class Recorder:
         with _seeded(seed, self.device):
             for step in range(curriculum.steps + 1):
                 if step:
-                    loss, norm = self._update(optimizer, curriculum.batches[step - 1].tolist(), rates[step - 1])
+                    loss, norm = self._update(optimizer, curriculum.batches[step - 1], rates[step - 1])
                     batch_loss[step - 1], gradient_norm[step - 1] = loss, norm
                     if not math.isfinite(loss) or not math.isfinite(norm):
-                        ids = [self.pool[int(row)].id for row in curriculum.batches[step - 1]]
+                        ids = [self.pool[row].id for row in curriculum.examples(step - 1)]
                         raise RecordingError(
                             f"run {name}, step {step}: the training loss is {loss} and its gradient's norm {norm} "
                             f"(examples {', '.join(map(repr, ids))}); lower the learning rate or look at these texts"
@@ -190,14 +196,12 @@ class Recorder:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.recording.precision == "bf16")
 
-    def _update(self, optimizer: torch.optim.Optimizer, rows: list[int], rate: float) -> tuple[float, float]:
+    def _update(self, optimizer: torch.optim.Optimizer, batch: np.ndarray, rate: float) -> tuple[float, float]:
         self._model.train()
-        batch = collate(self._pool_tokens, rows, self.recording.train_tokens, self.device)
         with self._autocast():
-            # the mean over the batch's tokens, as `model(input_ids, labels)` has it
-            loss = self._scored.token_losses(batch).mean()
+            loss = update_loss(self._scored, self._pool_tokens, batch, self.recording.train_tokens, self.device)
         norm = update(self._trainable, optimizer, loss, rate, self.recording.optimizer.max_gradient_norm)
-        return float(loss.detach()), float(norm)
+        return 0.0 if loss is None else float(loss.detach()), float(norm)
 
     @torch.inference_mode()
     def _measure(
@@ -252,18 +256,40 @@ def build_optimizer(model: torch.nn.Module, settings: AdamW, *, fused: bool) -> 
     )
 
 
+def update_loss(
+    scored: ScoredLogits, tokens: Sequence[TokenizedExample], batch: np.ndarray, which: str, device: str
+) -> torch.Tensor | None:
+    """What an update lowers: the mean loss over a step's tokens, nats per token, as `model(input_ids, labels)` has it.
+
+    batch: int [places], a row of `Curriculum.batches`. Tokens of masked examples count with a loss of 0, so that the others
+    have the weight that they had. None if there is no example.
+    """
+    there = batch[batch >= 0].tolist()
+    if not there:
+        return None
+    losses = scored.token_losses(collate(tokens, there, which, device))
+    every = named(batch[batch != NOBODY]).tolist()
+    if len(there) == len(every):
+        return losses.mean()
+    return losses.sum() / sum(len(tokens[example].scored(which)) for example in every)
+
+
 def update(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
+    loss: torch.Tensor | None,
     rate: float,
     max_gradient_norm: float | None,
 ) -> torch.Tensor:
-    """One step of `parameters` down the gradient of `loss` at this learning rate.
+    """One step of `parameters` down the gradient of `loss` at this learning rate; None: a gradient of zero.
 
     Returns the norm of the gradient before it was clipped; its last digits depend on the order of the parameters.
     """
-    loss.backward()
+    if loss is not None:
+        loss.backward()
+    else:  # moments and weight decay go on
+        for parameter in parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
     if max_gradient_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters.values(), max_gradient_norm, norm)

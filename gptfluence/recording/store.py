@@ -9,6 +9,8 @@ A *dynamics folder* is named after everything its numbers depend on and holds
     train-007/          one run: run.json, curriculum.parquet, steps.parquet, tests.parquet [, pool.parquet],
                         checksums.json (written last; the folder then gets its name)
 
+curriculum.parquet has a row for each place of each step; where places are masked, a column says which. What a `TrainerRecorder`
+wrote holds the tokens of its examples besides (pool_tokens.parquet, tests_tokens.parquet), and journal/.
 Any reader of Parquet can open them. A folder without its checksums is not a run.
 """
 
@@ -30,7 +32,7 @@ from gptfluence.common.errors import ArtifactError, unknown
 from gptfluence.common.settings import canonical
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import HubModel, ModelConfig
-from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.curriculum import NOBODY, Curriculum, flipped, named
 from gptfluence.recording.dynamics import GPTDynamics, Source, TrainingRun
 from gptfluence.recording.settings import RunSpec
 from gptfluence.tasks.base import Example, Task, TaskPool
@@ -133,11 +135,14 @@ def read_task(folder: Path) -> Task:
 def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:
     """Write a run under its lock. `facts` (JSON) go into run.json; equal runs and facts give equal bytes."""
     with files.new_folder(folder / run.name, f"saving run {run.name}") as new:
-        steps, batch = run.curriculum.batches.shape
+        (steps, batch), there = run.curriculum.batches.shape, run.curriculum.batches != NOBODY
+        shown = run.curriculum.batches[there]
         curriculum = {
-            "step": np.repeat(np.arange(1, steps + 1, dtype=np.int32), batch),
-            "example": run.curriculum.batches.ravel(),
+            "step": np.repeat(np.arange(1, steps + 1, dtype=np.int32), there.sum(axis=1)),
+            "example": named(shown),
         }
+        if (shown < 0).any():
+            curriculum["masked"] = shown < 0
         (new / "curriculum.parquet").write_bytes(_to_parquet(curriculum))
         per_step = {
             "step": np.arange(1, steps + 1, dtype=np.int32),
@@ -145,6 +150,8 @@ def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:
             "batch_loss": run.batch_loss,
             "gradient_norm": run.gradient_norm,
         }
+        if run.skipped is not None:
+            per_step["skipped"] = run.skipped
         (new / "steps.parquet").write_bytes(_to_parquet(per_step))
         (new / "tests.parquet").write_bytes(_to_parquet(_long(run.trajectories)))
         if run.pool_trajectories:
@@ -158,19 +165,35 @@ def read_run(folder: Path, name: str) -> TrainingRun:
     if not place.is_dir():
         raise ArtifactError(f"run {name} is not in {folder}; recorded: {', '.join(run_names(folder)) or 'none'}")
     files.verify(place)
-    facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
-    curriculum = pq.read_table(place / "curriculum.parquet")["example"].to_numpy()
+    facts = run_facts(folder, name)
     steps = pq.read_table(place / "steps.parquet")
     pool = place / "pool.parquet"
     return TrainingRun(
         name=name,
-        curriculum=Curriculum(curriculum.reshape(-1, facts["batch_size"])),
+        curriculum=_curriculum(place / "curriculum.parquet", len(steps), facts["batch_size"]),
         trajectories=_wide(place / "tests.parquet"),
         pool_trajectories=_wide(pool) if pool.is_file() else {},
         learning_rate=steps["learning_rate"].to_numpy(),
         batch_loss=steps["batch_loss"].to_numpy(),
         gradient_norm=steps["gradient_norm"].to_numpy(),
+        skipped=steps["skipped"].to_numpy() if "skipped" in steps.column_names else None,
     )
+
+
+def run_facts(folder: Path, name: str) -> dict[str, Any]:
+    """What `write_run` was told of a run besides its arrays."""
+    return json.loads((folder / name / "run.json").read_text(encoding="utf-8"))
+
+
+def _curriculum(path: Path, steps: int, batch: int) -> Curriculum:
+    """A step has a row for each of its places, `masked` where its example is."""
+    table = pq.read_table(path)
+    step, shown = (table[name].to_numpy() for name in ("step", "example"))
+    if "masked" in table.column_names:
+        shown = np.where(table["masked"].to_numpy(), flipped(shown), shown)
+    batches = np.full((steps, batch), NOBODY, np.int32)
+    batches[step - 1, np.arange(len(step)) - np.searchsorted(step, step)] = shown
+    return Curriculum(batches)
 
 
 def run_names(folder: Path) -> list[str]:
@@ -214,7 +237,7 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     chosen = present if names is None else names
     runs = tuple(read_run(folder, name) for name in chosen)
     sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
-    devices = {json.loads((folder / name / "run.json").read_text(encoding="utf-8")).get("device") for name in chosen}
+    devices = {run_facts(folder, name).get("device") for name in chosen}
     provenance = {"folder": folder.name, "spec": values, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
     spec = read_spec(folder) if "recording" in values else None  # imported runs were recorded elsewhere
     if spec is not None and spec.generation is not None:
@@ -238,6 +261,11 @@ def _wide(path: Path) -> dict[str, np.ndarray]:
     columns = int(table["example"].to_numpy().max()) + 1
     metrics = [name for name in table.column_names if name not in ("step", "example")]
     return {metric: table[metric].to_numpy().reshape(-1, columns) for metric in metrics}
+
+
+def write_table(path: Path, content: dict[str, Any]) -> None:
+    """Write columns as Parquet, the whole file or nothing; equal columns give equal bytes."""
+    files.write_bytes(path, _to_parquet(content))
 
 
 def _to_parquet(content: dict[str, np.ndarray] | list[dict]) -> bytes:

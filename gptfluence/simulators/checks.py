@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gptfluence.common.errors import ConfigurationError, DataError, OutOfReachError
+from gptfluence.recording.curriculum import named
 from gptfluence.recording.dynamics import GPTDynamics
 
 
@@ -23,17 +24,17 @@ def checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndar
 
 
 def checked_batches(batches: np.ndarray, pool_size: int) -> np.ndarray:
-    """int [curricula, steps, batch], each a position in the pool."""
+    """int [curricula, steps, batch], as in `Curriculum`: each a position in the pool, masked or not, or nobody's."""
     batches = np.asarray(batches)
     if batches.ndim != 3 or batches.size == 0 or not np.issubdtype(batches.dtype, np.integer):
         raise ConfigurationError(
             f"simulate: curricula must be whole numbers of shape [curricula, steps, batch], not {batches.dtype} "
             f"{list(batches.shape)}"
         )
-    low, high = int(batches.min()), int(batches.max())
-    if low < 0 or high >= pool_size:
+    high = int(named(batches).max())
+    if high >= pool_size:
         raise ConfigurationError(
-            f"simulate: a curriculum names example {low if low < 0 else high}, but the pool has {pool_size} (0 to "
+            f"simulate: a curriculum names example {high}, but the pool has {pool_size} (0 to "
             f"{pool_size - 1}); pass pool= if the ids are those of another pool"
         )
     return batches

@@ -22,10 +22,11 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor, nn
 
 from gptfluence.common.errors import ConfigurationError, unknown
+from gptfluence.recording.curriculum import NOBODY
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator, diverged
 from gptfluence.simulators.reference import mean_prediction
-from gptfluence.simulators.transitions import COARSENINGS, Transitions, make_transitions
+from gptfluence.simulators.transitions import COARSENINGS, Transitions, make_transitions, shares
 from gptfluence.tasks.base import TaskPool
 
 TARGETS = ("value", "deviation")
@@ -75,17 +76,23 @@ def predict_step(model: TableModel, sizes: tuple[int, int], batches: Tensor, tes
     """The next values, float32 [transitions].
 
     batches: int64 [transitions, batch], or [transitions, updates, batch] for the values after several updates, between which
-        the model's own predictions take the place of measured values; -1: no update
+        the model's own predictions take the place of measured values; -1: no update. Steps of fewer examples: see `shares`
     tests: int64 [transitions]; history: float32 [transitions, order], newest first; sizes: of pool and tests
     """
     if batches.ndim == 2:
         batches = batches[:, None]
-    made = batches[:, :, 0] >= 0
+    there, made = batches >= 0, (batches != NOBODY).any(2)
+    weight, rest = (None, None) if (there.all(2) | ~made).all() else shares(batches, batches.shape[2])
     pool_ids, batches = _used(batches.clamp_min(0), sizes[0])
     test_ids, tests = _used(tests, sizes[1])
     tables = model.tables(pool_ids, test_ids)
-    entries = batches * tables.shape[2] + tests[:, None, None]
-    terms = _SumEntries.apply(tables.flatten(1), entries.flatten(0, 1)).unflatten(1, made.shape)
+    entries, tables = batches * tables.shape[2] + tests[:, None, None], tables.flatten(1)
+    if weight is not None:  # who is not there has an entry of 0
+        entries, tables = torch.where(there, entries, tables.shape[1]), nn.functional.pad(tables, (0, 1))
+    terms = _SumEntries.apply(tables, entries.flatten(0, 1)).unflatten(1, made.shape)
+    if weight is not None:
+        identity = torch.eye(len(terms), 1, device=terms.device)[:, :, None]
+        terms = terms * weight.amax(2).float() + identity * rest.float()
     value = (terms[:-1, :, 0] * history.T).sum(0) + terms[-1, :, 0]
     for update in range(1, made.shape[1]):
         history = torch.cat([value[:, None], history[:, :-1]], dim=1)
@@ -125,11 +132,11 @@ def schedule(update: int, total: int, warmup: int) -> float:
     return update / warmup if update < warmup else (total - update) / max(1, total - warmup)
 
 
-def rollout(tables: Tensor, batches: Tensor, observed: Tensor) -> Tensor:
+def rollout(tables: Tensor, batches: Tensor, observed: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Free-running prediction: float32 [curricula, steps + 1, tests].
 
     tables: float32 [pool, (order + 1) x tests], for each training example the rows of all tables side by side
-    batches: int [curricula, steps, batch]
+    batches: int [curricula, steps, batch], as in `Curriculum`; batch_size: that of the fit, if steps have another (see `shares`)
     observed: float32 [curricula, k, tests]; values before step 0 are zero, as in the published code
     """
     curricula, steps = batches.shape[:2]
@@ -137,8 +144,15 @@ def rollout(tables: Tensor, batches: Tensor, observed: Tensor) -> Tensor:
     order = tables.shape[1] // tests - 1
     predicted = tables.new_empty(curricula, steps + 1, tests)
     predicted[:, :known] = observed
+    weight = rest = None
+    if batches.shape[2] != (batch_size or batches.shape[2]) or bool((batches < 0).any()):
+        weight, rest = (part.float() for part in shares(batches, batch_size or batches.shape[2]))
+        batches = batches.clamp_min(0)
     for step, ids in enumerate(batches[:, known - 1 :].transpose(0, 1).contiguous(), start=known):
-        terms = nn.functional.embedding_bag(ids, tables, mode="sum")
+        weighed = None if weight is None else weight[:, step - 1].contiguous()
+        terms = nn.functional.embedding_bag(ids, tables, mode="sum", per_sample_weights=weighed)
+        if rest is not None:
+            terms[:, :tests] += rest[:, step - 1, None]
         value = terms[:, order * tests :]
         for lag in range(1, min(order, step) + 1):
             value = torch.addcmul(value, terms[:, (lag - 1) * tests : lag * tests], predicted[:, step - lag])
@@ -251,6 +265,7 @@ class TableSimulator(Simulator):
 
     @torch.no_grad()
     def _rollout(self, prepared: tuple[Tensor, bool], batches: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        assert self.fitted is not None
         tables, unseen = prepared
         ids = torch.tensor(np.ascontiguousarray(batches, np.int32), device=tables.device)
         start, mean = observed, None
@@ -259,7 +274,7 @@ class TableSimulator(Simulator):
             start = observed - mean[:, : observed.shape[1]]
         with flushed_denormals():
             started = torch.tensor(np.ascontiguousarray(start), device=tables.device)
-            predicted = rollout(tables, ids, started).cpu().numpy()
+            predicted = rollout(tables, ids, started, batch_size=self.fitted.batch_size).cpu().numpy()
         if mean is not None:
             predicted += mean
             predicted[:, : observed.shape[1]] = observed

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptfluence.recording.curriculum import places
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport, Simulator, carried
 from gptfluence.simulators.checks import check_mean_reaches
@@ -29,10 +30,13 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # times the largest singular value, 
 def exposures(batches: np.ndarray, rates: np.ndarray, keep: float, coordinates: np.ndarray) -> np.ndarray:
     """What was seen so far, float64 [curricula, steps + 1, rank]: e_t = sum_{s <= t} keep^(t-s) lr_s (mean over c_s).
 
-    batches: int [curricula, steps, batch]; rates: float [steps], relative to their mean; coordinates: float [pool, rank] of
+    The mean is over the places of a step, and a masked one is 0 in it; it is 0 of a step that has no place.
+    batches: int [curricula, steps, batch], as in `Curriculum`; rates: float [steps], relative to their mean; coordinates: float [pool, rank] of
     the examples
     """
-    seen = coordinates[batches].mean(axis=2) * rates[None, :, None]
+    coordinates = np.vstack([coordinates, np.zeros_like(coordinates[:1])])  # the last row: nobody's
+    sums = coordinates[np.maximum(batches, -1)].sum(axis=2)
+    seen = sums / np.maximum(places(batches), 1)[..., None] * rates[None, :, None]
     out = np.zeros((len(batches), batches.shape[1] + 1, coordinates.shape[1]))
     for step in range(batches.shape[1]):
         out[:, step + 1] = keep * out[:, step] + seen[:, step]
@@ -162,7 +166,7 @@ class LinearDeviations(Simulator):
         rates = rates.astype(np.float64) if known else np.ones(train.batches.shape[1])
         self._rates = rates / max(float(rates.mean()), 1e-300)
         runs = train
-        if validation is not None and validation.batches.shape == (len(validation), *train.batches.shape[1:]):
+        if validation is not None and validation.batches.shape[1] == train.batches.shape[1]:
             runs = replace(train, runs=(*train.runs, *validation.runs))
         self._measured = train.measured(metric)
         self._solution, said = self._learn(train, runs.batches, runs.trajectories(metric).astype(np.float64))

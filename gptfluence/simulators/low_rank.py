@@ -60,7 +60,8 @@ class LowRank(EncodesTexts, LinearDeviations):
     rank: directions of text similarity that are kept, of pool and of tests
     encoder: a name that `gptfluence.models.encoders.load` knows, or an object with `name` and `encode(pool)`
 
-    How long an exposure is remembered, how much an example is like itself only, and the ridge are chosen on runs left out.
+    A masked example counts as one of average text, since runs that train on equally much do not say what less training does. How
+    long an exposure is remembered, how much an example is like itself only, and the ridge are chosen on runs left out.
     """
 
     name = "low_rank"

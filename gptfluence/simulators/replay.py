@@ -14,7 +14,7 @@ import torch
 
 from gptfluence.common.errors import RecordingError
 from gptfluence.gradients.products import GRADIENT_ELEMENTS, Direction, ExampleGradients, Replayer
-from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.curriculum import Curriculum, places
 from gptfluence.recording.dynamics import TrainingRun
 
 DIRECTION_ELEMENTS = 2**26  # numbers that directions may hold at once (256 MiB)
@@ -70,7 +70,7 @@ def influences(
 
 class _Replay:
     def __init__(self, recorder: Replayer, run: TrainingRun, methods: Mapping[str, Scoring]) -> None:
-        self.recorder, self.batches = recorder, run.curriculum.batches
+        self.recorder, self.curriculum, self.batches = recorder, run.curriculum, run.curriculum.batches
         self.rates = recorder.recording.optimizer.learning_rates(run.curriculum.steps)
         self.influence = {name: np.zeros((len(self.batches), len(recorder.tests)), np.float32) for name in methods}
         self.of_update = {name: method for name, method in methods.items() if method.direction == "update"}
@@ -107,7 +107,13 @@ class _Replay:
             self.before = now
 
     def _batch_gradient(self, gradients: ExampleGradients, row: int) -> Direction:
-        return gradients.gradient(self.recorder.pool_batch(self.batches[row].tolist()))
+        """The sum over the examples of a step, times B / places: steps of another size than the largest, B, count as theirs."""
+        examples = self.curriculum.examples(row)
+        if not examples:
+            return {name: torch.zeros_like(parameter) for name, parameter in gradients.parameters.items()}
+        gradient = gradients.gradient(self.recorder.pool_batch(examples))
+        share = self.curriculum.batch_size / int(places(self.batches[row]))
+        return gradient if share == 1 else {name: share * values for name, values in gradient.items()}
 
     def _products(self, gradients: ExampleGradients, directions: list[Direction]) -> np.ndarray:
         """float32 [directions, tests]"""
@@ -194,7 +200,8 @@ def scored_losses(
     for curriculum in curricula:
         value = np.asarray(start, np.float64).copy()
         for step, state in enumerate(method.states(curriculum.steps).tolist()):
-            rows = [row[example] for example in curriculum.batches[step].tolist()]
-            value -= rates[step] * products[state][rows].sum(axis=0, dtype=np.float64)
+            rows = [row[example] for example in curriculum.examples(step)]
+            share = curriculum.batch_size / max(1, int(places(curriculum.batches[step])))
+            value -= share * rates[step] * products[state][rows].sum(axis=0, dtype=np.float64)
         out.append(value)
     return np.stack(out)

@@ -18,7 +18,7 @@ from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import FitReport
 from gptfluence.simulators.fitting import TableModel, TableSimulator, predict_step
-from gptfluence.simulators.transitions import Transitions
+from gptfluence.simulators.transitions import Transitions, shares
 from gptfluence.tasks.base import TaskPool
 
 METHODS = ("gradient_descent", "closed_form")
@@ -45,7 +45,7 @@ class Simfluence(TableSimulator):
     method: "gradient_descent" (as published: AdamW, learning rate 1e-3, the loop of GPTfluence) or "closed_form", for
         each test example the minimum over a, b [pool] of
         sum_t (<a, n_t> y_{t-1} + <b, n_t> - y_t)^2 + ridge (|a - 1/batch|^2 + |b|^2),
-        n_t counting the examples of batch t: a ridge regression with 2 x pool unknowns, shrunk towards the identity. Where
+        n_t counting the examples of batch t (weighted by `transitions.shares` where steps differ in size): a ridge regression with 2 x pool unknowns, shrunk towards the identity. Where
         several updates lie between two measured steps, n_t counts their batches together, which is right to first order
     ridge: strength in the closed form; None: the one of `RIDGES` whose rollouts have the lowest validation MSE
 
@@ -129,7 +129,7 @@ def solve_closed_form(transitions: Transitions, pool: int, ridges: tuple[float, 
     time: memory stays at (2 x pool)^2 numbers.
     """
     batch, seen = transitions.batches.shape[-1], transitions.batches.flatten(1)  # [S, examples]
-    made = (seen >= 0).double()
+    made = shares(transitions.batches, batch)[0].flatten(1)
     seen = seen.clamp_min(0)
     pairs = (seen[:, :, None] * pool + seen[:, None, :]).flatten()
     both = made[:, :, None] * made[:, None, :]

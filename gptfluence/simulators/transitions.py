@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptfluence.recording.curriculum import NOBODY
+
 COARSENINGS = ("hold", "interpolate")
 
 
@@ -15,7 +17,9 @@ COARSENINGS = ("hold", "interpolate")
 class Transitions:
     """Every step of every run as a regression problem, S = runs x steps; or every stretch between measured steps."""
 
-    batches: Tensor  # int64 [S, batch]; of stretches [S, updates, batch], -1 where one has fewer updates than another
+    batches: (
+        Tensor  # int64 [S, batch], as in `Curriculum`; of stretches [S, updates, batch], -1 where one has fewer updates
+    )
     history: Tensor  # float32 [S, order, tests]; [:, j-1] is y_{t-j}, zero before step 0
     target: Tensor  # float32 [S, tests]
 
@@ -24,6 +28,20 @@ class Transitions:
 
     def to(self, device: str) -> Transitions:
         return Transitions(self.batches.to(device), self.history.to(device), self.target.to(device))
+
+
+def shares(batches: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """How tables are read at steps of any size: float64 [..., batch], the weight of each example; [...], the identity's share.
+
+    batches: int [..., batch], as in `Curriculum`; batch_size: of the runs that the tables are fitted on
+
+    A step is the mean over its places of `batch_size` times the rows of its examples: their plain sum, as the equations have
+    it, where it is of that size. A masked place changes nothing, so that it stands for the identity, and so does a whole step
+    that has no place.
+    """
+    there = (batches >= 0).double()
+    size = (batches != NOBODY).sum(-1).clamp_min(1).double()
+    return there * (batch_size / size)[..., None], 1 - there.sum(-1) / size
 
 
 def make_transitions(

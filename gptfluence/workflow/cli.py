@@ -221,6 +221,9 @@ def what_if(
     first: Annotated[list[int] | None, typer.Option(help="an example to move to the beginning")] = None,
     last: Annotated[list[int] | None, typer.Option(help="an example to move to the end")] = None,
     rewrite: Annotated[list[str] | None, typer.Option(help="POSITION=new target, e.g. '17= negative'")] = None,
+    mask: Annotated[
+        list[int] | None, typer.Option(help="an example to leave out while all others keep their places and weights")
+    ] = None,
     run: Annotated[int, typer.Option(help="the held-out run whose curriculum is changed")] = 0,
     method: Annotated[str, typer.Option(help="a method of the profile")] = "tangent",
     level: Annotated[float, typer.Option(help="the share of paths that bands are to hold")] = 0.9,
@@ -230,7 +233,7 @@ def what_if(
     overrides: SetOption = None,
     jobs: JobsOption = None,
 ) -> None:
-    """Simulate a held-out curriculum with examples dropped, repeated, moved or rewritten. Options may be repeated."""
+    """Simulate a held-out curriculum with examples dropped, masked, repeated, moved or rewritten. Options may be repeated."""
     import numpy as np
 
     from gptfluence.common.errors import ConfigurationError
@@ -243,9 +246,9 @@ def what_if(
     if figure.suffix not in (".png", ".pdf"):
         raise ConfigurationError(f"--figure {figure}: its name must end in .png or .pdf")
     _check_places(("--figure", figure))
-    lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite))
-    dropped, repeated, front, back, rewritten = lists
-    changes = Changes(dropped, repeated, times, front, back, rewritten)
+    lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite, mask))
+    dropped, repeated, front, back, rewritten, masked = lists
+    changes = Changes(dropped, repeated, times, front, back, rewritten, masked)
     campaign = Study.load(profile, overrides or (), jobs=jobs).campaign("fine_tuning", task)
     answer = ask(campaign, changes, run=run, method=method, level=level, train=check)
     print("final losses: means over test examples, nats per target token")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gptfluence.gradients.coordinates import Coordinates, Tangents
+from gptfluence.recording.curriculum import NOBODY, named
 from gptfluence.recording.settings import AdamW
 
 LARGEST_LOGIT = 80.0  # exp of more does not fit float32
@@ -103,7 +104,7 @@ class Linearised:
     def displacements(self, pool: Side, batches: np.ndarray) -> Tensor:
         """float32 [steps + 1, n]: the sampled coordinates less their initial values, along one curriculum.
 
-        batches: int [steps, batch]
+        batches: int [steps, batch], as in `Curriculum`; tokens of masked examples count with a gradient of zero
         """
         settings, c = self.optimizer, self.coordinates
         weight, initial = torch.from_numpy(c.weight), torch.from_numpy(c.initial)
@@ -112,21 +113,26 @@ class Linearised:
         moved, first, second = (torch.zeros(len(c)) for _ in range(3))
         path = [moved]
         times = self.times(len(batches))
-        curriculum = batches.tolist()
+        curriculum = [batch[batch >= 0].tolist() for batch in batches]
+        tokens = [
+            sum(pool.tokens[i] for i in batch.tolist()) for batch in (named(row[row != NOBODY]) for row in batches)
+        ]
         most = max(sum(pool.rows[i].stop - pool.rows[i].start for i in batch) for batch in curriculum)
         scratch = torch.empty(len(c.steps), most, len(c))
         for step, rate in enumerate(settings.learning_rates(len(batches))):
-            rows, owner = pool.batch(curriculum[step])
-            parts = [
-                (share, pool.batch_gradients(k, curriculum[step], scratch[k]), pool.scale[k][rows], k)
-                for k, share in self._mixture(times[step])
-            ]
-            outputs = sum(
-                share * (pool.outputs[k][rows] + scale * (slope @ (weight * (moved - reference[k]))))
-                for share, slope, scale, k in parts
-            )
-            residual = self._residuals(outputs, owner, pool.target[rows])
-            gradient = sum((share * scale * residual) @ slope for share, slope, scale, _ in parts)
+            gradient = torch.zeros(len(c))
+            if curriculum[step]:
+                rows, owner = pool.batch(curriculum[step])
+                parts = [
+                    (share, pool.batch_gradients(k, curriculum[step], scratch[k]), pool.scale[k][rows], k)
+                    for k, share in self._mixture(times[step])
+                ]
+                outputs = sum(
+                    share * (pool.outputs[k][rows] + scale * (slope @ (weight * (moved - reference[k]))))
+                    for share, slope, scale, k in parts
+                )
+                residual = self._residuals(outputs, owner, pool.target[rows], tokens[step])
+                gradient = sum((share * scale * residual) @ slope for share, slope, scale, _ in parts)
             if settings.max_gradient_norm is not None:
                 norm = (weight * gradient.square()).sum().sqrt()
                 gradient = gradient * torch.clamp(settings.max_gradient_norm / (norm + 1e-6), max=1.0)
@@ -138,11 +144,11 @@ class Linearised:
         return torch.stack(path)
 
     @staticmethod
-    def _residuals(outputs: Tensor, owner: Tensor, target: Tensor) -> Tensor:
-        """float32 [outputs]: gradient of the mean token loss; owner: int64 [outputs], the token each belongs to."""
+    def _residuals(outputs: Tensor, owner: Tensor, target: Tensor, tokens: int) -> Tensor:
+        """float32 [outputs]: gradient of the mean loss over so many tokens; owner: int64 [outputs], the token of each."""
         exponential = outputs.clamp(max=LARGEST_LOGIT).exp()
         total = torch.ones(int(owner[-1]) + 1).index_add_(0, owner, exponential)
-        return (exponential / total[owner] - target.float()) / len(total)
+        return (exponential / total[owner] - target.float()) / tokens
 
     def outputs(self, tests: Side, path: Tensor) -> Tensor:
         """float32 [steps + 1, outputs]: the outputs of every test example along displacements [steps + 1, n]."""

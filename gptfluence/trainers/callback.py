@@ -1,0 +1,361 @@
+"""A callback that records a training of transformers' Trainer or TRL's SFTTrainer: `TrainerRecorder`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.models.gpt import GPT
+from gptfluence.recording import store
+from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.dynamics import TrainingRun
+from gptfluence.recording.settings import AdamW, Generation, Metric, ModelIdentity, Recording, RunSpec
+from gptfluence.recording.text_metrics import TEXT_METRICS
+from gptfluence.recording.tokens import TokenizedExample, tokenize
+from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
+from gptfluence.trainers import tokens as kept
+from gptfluence.trainers.feeding import Feeding
+from gptfluence.trainers.journal import Journal
+from gptfluence.trainers.measuring import Measuring
+from gptfluence.trainers.texts import Fed, by_sft_trainer, fed, pool_of, same_random_numbers
+
+SCHEDULES = {"linear": "linear_decay", "constant": "constant", "constant_with_warmup": "constant"}
+_clip = torch.nn.utils.clip_grad_norm_
+
+
+def _never_harming(event: Callable) -> Callable:
+    """What goes wrong in recording stops the recording, with a warning, and not the training."""
+
+    @wraps(event)
+    def guarded(self: TrainerRecorder, args, state, control, **given) -> None:
+        if self.stopped:
+            return
+        try:
+            event(self, args, state, control, **given)
+        except Exception as error:
+            self._stop(error)
+
+    return guarded
+
+
+class TrainerRecorder(TrainerCallback):
+    """Records a training while it runs: who was in each update, and every test example's loss before it and after each.
+
+        recorder = TrainerRecorder(tests, "runs/a")
+        Trainer(..., callbacks=[recorder]).train()          # or SFTTrainer
+        dynamics = gptfluence.load_dynamics("runs/a")
+
+    The training is the same, to the last bit on a CPU. Losses are measured in evaluation mode, in the precision of the training;
+    modes, random numbers and gradients are afterwards as they were. What goes wrong in recording is a warning, after which the
+    training goes on unrecorded (`stopped` says why). Every process of a distributed training needs the callback; the first one
+    measures and writes.
+
+    The store is the truth about what is recorded: a training that is resumed from a checkpoint goes on with the steps up to it.
+    """
+
+    def __init__(
+        self,
+        tests: Any,
+        folder: str | Path,
+        *,
+        run: str = "train-000",
+        every: int = 1,
+        metrics: Sequence[Metric] = ("loss",),
+        generation: Generation | None = None,
+        token_budget: int = 1024,
+    ) -> None:
+        """
+        Args:
+            tests: a data set, or a sequence, of rows as the Trainer takes them (with input_ids; for SFTTrainer also not yet
+                prepared), or examples of gptfluence (`TaskPool` or a sequence of `Example`).
+            folder: where the runs of one GPT on one data set lie, with their tests; `load_dynamics` reads it.
+            run: the run's name, such as "train-000" or "test-001": several trainings may lie in one folder.
+            every: updates from one measurement to the next; values of steps between are nan. The last step is measured.
+            metrics: what is measured of the tests; the loss always is. Accuracy needs examples of gptfluence, which know
+                their labels; BLEU and ROUGE-L compare with the tokens that count.
+            generation: how texts are generated for BLEU and ROUGE-L, at the steps that are measured; None: the defaults.
+            token_budget: padded tokens that a measuring batch may hold.
+
+        Raises ConfigurationError for a name that is no run's, or if there are no tests.
+        """
+        if not store.RUN_NAME.match(run):
+            raise ConfigurationError(
+                f"run: {run!r} is no run's name; write e.g. 'train-000', 'validation-000' or 'test-000'"
+            )
+        if every < 1:
+            raise ConfigurationError(f"every: it must be 1 or more, not {every}")
+        if not len(tests):
+            raise ConfigurationError("tests: there are none; give one example at least")
+        self.tests, self.folder, self.run, self.every = tests, Path(folder), run, every
+        self.stopped = ""
+        self.metrics = ["loss", *(metric for metric in metrics if metric != "loss")]
+        self.generation = (generation or Generation()).model_copy(update={"every": every})
+        self._budget = token_budget
+        self._feeding: Feeding | None = None
+        self._journal: Journal | None = None
+        self._measuring: Measuring | None = None
+        self._norm = self._rate = math.nan
+        self._skipped = False
+
+    # --- what the Trainer calls ---------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        self._close()
+        self.stopped = ""
+        self._begin(args, state, control, **given)
+
+    @_never_harming
+    def _begin(self, args, state, control, *, model, train_dataloader, processing_class=None, **given) -> None:
+        _check_supported(args)
+        self._feeding = Feeding(train_dataloader, model)
+        if not state.is_world_process_zero:
+            return
+        with same_random_numbers():
+            self._prepare(args, state, model, processing_class)
+        if not state.global_step:
+            self._journal.add(self._measuring.measure(0))
+
+    @_never_harming
+    def on_step_begin(self, args, state, control, **given) -> None:
+        if self._journal is not None:
+            torch.nn.utils.clip_grad_norm_ = self._watch
+
+    def _watch(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """The Trainer clips by this function, also where it only asks for the norm, and tells callbacks nothing of it."""
+        norm = _clip(*arguments, **options)
+        self._norm = norm
+        return norm
+
+    def on_pre_optimizer_step(self, args, state, control, *, optimizer, **given) -> None:
+        torch.nn.utils.clip_grad_norm_ = _clip
+        self._rate = float(optimizer.param_groups[0]["lr"])
+
+    def on_optimizer_step(self, args, state, control, *, optimizer, **given) -> None:
+        self._skipped = bool(getattr(optimizer, "step_was_skipped", False))
+
+    def on_step_end(self, args, state, control, **given) -> None:
+        if self._feeding is not None:  # all processes, whatever became of the recording in one of them
+            seen = self._feeding.take()
+            self._end_of_step(args, state, control, seen=_gathered(seen) if args.world_size > 1 else [seen])
+
+    @_never_harming
+    def _end_of_step(self, args, state, control, *, seen) -> None:
+        if self._journal is None:
+            return
+        rows = [row for part, _, _ in seen for row in part]
+        if not rows:
+            raise DataError(
+                f"step {state.global_step}: the model was not given what was in the batch; a compute_loss of your own must pass "
+                "all of `inputs` on to the model"
+            )
+        tokens = sum(count for _, _, count in seen)
+        last = state.global_step >= state.max_steps
+        self._journal.add(
+            self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None,
+            rows=rows,
+            learning_rate=self._rate,
+            batch_loss=sum(loss for _, loss, _ in seen) / tokens if tokens else math.nan,
+            gradient_norm=float(self._norm),
+            skipped=self._skipped,
+        )
+
+    @_never_harming
+    def on_save(self, args, state, control, **given) -> None:
+        if self._journal is not None:
+            self._journal.sync()
+
+    def on_train_end(self, args, state, control, **given) -> None:
+        self._finish(args, state, control)
+        self._close()
+
+    @_never_harming
+    def _finish(self, args, state, control) -> None:
+        if self._journal is None:
+            return
+        curriculum = Curriculum([step["rows"] for step in self._journal.steps[1:]])
+        skipped = self._journal.column("skipped", bool)
+        run = TrainingRun(
+            name=self.run,
+            curriculum=curriculum,
+            trajectories=self._journal.trajectories(len(self.tests)),
+            skipped=skipped if skipped.any() else None,
+            **{name: self._journal.column(name) for name in ("learning_rate", "batch_loss", "gradient_norm")},
+        )
+        place = self.folder / self.run
+        if place.is_dir():  # the same training, which has been resumed or begun again
+            shutil.rmtree(place)
+        store.write_run(self.folder, run, {"device": args.device.type, "training": self._journal.header})
+
+    # --- what they do -------------------------------------------------------------------------------------------------
+
+    def _prepare(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, tokenizer: Any) -> None:
+        """Read texts, say in the folder what is recorded, and open the journal."""
+        tokens, tests = self._tests_of(args, model, tokenizer)
+        dataset = self._feeding.dataset
+        pool_tokens = fed(dataset, self._feeding.collate, "training data", needs_loss=False)
+        pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
+        header = _run_facts(args, state)
+        spec = self._spec(args, state, model, pool, tests)
+        self._check_folder(spec, header, resumed=state.global_step > 0)
+        store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True))
+        kept.write(self.folder, pool_tokens, tokens)
+        self._measuring = Measuring(
+            _gpt(model, tokenizer),
+            tests,
+            tokens,
+            metrics=self.metrics,
+            generation=self.generation,
+            token_budget=self._budget,
+        )
+        self._journal = Journal(self.folder / "journal" / f"{self.run}.jsonl", header, done=state.global_step)
+
+    def _tests_of(
+        self, args: TrainingArguments, model: torch.nn.Module, tokenizer: Any
+    ) -> tuple[Sequence[TokenizedExample | Fed], TaskPool]:
+        if isinstance(self.tests[0], Example):
+            tests = self.tests if isinstance(self.tests, TaskPool) else TaskPool("training", tuple(self.tests))
+            if tokenizer is None:
+                raise DataError("tests: examples of gptfluence need a tokenizer; give the Trainer its processing_class")
+            return tokenize(tests, _gpt(model, tokenizer)), tests
+        rows, columns = self.tests, getattr(self._feeding.dataset, "column_names", None)
+        if "input_ids" not in rows[0]:
+            rows = by_sft_trainer(rows, args, tokenizer)
+        if columns:
+            rows = [{name: row[name] for name in columns if name in row} for row in rows]
+        tokens = fed(rows, self._feeding.collate, "tests", needs_loss=True)
+        return tokens, pool_of("training", tokens, tokenizer)
+
+    def _spec(
+        self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, pool: TaskPool, tests: TaskPool
+    ) -> dict[str, Any]:
+        """The folder's `spec.json`: how its runs are recorded, as far as this package can train so itself."""
+        recording = _recording(args, state)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        identity = {"class": type(model).__name__, "weights": _weights(model) if not state.global_step else None}
+        identity["config"] = fingerprint(base.config.to_json_string(use_diff=False))
+        values = RunSpec(
+            format=store.FORMAT,
+            setting="trainer",
+            task=tests.name.split("/")[0],
+            pool_fingerprint=pool.fingerprint,
+            tests_fingerprint=tests.fingerprint,
+            model=ModelIdentity(
+                name=Path(base.config.name_or_path or "").name or base.config.model_type, identity=identity
+            ),
+            recording=recording or Recording(),
+            seed=0,
+            metrics=self.metrics,
+            generation=self.generation if {*self.metrics} & {*TEXT_METRICS} else None,
+        ).to_json()
+        if recording is None:
+            del values["recording"]
+        return values
+
+    def _check_folder(self, spec: dict[str, Any], header: dict[str, Any], *, resumed: bool) -> None:
+        """Raises ArtifactError if the folder, or the run in it, belongs to another training."""
+        if not (self.folder / "spec.json").is_file():
+            return
+        there = store.spec_values(self.folder)
+        if resumed:  # the weights are those of the checkpoint now
+            spec["model"]["identity"]["weights"] = there.get("model", {}).get("identity", {}).get("weights")
+        different = sorted(key for key in {*spec, *there} if spec.get(key) != there.get(key))
+        if different:
+            raise ArtifactError(
+                f"{self.folder} belongs to another training: {', '.join(different)} differ; give another folder"
+            )
+        if (self.folder / self.run).is_dir() and not resumed:
+            recorded = store.run_facts(self.folder, self.run).get("training")
+            if recorded != header:
+                raise ArtifactError(
+                    f"{self.folder}: {self.run} is there already, of a training with other arguments; give another name, e.g. "
+                    "run='train-001'"
+                )
+
+    def _stop(self, error: Exception) -> None:
+        self.stopped = str(error) or repr(error)
+        torch.nn.utils.clip_grad_norm_ = _clip
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        warnings.warn(
+            f"TrainerRecorder: recording has stopped, the training goes on: {type(error).__name__}: {self.stopped}",
+            stacklevel=2,
+        )
+
+    def _close(self) -> None:
+        torch.nn.utils.clip_grad_norm_ = _clip
+        for part in (self._feeding, self._measuring, self._journal):
+            if part is not None:
+                part.close()
+        self._feeding = self._measuring = self._journal = None
+
+
+def _gpt(model: torch.nn.Module, tokenizer: Any) -> GPT:
+    positions = getattr(model.config, "max_position_embeddings", None) or getattr(tokenizer, "model_max_length", 0)
+    return GPT("the model", model, tokenizer, int(positions))
+
+
+def _check_supported(args: TrainingArguments) -> None:
+    for name, used in {
+        "DataParallel (several GPUs in one process)": args.n_gpu > 1,
+        "FSDP": bool(getattr(args, "fsdp", None)),
+        "DeepSpeed": bool(getattr(args, "deepspeed", None)),
+        "torch.compile": bool(getattr(args, "torch_compile", False)),
+    }.items():
+        if used:
+            raise ConfigurationError(
+                f"a training with {name} cannot be recorded; train without it, with one process for each GPU (torchrun)"
+            )
+
+
+def _gathered(seen: tuple[list[int], float, int]) -> list[tuple[list[int], float, int]]:
+    """What all processes have noted, in their order."""
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, seen)
+    return parts
+
+
+def _run_facts(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+    """What tells one training on the same data from another."""
+    names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+    strategy = str(getattr(args, "train_sampling_strategy", "random"))
+    return {**{name: getattr(args, name) for name in names}, "max_steps": state.max_steps, "sampling": strategy}
+
+
+def _recording(args: TrainingArguments, state: TrainerState) -> Recording | None:
+    """How this package would train so, if it can."""
+    name, optimizer = (str(getattr(one, "value", one)) for one in (args.lr_scheduler_type, args.optim))
+    others = (args.fp16, args.label_smoothing_factor, getattr(args, "neftune_noise_alpha", None))
+    if name not in SCHEDULES or optimizer not in ("adamw_torch", "adamw_torch_fused") or any(others):
+        return None
+    settings = AdamW(
+        learning_rate=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+        schedule=SCHEDULES[name],
+        warmup_steps=0 if name == "constant" else args.get_warmup_steps(state.max_steps),
+        max_gradient_norm=args.max_grad_norm or None,
+    )
+    return Recording(optimizer=settings, precision="bf16" if args.bf16 else "fp32")
+
+
+def _weights(model: torch.nn.Module) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

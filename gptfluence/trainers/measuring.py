@@ -1,0 +1,89 @@
+"""What is measured of the tests while somebody else trains the model, and nothing of it is to be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gptfluence.common.errors import ConfigurationError
+from gptfluence.models.gpt import GPT
+from gptfluence.recording.logits import ScoredLogits, example_losses
+from gptfluence.recording.measures import Accuracy, GeneratedTexts
+from gptfluence.recording.settings import Generation, Metric, Recording
+from gptfluence.recording.text_metrics import TEXT_METRICS
+from gptfluence.recording.tokens import TokenizedExample, bucketed
+from gptfluence.tasks.base import TaskPool
+from gptfluence.trainers.texts import Fed, same_random_numbers
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module's mode and all random numbers are as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    with same_random_numbers(), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+class Measuring:
+    """Measures the tests of a training, with the model as it is."""
+
+    def __init__(
+        self,
+        gpt: GPT,
+        tests: TaskPool,
+        tokens: Sequence[TokenizedExample | Fed],
+        *,
+        metrics: Sequence[Metric],
+        generation: Generation,
+        token_budget: int,
+    ) -> None:
+        """Raises ConfigurationError (a metric that the tests do not have), DataError, ModelError."""
+        if gpt.tokenizer is None and set(metrics) != {"loss"}:
+            raise ConfigurationError(f"metrics: {metrics[-1]} needs a tokenizer; give the Trainer its processing_class")
+        device = str(next(gpt.model.parameters()).device)
+        self._model, self._tests = gpt.model, len(tests)
+        self._batches = bucketed(tokens, token_budget, "target", device)
+        self._accuracy = self._texts = None
+        with undisturbed(gpt.model):
+            self._scored = ScoredLogits(gpt.model)
+        common = Recording(token_budget=token_budget)
+        if "accuracy" in metrics:
+            self._accuracy = Accuracy(gpt, tests, common, self._scored, self._batches)
+        if scored := [metric for metric in metrics if metric in TEXT_METRICS]:
+            prompts = [each.ids[: each.target_start] for each in tokens]
+            self._texts = GeneratedTexts(gpt, tests, prompts, common, generation, self._scored, scored, device, 0)
+
+    def measure(self, step: int) -> dict[str, np.ndarray]:
+        """Metric -> float32 [tests]; step: the updates so far, which texts are drawn with."""
+        losses = torch.empty(self._tests, dtype=torch.float32, device=self._batches[0].input_ids.device)
+        values = {}
+        with undisturbed(self._model):
+            try:
+                for number, batch in enumerate(self._batches):
+                    logits = self._scored.logits(batch)
+                    losses[batch.rows] = example_losses(F.cross_entropy(logits, batch.labels, reduction="none"), batch)
+                    if self._accuracy is not None:
+                        self._accuracy.see(number, logits)
+                if self._accuracy is not None:
+                    values["accuracy"] = self._accuracy.measure()
+                if self._texts is not None:
+                    written = self._texts.trajectories([self._texts.submit(0, step, last=True)])
+                    values |= {metric: rows[0] for metric, rows in written.items()}
+            finally:
+                self._scored.rest()
+        return {"loss": losses.cpu().numpy(), **values}
+
+    def close(self) -> None:
+        """Give the model back as it came."""
+        self._scored.close()
+        if self._texts is not None:
+            self._texts.close()

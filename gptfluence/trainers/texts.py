@@ -1,0 +1,134 @@
+"""Examples as a Trainer feeds them: its own tokens, its own labels."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gptfluence.common.errors import DataError
+from gptfluence.tasks.base import Example, TaskPool
+
+
+@dataclass(frozen=True)
+class Fed:
+    """`ids`: int64 [tokens]; `positions`: int64 [scored], of the tokens whose loss counts. Read as a `TokenizedExample`."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def target_start(self) -> int:
+        """The first token that counts; the number of tokens if none does."""
+        return int(self.positions[0]) if len(self.positions) else len(self.ids)
+
+    def scored(self, which: str) -> np.ndarray:
+        """int64: `positions`, whatever is asked for: the labels have said it."""
+        return self.positions
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Inside the block random numbers may be drawn; afterwards all generators are as they were."""
+    # those of numpy, too, that new code has no use for: the Trainer seeds them, and a collator may draw from them
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def fed(rows: Sequence[Any], collate: Callable[[list], Any], where: str, *, needs_loss: bool) -> list[Fed]:
+    """Each row by itself through the Trainer's collator, without padding.
+
+    needs_loss: whether a row must have a token that counts. Raises DataError that names the row.
+    """
+    found = []
+    with same_random_numbers():
+        for number in range(len(rows)):
+            try:
+                batch = collate([rows[number]])
+                ids, labels = (np.asarray(batch[name][0], np.int64) for name in ("input_ids", "labels"))
+                kept = (
+                    np.asarray(batch["attention_mask"][0], bool)
+                    if "attention_mask" in batch
+                    else np.ones(len(ids), bool)
+                )
+            except Exception as error:
+                raise DataError(
+                    f"{where}: row {number} cannot be collated as the Trainer does with its training data ({error!r}); give "
+                    "rows with input_ids and labels, made as those of the training data, or examples of gptfluence"
+                ) from None
+            ids, labels = ids[kept], labels[kept]
+            positions = np.flatnonzero(labels[1:] != -100) + 1
+            if (ids[positions] != labels[positions]).any():
+                raise DataError(
+                    f"{where}: row {number} has labels that are not its own tokens; only causal language models can be "
+                    "recorded"
+                )
+            if needs_loss and not len(positions):
+                raise DataError(
+                    f"{where}: row {number} has no loss, because all its labels are masked (-100); leave it out or unmask its "
+                    "target"
+                )
+            found.append(Fed(ids, positions))
+    return found
+
+
+def by_sft_trainer(rows: Sequence[Any], args: Any, tokenizer: Any) -> Any:
+    """Rows that have no tokens yet, made ready as TRL's SFTTrainer makes its training data.
+
+    Raises DataError if another Trainer trains, or if a row would be left out.
+    """
+    if not hasattr(args, "completion_only_loss") or tokenizer is None:
+        raise DataError("tests: rows have no input_ids; give them tokenized, as the Trainer takes its training data")
+    from datasets import Dataset
+    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import get_training_chat_template, has_generation_markers
+
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list([dict(row) for row in rows])
+    only = args.completion_only_loss
+    if only is None:
+        only = {"prompt", "completion"} <= set(dataset.column_names)
+    marked = not args.assistant_only_loss or has_generation_markers(tokenizer.chat_template)
+    template = None if marked else get_training_chat_template(tokenizer)
+    alike = SimpleNamespace(_tokenizer=tokenizer, chat_template=template, completion_only_loss=only)
+    in_order = copy(args)
+    in_order.shuffle_dataset = False
+    ready = SFTTrainer._prepare_dataset(alike, dataset, tokenizer, in_order, False, None, "tests")
+    if len(ready) != len(dataset):
+        raise DataError(
+            f"tests: SFTTrainer leaves out {len(dataset) - len(ready)} of {len(dataset)} rows, whose targets are cut off; raise "
+            "max_length or leave them out"
+        )
+    return ready
+
+
+def pool_of(name: str, examples: Sequence[Fed], tokenizer: Any) -> TaskPool:
+    """What the store says of examples that have tokens: their texts, the target from the first token that counts on.
+
+    tokenizer: None: token ids stand for texts
+    """
+
+    def text(ids: np.ndarray) -> str:
+        if tokenizer is None:
+            return "".join(f" {token}" for token in ids.tolist())
+        return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+    return TaskPool(
+        name,
+        tuple(
+            Example(str(row), text(each.ids[: each.target_start]), text(each.ids[each.target_start :]))
+            for row, each in enumerate(examples)
+        ),
+    )

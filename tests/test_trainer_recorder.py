@@ -1,0 +1,405 @@
+"""Trainings of transformers' Trainer, recorded: the training is the same, and the record is what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import traceback
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+import gptfluence as gf
+from gptfluence.common.errors import ArtifactError, ConfigurationError
+from gptfluence.models.gpt import GPT
+from gptfluence.recording.settings import Generation
+from gptfluence.recording.tokens import tokenize
+from gptfluence.tasks import TaskPool
+from gptfluence.trainers.callback import _check_supported
+from trainings import CONFIGS, model_of, weights
+
+
+def rows(pool, gpt) -> Dataset:
+    tokens = tokenize(pool, gpt)
+    labels = [np.where(np.arange(len(each.ids)) < each.target_start, -100, each.ids).tolist() for each in tokens]
+    return Dataset.from_dict({"input_ids": [each.ids.tolist() for each in tokens], "labels": labels})
+
+
+def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """Padded on the right, as the collators of transformers do."""
+    width = max(len(each["input_ids"]) for each in examples)
+    padded = lambda name, by: [each[name] + [by] * (width - len(each[name])) for each in examples]  # noqa: E731
+    mask = [[1] * len(each["input_ids"]) + [0] * (width - len(each["input_ids"])) for each in examples]
+    columns = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100), "attention_mask": mask}
+    return {name: torch.tensor(values) for name, values in columns.items()}
+
+
+class Seen(TrainerCallback):
+    """What the model was really given, by another way: its input_ids at every training forward, cut at each update."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._row = {tuple(ids): row for row, ids in enumerate(data["input_ids"])}
+        self.steps: list[list[int]] = []
+        self._now: list[int] = []
+
+    def on_train_begin(self, args, state, control, *, model, **given) -> None:
+        def note(module, inputs, named):
+            if module.training:
+                for ids, mask in zip(named["input_ids"].tolist(), named["attention_mask"].tolist(), strict=True):
+                    self._now.append(self._row[tuple(ids[: sum(mask)])])
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+
+    def on_step_end(self, args, state, control, **given) -> None:
+        self.steps.append(self._now)
+        self._now = []
+
+
+def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, **options) -> Trainer:
+    defaults = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-2, "save_strategy": "no"}
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+    arguments = TrainingArguments(output_dir=str(folder / "checkpoints"), **{**defaults, **quiet, **options})
+    set_seed(arguments.seed)
+    trainer = Trainer(
+        model,
+        arguments,
+        collate,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[*callbacks],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def data(gpt, webnlg) -> Dataset:
+    return rows(webnlg.pool, gpt).select(range(11))
+
+
+@pytest.fixture(scope="module")
+def tests(gpt, webnlg) -> Dataset:
+    return rows(webnlg.tests, gpt)
+
+
+@pytest.fixture(autouse=True)
+def no_warning_of_ours():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="TrainerRecorder")
+        yield
+
+
+OPTIONS = {"gradient_accumulation_steps": 2, "weight_decay": 0.1, "warmup_steps": 2, "max_grad_norm": 0.5}
+
+
+def test_the_training_is_the_same_to_the_last_bit(data, tests, tmp_path):
+    """With dropout, whose random numbers measuring must leave alone, and with evaluation meanwhile."""
+    ended = []
+    for recorder in ([], [gf.TrainerRecorder(tests, tmp_path / "runs")]):
+        model = model_of("gpt2", dropout=0.1)
+        model.transformer.drop.eval()  # a module whose mode is its own
+        trained(model, data, tmp_path, *recorder, **OPTIONS, eval_strategy="steps", eval_steps=2)
+        ended.append((weights(model), torch.get_rng_state(), [module.training for module in model.modules()]))
+    for name, value in ended[0][0].items():
+        np.testing.assert_array_equal(ended[1][0][name], value, err_msg=name)
+    assert torch.equal(ended[0][1], ended[1][1])
+    assert ended[0][2] == ended[1][2]
+    assert not [*model._forward_hooks, *model._forward_pre_hooks]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"},
+        {"gradient_accumulation_steps": 3, "train_sampling_strategy": "group_by_length", "max_steps": 5},
+        {"dataloader_num_workers": 1, "dataloader_drop_last": True, "num_train_epochs": 1},
+    ],
+    ids=["plain", "sequential", "by length", "workers"],
+)
+def test_the_curriculum_is_what_the_model_has_seen(data, tests, tmp_path, options):
+    seen = Seen(data)
+    trained(model_of("llama"), data, tmp_path, seen, gf.TrainerRecorder(tests, tmp_path / "runs"), **options)
+    curriculum = gf.load_dynamics(tmp_path / "runs").curricula[0]
+    assert [curriculum.examples(row) for row in range(curriculum.steps)] == seen.steps
+    if not options:
+        assert [len(step) for step in seen.steps] == [2, 2, 2, 2, 2, 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulated", "lora"), [*((name, k, False) for name in CONFIGS for k in (1, 2)), ("llama", 2, True)]
+)
+def test_the_numbers_are_those_of_our_own_recorder(gpt, data, tests, tmp_path, name, accumulated, lora):
+    """The same tokens, order, optimizer and seed."""
+    model = model_of(name)
+    if lora:
+        settings = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights="gaussian")
+        model = get_peft_model(model, settings)
+    before = GPT(name, deepcopy(model), gpt.tokenizer, 128)
+    options = {**OPTIONS, "gradient_accumulation_steps": accumulated, "per_device_train_batch_size": 4 // accumulated}
+    logged = trained(
+        model,
+        data,
+        tmp_path,
+        gf.TrainerRecorder(tests, tmp_path / "runs"),
+        **options,
+        logging_strategy="steps",
+        logging_steps=1,
+    ).state.log_history[:-1]
+    [run] = gf.load_dynamics(tmp_path / "runs").runs
+    again = gf.train_again(tmp_path / "runs", before)
+    assert np.abs(np.diff(run.trajectories["loss"], axis=0)).max() > 0.01, "nothing was learned, nothing is tested"
+    np.testing.assert_allclose(again.trajectories["loss"], run.trajectories["loss"], atol=1e-5)
+    np.testing.assert_allclose(again.learning_rate, run.learning_rate)
+    for ours, theirs in (("batch_loss", "loss"), ("gradient_norm", "grad_norm"), ("learning_rate", "learning_rate")):
+        np.testing.assert_allclose(getattr(again, ours), getattr(run, ours), rtol=1e-4)
+        np.testing.assert_allclose(getattr(run, ours), [entry[theirs] for entry in logged], rtol=1e-4)
+
+
+def test_examples_of_gptfluence_are_measured_as_its_recorder_does(gpt, sst2, data, tmp_path):
+    model = model_of("gpt_neox")
+    before = GPT("gpt_neox", deepcopy(model), gpt.tokenizer, 128)
+    recorder = gf.TrainerRecorder(sst2.tests, tmp_path / "runs", every=4)
+    trained(model, data, tmp_path, recorder, tokenizer=gpt.tokenizer)
+    dynamics = gf.load_dynamics(tmp_path / "runs")
+    assert dynamics.tests == sst2.tests
+    recorded = dynamics.trajectories("loss")[0]
+    assert (~np.isnan(recorded).all(axis=1)).nonzero()[0].tolist() == [0, 4, 8, 12]
+    tokens = tokenize(sst2.tests, gpt)[0]
+    with torch.no_grad():
+        logits = before.model(torch.from_numpy(tokens.ids)[None]).logits[0].log_softmax(1)
+    target = range(tokens.target_start, len(tokens.ids))
+    assert recorded[0, 0] == pytest.approx(-np.mean([float(logits[t - 1, tokens.ids[t]]) for t in target]), abs=1e-5)
+
+
+def test_a_step_that_the_optimizer_left_out_is_told(gpt, data, tests, tmp_path, monkeypatch):
+    """As in half precision where gradients overflow."""
+    monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", True)
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    trained(model_of("gpt_neox"), data, tmp_path, recorder, max_steps=2)
+    [run] = gf.load_dynamics(tmp_path / "runs").runs
+    assert run.skipped.tolist() == [True, True]
+    with pytest.raises(ArtifactError, match="has skipped steps"):
+        gf.train_again(tmp_path / "runs", gpt)
+
+
+def test_other_metrics_are_those_of_our_own_recorder(gpt, sst2, webnlg, data, tmp_path):
+    """Texts are sampled with the same seed; the training is the same."""
+    for task, metric in ((sst2, "accuracy"), (webnlg, "bleu")):
+        model, generation = model_of("gpt_neox"), Generation(max_new_tokens=4)
+        before = GPT("gpt_neox", deepcopy(model), gpt.tokenizer, 128)
+        examples = TaskPool("short/tests", task.tests[:3])
+        recorder = gf.TrainerRecorder(examples, tmp_path / metric, metrics=[metric], generation=generation)
+        trained(model, data, tmp_path, recorder, tokenizer=gpt.tokenizer, max_steps=3)
+        [run] = gf.load_dynamics(tmp_path / metric).runs
+        again = gf.train_again(tmp_path / metric, before, metrics=["loss", metric], generation=generation)
+        assert list(run.trajectories) == ["loss", metric]
+        np.testing.assert_allclose(again.trajectories[metric], run.trajectories[metric], atol=1e-5)
+
+
+class Kill(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **given) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a training is killed in a fork")
+@pytest.mark.parametrize(
+    ("killed", "torn"), [(1, False), (3, False), (5, True)], ids=["before any checkpoint", "later", "torn"]
+)
+def test_a_training_that_is_killed_and_resumed_gives_the_same_store(data, tests, tmp_path, killed, torn):
+    options = {**OPTIONS, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 7}
+    trained(
+        model_of("gpt2", dropout=0.1), data, tmp_path / "whole", gf.TrainerRecorder(tests, tmp_path / "a"), **options
+    )
+    child = os.fork()
+    if not child:
+        recorder = gf.TrainerRecorder(tests, tmp_path / "b")
+        trained(model_of("gpt2", dropout=0.1), data, tmp_path / "killed", recorder, Kill(killed), **options)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if torn:  # in the middle of a line
+        journal = tmp_path / "b" / "journal" / "train-000.jsonl"
+        journal.write_bytes(journal.read_bytes()[:-40])
+    recorder = gf.TrainerRecorder(tests, tmp_path / "b")
+    trained(model_of("gpt2", dropout=0.1), data, tmp_path / "killed", recorder, resume=killed > 2, **options)
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes are forks")
+def test_two_processes_record_one_store(data, tests, tmp_path):
+    """As torchrun starts them: the examples of both, in the order of the processes."""
+
+    def process(rank: int) -> None:
+        signal.alarm(120)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        seen, recorder = Seen(data), gf.TrainerRecorder(tests, tmp_path / "runs")
+        trained(model_of("llama"), data, tmp_path, seen, recorder, ddp_backend="gloo", gradient_accumulation_steps=2)
+        (tmp_path / f"seen-{rank}.json").write_text(json.dumps(seen.steps))
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                process(rank)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2))
+    [run] = gf.load_dynamics(tmp_path / "runs").runs
+    shown = [run.curriculum.examples(row) for row in range(run.curriculum.steps)]
+    assert shown == [one + other for one, other in zip(first, second, strict=True)]
+    assert np.isfinite(run.batch_loss).all()
+    assert not np.isnan(run.trajectories["loss"]).any()
+
+
+def test_several_trainings_lie_in_one_folder_and_fit_a_simulator(data, tests, tmp_path):
+    for k in range(3):
+        recorder = gf.TrainerRecorder(tests, tmp_path / "runs", run=f"train-00{k}")
+        trained(model_of("gpt_neox"), data, tmp_path, recorder, seed=k)
+    dynamics = gf.load_dynamics(tmp_path / "runs")
+    assert dynamics.names == ["train-000", "train-001", "train-002"]
+    assert len(set(dynamics.curricula)) == 3
+    simulator = gf.Simfluence(max_epochs=2).fit(dynamics)
+    assert np.isfinite(simulator.predict(dynamics)).all()
+
+
+# --- bad input: the training is unharmed ------------------------------------------------------------------------------
+
+
+UNRECORDED: dict[str, dict[str, np.ndarray]] = {}  # weights by what they were trained on
+
+
+def spoilt(data, tests, folder, message, **options):
+    """A training whose recording cannot be ends as one without."""
+    recorder, model = gf.TrainerRecorder(tests, folder / "runs"), model_of("gpt_neox")
+    options = {"max_steps": 2, **options}
+    key = f"{type(data).__name__} {getattr(data, 'num_rows', 0)} {options}"
+    if key not in UNRECORDED:
+        expected = model_of("gpt_neox")
+        trained(expected, data, folder, **options)
+        UNRECORDED[key] = weights(expected)
+    with pytest.warns(UserWarning, match=f"recording has stopped, the training goes on: .*{message}"):
+        trained(model, data, folder, recorder, **options)
+    assert recorder.stopped
+    for name, value in weights(model).items():
+        np.testing.assert_array_equal(value, UNRECORDED[key][name])
+
+
+def test_what_cannot_be_recorded_is_said(data, tests, tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter(data))
+    spoilt(stream, tests, tmp_path, "is a stream")
+    masked = Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, -100]}])
+    spoilt(data, masked, tmp_path, "row 0 has no loss, because all its labels are masked")
+    spoilt(data, Dataset.from_list([{"text": "a"}]), tmp_path, "rows have no input_ids")
+    (tmp_path / "runs").write_text("a file in the way")
+    spoilt(data, tests, tmp_path, "a file is in the way of a folder")
+
+
+def test_packed_rows_are_refused(data, tests, tmp_path):
+    packed = data.add_column("seq_lengths", [[1, 2]] * len(data))
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.warns(UserWarning, match="are packed"):
+        trained(model_of("gpt_neox"), packed, tmp_path, recorder, max_steps=1, remove_unused_columns=False)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [("n_gpu", 2, "DataParallel"), ("fsdp", ["full_shard"], "FSDP"), ("torch_compile", True, "torch.compile")],
+)
+def test_ways_of_training_that_are_not_supported_are_named(option, value, name):
+    arguments = SimpleNamespace(**{"n_gpu": 1, "fsdp": [], "deepspeed": None, "torch_compile": False, option: value})
+    with pytest.raises(ConfigurationError, match=f"a training with {name}.* cannot be recorded"):
+        _check_supported(arguments)
+
+
+def test_a_folder_of_another_training_is_left_alone(data, tests, tmp_path):
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2)
+    before = content(tmp_path / "runs")
+    spoilt(data.select(range(8)), tests, tmp_path, "belongs to another training: pool_fingerprint differ")
+    spoilt(data, tests, tmp_path, "train-000 is there already", seed=7)
+    spoilt(data, tests, tmp_path, "belongs to another training: recording differ", learning_rate=1e-3)
+    assert content(tmp_path / "runs") == before
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2)
+    assert content(tmp_path / "runs") == before, "the same training once more gives the same bytes"
+
+
+def test_a_disk_that_fails_later_stops_the_recording_only(data, tests, tmp_path, monkeypatch):
+    from gptfluence.trainers.journal import Journal
+
+    write = Journal._write
+
+    def full(self, line):
+        if line.get("step") == 2:
+            raise OSError(28, "No space left on device")
+        write(self, line)
+
+    monkeypatch.setattr(Journal, "_write", full)
+    spoilt(data, tests, tmp_path, "the disk is full", max_steps=4)
+
+
+def test_a_model_that_is_not_given_the_batch_stops_the_recording(data, tests, tmp_path):
+    class Own(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(input_ids=inputs["input_ids"], labels=inputs["labels"]).loss
+
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "max_steps": 1}
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    arguments = TrainingArguments(output_dir=str(tmp_path), **quiet)
+    with pytest.warns(UserWarning, match="must pass all of `inputs` on to the model"):
+        Own(model_of("gpt_neox"), arguments, collate, train_dataset=data, callbacks=[recorder]).train()
+
+
+def test_a_store_that_lacks_steps_is_not_gone_on_with(data, tests, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), **options)
+    shutil.rmtree(tmp_path / "runs" / "journal")
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.warns(UserWarning, match="does not hold the 2 steps"):
+        trained(model_of("gpt_neox"), data, tmp_path, recorder, resume=True, **{**options, "max_steps": 4})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"run": "first"}, "no run's name"), ({"every": 0}, "every"), ({"tests": []}, "tests")]
+)
+def test_a_recorder_that_cannot_work_is_refused_at_once(tests, tmp_path, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        gf.TrainerRecorder(**{"tests": tests, "folder": tmp_path, **arguments})
+
+
+def test_a_folder_without_tokens_cannot_be_trained_again(gpt, tmp_path):
+    with pytest.raises(ArtifactError, match="not a folder of recorded dynamics"):
+        gf.train_again(tmp_path, gpt)
