@@ -136,7 +136,7 @@ def test_what_these_methods_cannot_do_is_said(study):
         study.campaign("fine_tuning", "sst2").simulator("tracin_cp_all")
     none = study.with_overrides("settings.fine_tuning.runs.validation=0")
     with pytest.raises(
-        ConfigurationError, match=r"'tracin_cp_all': its scale is fitted on validation runs.*scale: none"
+        ConfigurationError, match=r"'tracin_cp_all': its scale is fitted on a validation run.*scale: none"
     ):
         predictions(none, ["tracin_cp_all"])
     assert set(predictions(none, ["tracin_cp_update"])[1]) == {"tracin_cp_update"}
