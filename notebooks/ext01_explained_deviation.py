@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -95,15 +93,15 @@ for campaign in nb.campaigns:
         parts.append(shifted.explained([campaign], wanted, nb.methods, runs=runs))
 results = pd.concat([part.frame for part in parts], ignore_index=True)
 sources = [dynamics for part in parts for dynamics in part.sources]
-shown = ["r2_dev", "r2_within", "final_step_spearman", "deviation_spearman"]
-table = results[results["statistic"].isin(shown)]
+table = results[results["statistic"].isin(["r2_dev", "r2_within", "final_step_spearman", "deviation_spearman"])]
 table.pivot_table(index=["model", "task", "kind", "statistic"], columns="method", values="value", sort=False).round(2)
 
 # %%
-titles = results["task"].map(gf.names.task)
+shown = results if kinds == ["alike"] else results[results["task"].isin(of_all_kinds)]
+titles = shown["task"].map(gf.names.task)
 if len(nb.models) > 1:
-    titles += ", " + results["model"]
-frame = results.assign(panel=titles, x=results["kind"].str.replace("_", " ")).rename(columns={"method": "series"})
+    titles += ", " + shown["model"]
+frame = shown.assign(panel=titles, x=shown["kind"].str.replace("_", " ")).rename(columns={"method": "series"})
 drawn = dict(list(frame.groupby("statistic", sort=False)))
 explained, fitted_on = drawn["r2_dev"], len(sources[0].split()[0])
 marks = {"singles": drawn.get("r2_dev_of_run"), "within": drawn.get("r2_within"), "training_runs": fitted_on}
@@ -111,7 +109,7 @@ picture = gf.points.plot_intervals(explained, xlabel="curricula", ylabel="R²dev
 picture
 
 # %% [markdown]
-# ## Other metrics
+# ## All tasks and metrics, drawn alike
 #
 # Accuracy follows from simulated outputs of the label words. BLEU and ROUGE-L score sampled texts: a run recorded once more
 # with other random numbers has other scores. *The ceiling is what a simulator would reach that knows the expected score of
@@ -151,16 +149,17 @@ nb.save_figure(
 if others.empty:
     print(f"profile {profile!r} records none of {', '.join(metrics)} of {', '.join(further.tasks) or 'its tasks'}")
 else:
-    frame = others.rename(columns={"method": "series"}).assign(
-        panel="drawn alike" if len(nb.models) == 1 else others["model"],
-        x=others["task"].map(gf.names.task) + " " + others["metric"].map(gf.names.metric),
+    alike = pd.concat([results[results["kind"] == "alike"], others])
+    frame = alike.rename(columns={"method": "series"}).assign(
+        panel="drawn alike" if len(nb.models) == 1 else alike["model"],
+        x=alike["task"].map(gf.names.task) + " " + alike["metric"].map(gf.names.metric),
     )
     drawn = dict(list(frame.groupby("statistic", sort=False)))
     explained = drawn["r2_dev"]
     marks = {"singles": drawn.get("r2_dev_of_run"), "training_runs": fitted_on}
     picture = gf.points.plot_intervals(explained, xlabel="task and metric", ylabel="R²dev", floor=-1.0, **marks)
     caption = (
-        f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of metrics other than the loss. "
+        "Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) by task and metric. "
         f"{nb.study.profile.title} ({', '.join(nb.models)}), {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
         "share of the deviation that is sampling noise, estimated by recording the same runs twice. "
         f"{gf.readings.known_mean(fitted_on)} {gf.readings_beyond.INTERVALS}"
@@ -168,9 +167,9 @@ else:
     competing = explained[explained["series"] != shifted.CEILING]
     nb.save_figure(
         picture,
-        others,
+        alike,
         "ext01_other_metrics",
         caption=caption,
-        sources=of_others,
+        sources=[*sources, *of_others],
         reading=gf.readings.best_points(competing),
     )

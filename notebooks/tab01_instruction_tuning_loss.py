@@ -76,7 +76,7 @@ caption = (
     f"{len(dynamics[0].tests)} test examples over all tasks. Paper: table 1, Pythia on the real tasks"
     + (", its TracIn-CP and Grad-Dot scaled on the test run itself" if gradients else "")
     + (
-        ". Measured TracIn-CP and Grad-Dot follow the held-out run itself, scaled on the validation runs, or on "
+        ". Measured TracIn-CP and Grad-Dot follow the held-out run itself, scaled on the first validation run, or on "
         "that run itself (oracle). Oracle and update rows are told what they predict and do not compete for bold"
         if gradients
         else ""

@@ -97,7 +97,7 @@ def test_explained_deviation(papermill):
     words = shlex.split(json.loads((more[1] / f"{name}.json").read_text())["command"])
     given = [yaml.safe_load(words[at + 1]) for at, word in enumerate(words) if word == "-y"]
     assert {"overrides": ["settings.fine_tuning.metrics=[bleu, accuracy]"]} in given
-    assert set(others["metric"]) == {"accuracy", "bleu"}
+    assert set(others["metric"]) == {"loss", "accuracy", "bleu"}
     assert "ceiling" in set(others["method"])
     assert set(saved(more, name)["metric"]) == {"loss", "accuracy", "bleu"}
     done, _ = papermill(name, "kinds: [sortet]")

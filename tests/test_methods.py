@@ -227,7 +227,7 @@ def test_a_fit_is_named_after_exactly_these_values(dynamics, kind):
         "dynamics": dynamics.provenance["folder"],
         "tests": dynamics.tests.fingerprint,
         "runs": [[sums["train-000"], sums["train-001"]], [sums["validation-000"]]],
-        "format": {"low_rank": 4, "simfluence": 3, "gptfluence": 3}.get(kind, 2),
+        "format": {"low_rank": 4, "simfluence": 4, "gptfluence": 4}.get(kind, 2),
     }
     assert fit_key(simulator, dynamics, "loss") == fingerprint(expected)
     if encodes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptfluence as gf
-from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.errors import ArtifactError, ConfigurationError
 from gptfluence.simulators import applicable, replay
 from gptfluence.simulators.options import Variant, read_options
 from gptfluence.simulators.tracin import GradDot, TracIn, TracIn10, TracInAll
@@ -83,6 +85,7 @@ ROWS = (
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     small = ("settings.fine_tuning.runs.train=1", "settings.fine_tuning.curriculum.epochs=1")
+    small = (*small, "settings.fine_tuning.runs.validation=2")
     return gf.Study.load("smoke", [*ROWS, *small], artifacts=tmp_path_factory.mktemp("artifacts"), jobs=1)
 
 
@@ -104,7 +107,9 @@ def test_a_study_predicts_with_them_and_replays_once(study, monkeypatch):
     for name in METHODS:
         assert predicted[name].shape == losses.shape
         np.testing.assert_array_equal(predicted[name][:, 0], losses[:, 0])
-    validation = dynamics.split()[1]
+    validation, second = (replace(dynamics, runs=(run,)) for run in dynamics.split()[1].runs)
+    with pytest.raises(ArtifactError):  # one run is enough for a scale, and a replay is dear
+        along.load(TracInAll(), second)
     scale = replay.fit_scale(along.load(TracInAll(), validation), validation.trajectories())
     influence = along.load(TracInAll(), test)
     np.testing.assert_allclose(predicted["tracin_cp_all"], replay.predict(influence, losses[:, :1], scale))
@@ -136,7 +141,7 @@ def test_what_these_methods_cannot_do_is_said(study):
         study.campaign("fine_tuning", "sst2").simulator("tracin_cp_all")
     none = study.with_overrides("settings.fine_tuning.runs.validation=0")
     with pytest.raises(
-        ConfigurationError, match=r"'tracin_cp_all': its scale is fitted on validation runs.*scale: none"
+        ConfigurationError, match=r"'tracin_cp_all': its scale is fitted on a validation run.*scale: none"
     ):
         predictions(none, ["tracin_cp_all"])
     assert set(predictions(none, ["tracin_cp_update"])[1]) == {"tracin_cp_update"}

@@ -7,7 +7,7 @@ both. All methods that miss a run share one replay of it, and processes take dif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +54,7 @@ def origin(dynamics: GPTDynamics) -> tuple[Source, RunSpec]:
 class Influences:
     """Influences along the runs of one GPT: loaded if they were computed before, computed if not.
 
-    dynamics: all runs, with all their tests; its validation runs fit scales
+    dynamics: all runs, with all their tests; its first validation run fits scales
     methods: those that one replay of a run serves
     """
 
@@ -75,17 +75,21 @@ class Influences:
     def predict(self, method: Scaled, recorded: GPTDynamics, observed: int = 1) -> np.ndarray:
         """float32 [runs, steps + 1, tests], from the first `observed` losses of the runs `recorded`.
 
-        Raises ConfigurationError if a scale is to be fitted on validation runs and there is none, or tests are others.
+        Raises ConfigurationError if a scale is to be fitted on a validation run and there is none, or tests are others.
         """
         if recorded.tests.fingerprint != self.dynamics.tests.fingerprint:
             raise ConfigurationError(f"method {method.name!r}: the tests are not those it is bound to; call bind again")
-        fitted_on = self.dynamics.split()[1] if method.scale == "validation" else None
-        if fitted_on is not None and not len(fitted_on):
-            raise ConfigurationError(
-                f"method {method.name!r}: its scale is fitted on validation runs, and there is none; set runs.validation to 1 "
-                "or more, or scale: none"
-            )
-        self._compute([recorded, *([fitted_on] if fitted_on else ())])
+        fitted_on = None
+        if method.scale == "validation":
+            validation = self.dynamics.split()[1]
+            if not len(validation):
+                raise ConfigurationError(
+                    f"method {method.name!r}: its scale is fitted on a validation run, and there is none; set runs.validation to 1 "
+                    "or more, or scale: none"
+                )
+            # one number for each task: a run says enough of it, and to replay one is most of what these methods cost
+            fitted_on = replace(validation, runs=validation.runs[:1])
+        self._compute([recorded, *([fitted_on] if fitted_on is not None else ())])
         (metric,) = method.metrics
         losses, influence = recorded.trajectories(metric), self.load(method, recorded)
         scale: float | np.ndarray = 1.0

@@ -41,7 +41,7 @@ class TracIn(Predictor):
         "final": the final weights for every step (Grad-Dot)
     direction: "gradient", or "update": what AdamW really did, I_t = <theta_{t-1} - theta_t, grad L(z')> at theta_{t-1},
         already in nats per token, with no learning rate and nothing to fit
-    scale: "none": 1; "validation": one number for each task, fitted on the validation runs; "oracle": one for each task
+    scale: "none": 1; "validation": one number for each task, fitted on the first validation run; "oracle": one for each task
         and run, fitted on that very run, as the published numbers are. A row with it is no prediction: since scale 0 is
         allowed, its sum of squared errors cannot be larger than persistence's
 
@@ -101,7 +101,7 @@ class TracIn(Predictor):
         load_encoder: Callable[[str], Any] | None = None,
         together: Sequence[Predictor] = (),
     ) -> Self:
-        """Replay the runs of `dynamics`, all of them: its validation runs fit the scale."""
+        """Replay the runs of `dynamics`, all of them: its first validation run fits the scale."""
         others = [method for method in together if isinstance(method, TracIn)]
         self._along = Influences(dynamics, [self, *others])
         return self

@@ -256,7 +256,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _beyond(
         "ext01_other_metrics",
-        "How much of a curriculum's effect is predicted: accuracy, BLEU and ROUGE-L",
+        "How much of a curriculum's effect is predicted: all tasks and metrics",
         saved_with="ext01_explained_deviation",
         metrics=("accuracy", "bleu", "rouge_l"),
         methods=each_of("persistence", *BEYOND),
