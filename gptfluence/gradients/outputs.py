@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.pytorch_utils import Conv1D
 
 KINDS = (nn.Linear, Conv1D, nn.Embedding)  # not what is derived from them, which may do something else
-BUDGET = 2**26  # floats that one batched backward pass may return: 256 MiB
+BUDGET = 2**26  # floats that one batched backward pass may return: 256 MiB; on a GPU an eighth of what is free
 LARGEST_BATCH = 64  # of outputs in one backward pass
 DENSE_SHARE = (
     4  # a layer with more than one in so many coordinates chosen has its whole gradient computed, then picked from
@@ -72,6 +73,10 @@ class OutputGradients:
         self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     @property
+    def _on_gpu(self) -> bool:
+        return any(parameter.is_cuda for parameter in self._parameters.values())
+
+    @property
     def _direct(self) -> list[str]:
         seen = {use.name for uses in self._uses.values() for use in uses}
         return [name for name, (_, pick) in self._picks.items() if len(pick) and name not in seen]
@@ -89,8 +94,11 @@ class OutputGradients:
             return output + probe
 
         hooks = [module.register_forward_hook(look) for module in self._uses]
+        # the fused attention of a GPU has no batched backward pass and would be looped over
+        attention = sdpa_kernel(SDPBackend.MATH) if self._on_gpu else nullcontext()
         try:
-            yield
+            with attention:
+                yield
         finally:
             calls.clear()
             for hook in hooks:
@@ -108,7 +116,8 @@ class OutputGradients:
     def _gradients(self, values: Tensor) -> Tensor:
         direct = self._direct
         wanted = [*(probe for *_, probe in self._calls), *(self._parameters[name] for name in direct)]
-        batch = max(1, min(LARGEST_BATCH, BUDGET // max(1, sum(one.numel() for one in wanted))))
+        budget = torch.cuda.mem_get_info(values.device)[0] // 32 if self._on_gpu else BUDGET
+        batch = max(1, min(LARGEST_BATCH, budget // max(1, sum(one.numel() for one in wanted))))
         unit = torch.eye(len(values), device=values.device)
         total = values.new_zeros(len(values), self._size)
         for start in range(0, len(values), batch):

@@ -1,0 +1,306 @@
+"""Recordings of a study that are made on another machine, for example a GPU that is lent for minutes.
+
+    python benchmarks/gpu_runs.py prepare FOLDER --pieces 3            # here: texts, curricula and the GPT, ready to be carried
+    python benchmarks/gpu_runs.py record FOLDER --out OUT --deadline 300   # there: as many runs as there is time for
+    tar -xzf OUT/recordings.tar.gz --skip-old-files -C artifacts       # here again: notebooks find the runs as recorded
+
+`prepare` writes what the study itself would write before it records (`Wanted`), so the runs have the names and keys of this
+machine's; a key does not depend on the device. The device is written down in each run's run.json. `record` needs neither the
+packages that texts come from nor a hub. Runs come in the order of `GROUPS`, each is stored when it is done, the archive
+is written anew every 20 seconds, and recording ends at the deadline or when the process is told to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import carried
+
+from gptfluence.common import files
+
+PROFILE, MODEL, TASKS = "laptop", "smollm2-135m", ("movies", "operations")
+FINE = "settings.fine_tuning"
+HELD_OUT = [f"{FINE}.runs.test=10", f"{FINE}.unseen_runs=5"]
+SLOW = [
+    "regime=slow drift",
+    f"{FINE}.recording.optimizer.learning_rate=1e-6",
+    f"{FINE}.curriculum.epochs=8",
+    f"{FINE}.runs={{train: 25, validation: 2, test: 5}}",
+    f"{FINE}.metrics=[loss]",
+]
+SEED = ["seed=1", *HELD_OUT]
+OTHER = ("few", "sorted", "biased")
+FURTHER = ("dropped", "added", "faster", "longer")
+OF_A_KIND = 5
+# (name, changes to the profile, what is recorded); the first are the most wanted
+GROUPS: list[tuple[str, list[str], Sequence[str]]] = [
+    ("profile", HELD_OUT, ["profile"]),
+    ("other kinds", HELD_OUT, OTHER),
+    ("unseen examples", HELD_OUT, ["unseen training", "unseen test"]),
+    ("slow drift, 96 steps", SLOW, ["profile"]),
+    ("another seed", SEED, ["profile", *OTHER]),
+    ("further kinds", HELD_OUT, FURTHER),
+    ("mixture", [], ["mixture", "mixture unseen training", "mixture unseen test"]),
+    ("again, for the ceiling", HELD_OUT, ["again"]),
+]
+RUNS = "runs.json"
+EVERY = 20.0  # seconds between two archives
+
+
+class Late(Exception):
+    """The deadline came in the middle of a run."""
+
+
+# --- here --------------------------------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write FOLDER/0, FOLDER/1, ...: what each transfer takes. `artifacts/` and the list of runs are in the first."""
+    import gptfluence as gf
+    from gptfluence.common.packages import opened
+    from gptfluence.recording import store
+
+    target = options.folder
+    runs: list[dict[str, Any]] = []
+    for group, changes, what in GROUPS:
+        study = gf.Study.load(options.profile, changes)
+        for each in what:
+            for wanted in wanted_of(study, each, options.tasks):
+                there = replace(wanted, source=source_there(wanted.source, (target / "0" / "artifacts").resolve()))
+                store.write_folder(there.folder, there.spec, there.texts, there.source)
+                folder = there.folder.relative_to(there.source.artifacts).as_posix()
+                for name in wanted.names:
+                    given = wanted.curricula.get(name)
+                    batches = None if given is None else given.batches.tolist()
+                    runs.append({"group": group, "folder": folder, "name": name, "curriculum": batches})
+    once = list({(run["folder"], run["name"]): run for run in reversed(runs)}.values())[::-1]
+    files.write_json(target / "0" / RUNS, once)
+    source = gf.Study.load(options.profile).model(MODEL)
+    model, (part,) = Path(source.location()), source.config.parts
+    with opened(part) as contents, contents.open(part.file) as file:
+        whole = target / "whole.gguf"
+        whole.write_bytes(file.read())
+    carried.pack(whole, model, target, options.pieces)
+    whole.unlink()
+    print(f"{len(once)} runs in {len({run['folder'] for run in once})} folders; {target} holds what is to be carried")
+
+
+def source_there(source: Any, artifacts: Path) -> Any:
+    """The same GPT in another store, the one that is carried (`dynamics.Source`)."""
+    from gptfluence.models.gpt import ModelSource
+
+    gpt = source.gpt
+    return replace(source, gpt=ModelSource(gpt.name, gpt.config, artifacts / "models", gpt.corpus), artifacts=artifacts)
+
+
+def wanted_of(study: Any, what: str, tasks: Sequence[str]) -> Iterator[Any]:
+    """What a study would record (`Wanted`): runs of the profile, on unseen examples, of a kind, of the mixture."""
+    from gptfluence.experiments import shifted
+    from gptfluence.recording.record import named
+    from gptfluence.study.texts import Texts
+
+    if what.startswith("mixture"):
+        yield study.campaign("instruction_tuning", model=MODEL).wanted(what.partition("unseen ")[2] or None)
+        return
+    for campaign in study.campaigns("fine_tuning", tasks, models=[MODEL]):
+        if what == "profile" or what.startswith("unseen "):
+            yield campaign.wanted(what.partition("unseen ")[2] or None)
+            continue
+        if what == "again":  # the held-out curricula once more, with other random numbers for the texts
+            if study.is_labelled(campaign.task):
+                continue
+            other, drawn = campaign, _held_out(campaign)
+        else:
+            other, drawn = campaign.losses_only, shifted.draw(campaign, what, OF_A_KIND)
+            if what == "faster":
+                other = other.with_(learning_rate=2 * campaign.setting.recording.optimizer.learning_rate)
+        yield other.source.wanted(other.setting, Texts(other.texts), named(drawn))
+
+
+def _held_out(campaign: Any) -> list[Any]:
+    from gptfluence.recording.workers import curriculum_of
+
+    wanted = campaign.wanted()
+    names = [name for name in wanted.names if name.startswith("test-")]
+    return [curriculum_of(wanted.spec, name, len(wanted.texts.pool)) for name in names]
+
+
+# --- there -------------------------------------------------------------------------------------------------------------
+
+
+def record(options: argparse.Namespace) -> None:
+    """Record until all is done or the deadline comes, and write recordings.tar.gz and gpu_runs.json into `options.out`."""
+    started = time.time()
+    store = next(options.folder.rglob(RUNS)).parent
+    runs = json.loads((store / RUNS).read_text(encoding="utf-8"))[: options.most]
+    artifacts = store / "artifacts"
+    if not (artifacts / "models").exists():
+        (artifacts / "models").mkdir()
+    options.out.mkdir(parents=True, exist_ok=True)
+    carried.unpack(options.folder, artifacts / "models")
+    unpacked = time.time()
+    print(f"the GPT was unpacked in {unpacked - started:.1f} s; {len(runs)} runs", flush=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    context = multiprocessing.get_context("spawn")
+    counter, deadline = context.Value("i", 0), context.Value("d", started + options.deadline)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(deadline, "value", 0.0))
+    logs = store / "logs"
+    logs.mkdir(exist_ok=True)
+    workers = [
+        context.Process(target=work, args=(logs / f"{k}.jsonl", artifacts, runs, counter, deadline, options.device))
+        for k in range(options.processes)
+    ]
+    for worker in workers:
+        worker.start()
+    packed = time.time()
+    while any(worker.is_alive() for worker in workers) and time.time() < deadline.value + 5:
+        time.sleep(0.2)
+        if time.time() - packed > EVERY:
+            pack(artifacts, options.out / "recordings.tar.gz")
+            packed = time.time()
+            done = sum("seconds" in one for one in _noted(logs))
+            print(f"{packed - started:.0f} s: {done} runs", flush=True)
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    pack(artifacts, options.out / "recordings.tar.gz")
+    summary = summary_of(runs, _noted(logs)) | {
+        "processes": options.processes,
+        "device": options.device,
+        "seconds": round(time.time() - started, 1),
+        "seconds_to_unpack": round(unpacked - started, 1),
+    }
+    files.write_json(options.out / "gpu_runs.json", summary)
+    for group in summary["groups"]:
+        print(
+            "{group:<26}{done:>5} of {asked:>4} runs{seconds_a_run!s:>12} s each{elapsed!s:>10} s in all".format(
+                **group
+            )
+        )
+    for error in summary["errors"][:3]:
+        print(error)
+
+
+def work(
+    log: Path, artifacts: Path, runs: list[dict[str, Any]], counter: Any, deadline: Any, device: str
+) -> None:  # in a process of its own
+    """Take one run after another until none is left, and note a line of JSON for each."""
+    import torch
+
+    torch.set_num_threads(1)
+    recorder, place, gpts = None, None, {}
+
+    def in_time(_: int) -> None:
+        if time.time() > deadline.value:
+            raise Late
+
+    while time.time() < deadline.value:
+        with counter.get_lock():
+            number, counter.value = counter.value, counter.value + 1
+        if number >= len(runs):
+            return
+        run = runs[number]
+        folder, started = artifacts / run["folder"], time.time()
+        noted = {key: run[key] for key in ("group", "folder", "name")} | {"began": started}
+        try:
+            if (folder / run["name"]).is_dir():
+                continue
+            from gptfluence.recording import store, workers
+
+            if folder != place:
+                spec, task, source = store.read_spec(folder), store.read_task(folder), store.read_source(folder)
+                if recorder is not None:
+                    recorder.close()
+                key = json.dumps(source.gpt.identity(), sort_keys=True)
+                if key not in gpts:
+                    gpts[key] = source.gpt.load()
+                recorder, place = workers.recorder_of(spec, task, gpts[key], device), folder
+            began = time.time()
+            workers.record_run(folder, spec, recorder, run["name"], run["curriculum"], in_time)
+            noted |= {"prepared": began - started, "seconds": time.time() - began, "ended": time.time()}
+        except Late:
+            return
+        except Exception:
+            noted["error"], place = traceback.format_exc()[-2000:], None
+            recorder, gpts = None, {}
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(noted) + "\n")
+
+
+def _noted(logs: Path) -> list[dict[str, Any]]:
+    lines = [line for path in logs.glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # it is being written
+            continue
+    return found
+
+
+def summary_of(runs: list[dict[str, Any]], noted: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was recorded, by group, in how many seconds; and what failed."""
+    groups = []
+    for group in dict.fromkeys(run["group"] for run in runs):
+        asked = sum(run["group"] == group for run in runs)
+        done = [one for one in noted if one["group"] == group and "seconds" in one]
+        elapsed = max(one["ended"] for one in done) - min(one["began"] for one in done) if done else None
+        groups.append(
+            {
+                "group": group,
+                "asked": asked,
+                "done": len(done),
+                "seconds_a_run": round(median(one["seconds"] for one in done), 2) if done else None,
+                "elapsed": None if elapsed is None else round(elapsed, 1),
+            }
+        )
+    return {"groups": groups, "errors": [one["error"] for one in noted if "error" in one], "runs": noted}
+
+
+def pack(artifacts: Path, archive: Path) -> None:
+    """Write all finished runs, with the folders that they belong to, as a .tar.gz; the whole archive or nothing."""
+    new = archive.with_suffix(".new")
+    with tarfile.open(new, "w:gz", compresslevel=5) as tar:
+        for checksums in sorted(artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}")):
+            tar.add(checksums.parent, checksums.parent.relative_to(artifacts).as_posix())
+        for folder in sorted({path.parents[1] for path in artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}")}):
+            for path in sorted(path for path in folder.iterdir() if path.is_file()):
+                tar.add(path, path.relative_to(artifacts).as_posix())
+    os.replace(new, archive)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    here = commands.add_parser("prepare", help="write what is to be carried")
+    here.add_argument("folder", type=Path)
+    here.add_argument("--profile", default=PROFILE)
+    here.add_argument("--tasks", nargs="+", default=list(TASKS))
+    here.add_argument("--pieces", type=int, default=3, help="of the weights, a folder for each")
+    here.set_defaults(run=prepare)
+    there = commands.add_parser("record", help="record what was carried")
+    there.add_argument("folder", type=Path, help="holds all that was carried, in any folders")
+    there.add_argument("--out", type=Path, required=True)
+    there.add_argument("--device", default="cuda:0")
+    there.add_argument("--processes", type=int, default=10)
+    there.add_argument("--deadline", type=float, default=300.0, help="seconds")
+    there.add_argument("--most", type=int, help="so many runs only, the first")
+    there.set_defaults(run=record)
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
