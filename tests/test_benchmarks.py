@@ -152,7 +152,10 @@ def test_the_times_of_run_all_are_noted_with_their_commands(load, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "'nonsense' is no benchmark; known: recorder, simulators, tangents, tracin, published, gpu, run_all"),
+        (
+            ["nonsense"],
+            "'nonsense' is no benchmark; known: recorder, simulators, tangents, tracin, published, gpu, run_all",
+        ),
         (["--seconds", "everything=3"], "--seconds and --build are for run_all alone"),
         (["--", "--steps", "3"], "options behind -- go to one benchmark; name it"),
     ],
