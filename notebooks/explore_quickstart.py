@@ -112,7 +112,7 @@ picture
 
 # %%
 caption = (
-    f"A curriculum that nobody trained on, simulated and then really trained. {nb.study.profile.title} ({truth.model}), task "
+    f"A curriculum that nobody trained on, simulated and then really trained. {nb.study.profile.subject} ({truth.model}), task "
     f"{gf.names.task(nb.task)}. Simulators are fitted on {runs} runs. Panels: test examples from the best to the worst predicted."
 )
 reading = f"{gf.readings.of_trajectories(frame)} Over all test examples: {gf.readings.of_table(table)}"

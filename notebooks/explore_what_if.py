@@ -70,7 +70,7 @@ picture
 # %%
 caption = (
     f"A held-out curriculum of {gf.names.task(nb.task)} changed by hand ({changes}), simulated by "
-    f"{gf.names.method(method)} inside {level:.0%} bands and then really trained. {nb.study.profile.title} "
+    f"{gf.names.method(method)} inside {level:.0%} bands and then really trained. {nb.study.profile.subject} "
     f"({answer.base.model}). Bands are calibrated on unchanged curricula, for single test "
     "examples. They promise nothing for changed curricula."
 )

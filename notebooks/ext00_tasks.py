@@ -78,7 +78,7 @@ what = (
     "training trajectory, of counts of labels and formats alone."
 )
 runs = (
-    f"{nb.study.profile.title} ({', '.join(nb.models)}). Each regime: the first {fitted_on} training and {tested_on} held-out "
+    f"{nb.study.profile.subject} ({', '.join(nb.models)}). Each regime: the first {fitted_on} training and {tested_on} held-out "
     "runs, since shares and R2_dev depend on how many there are."
 )
 if results["regime"].nunique() > 1:

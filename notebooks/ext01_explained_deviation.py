@@ -127,7 +127,7 @@ others[others["statistic"] == "r2_dev"].pivot_table(
 held = len(sources[0].split()[2])
 caption = (
     f"Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, by kind of curriculum. "
-    f"{nb.study.profile.title} ({', '.join(nb.models)}), {held} held-out runs drawn alike, {runs} of every other kind "
+    f"{nb.study.profile.subject} ({', '.join(nb.models)}), {held} held-out runs drawn alike, {runs} of every other kind "
     f"(of {', '.join(gf.names.task(task) for task in of_all_kinds)}). "
     f"{gf.readings_beyond.KINDS} {gf.readings.known_mean(fitted_on)} "
     "Unseen tests: 0 is the mean of these tests, and a tangent simulator with a reference run measures them along that run. "
@@ -160,7 +160,7 @@ else:
     picture = gf.points.plot_intervals(explained, xlabel="task and metric", ylabel="R²dev", floor=-1.0, **marks)
     caption = (
         "Explained deviation R2_dev = 1 - MSE / MSE(mean training trajectory) by task and metric. "
-        f"{nb.study.profile.title} ({', '.join(nb.models)}), {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
+        f"{nb.study.profile.subject} ({', '.join(nb.models)}), {others['runs'].max()} held-out runs drawn alike. Ceiling: 1 less the "
         "share of the deviation that is sampling noise, estimated by recording the same runs twice. "
         f"{gf.readings.known_mean(fitted_on)} {gf.readings_beyond.INTERVALS}"
     )

@@ -59,7 +59,7 @@ picture
 # %%
 caption = (
     f"Root mean squared error of the simulated loss over test examples, by step. Line: mean over {len(sources[0].split()[2])} "
-    f"held-out runs. Band: from the lowest to the highest. {nb.study.profile.title} ({sources[0].model}). The "
+    f"held-out runs. Band: from the lowest to the highest. {nb.study.profile.subject} ({sources[0].model}). The "
     "value before training is observed."
 )
 reading = gf.readings_beyond.of_horizon(results)

@@ -81,7 +81,7 @@ costs.round(2)
 held, selecting = len(sources[0].split()[2]), len(sources[0].split()[1])
 caption = (
     f"Explained deviation R2_dev of the loss on {held} held-out runs drawn alike, by number of runs that the simulator was "
-    f"fitted on (and {selecting} validation runs that choose epochs and settings). {nb.study.profile.title} "
+    f"fitted on (and {selecting} validation runs that choose epochs and settings). {nb.study.profile.subject} "
     f"({sources[0].model}). R2_dev = 1 - MSE / MSE(mean of all {available} training runs). "
     f"{gf.readings.known_mean(available)} {gf.readings_beyond.INTERVALS}"
 )

@@ -70,7 +70,7 @@ picture
 caption = (
     f"Leave-k-out, checked by retraining: linear datamodelling score of final losses over {draws} sets of each size, and over "
     f"all sets. "
-    f"{nb.study.profile.title} ({sources[0].model}). {gf.readings_beyond.INTERVALS_OF_SETS} TracIn-CP and "
+    f"{nb.study.profile.subject} ({sources[0].model}). {gf.readings_beyond.INTERVALS_OF_SETS} TracIn-CP and "
     "Grad-Dot use gradients of the last transformer block along the run itself."
 )
 reading = f"{gf.readings.best_points(frame)}\n{gf.readings_beyond.without_score(results)}".rstrip()

@@ -83,7 +83,7 @@ used = int(results["calibration_runs"].max())
 caption = (
     f"Share of whole paths inside {level:.0%} bands (line: {level:.0%}), by kind of curriculum. Bands are split conformal, from "
     f"{used} calibration runs drawn alike, exchangeable unit: {unit}. "
-    f"{nb.study.profile.title} ({sources[0].model}). {gf.readings_beyond.INTERVALS} "
+    f"{nb.study.profile.subject} ({sources[0].model}). {gf.readings_beyond.INTERVALS} "
     "Coverage is promised only for curricula drawn alike."
 )
 reading = gf.readings_beyond.of_coverage(tables["coverage"][tables["coverage"]["unit"] == unit])

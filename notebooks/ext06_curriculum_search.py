@@ -83,7 +83,7 @@ caption = (
     f"Final loss of {len(tests) or len(sources[0].tests)} test examples of {gf.names.task(nb.task)}, really trained (recorded) "
     f"and simulated. Best: the best of {candidates} curricula simulated by each method. Random: mean of {len(runs)} held-out runs, "
     f"with a bar from the lowest to the highest. Hardest and easiest: curricula of the examples with the highest and lowest loss of "
-    f"the base model. {nb.study.profile.title} ({sources[0].model})."
+    f"the base model. {nb.study.profile.subject} ({sources[0].model})."
 )
 reading = gf.readings_beyond.of_search(results, candidates)
 nb.save_figure(picture, results, "ext06_curriculum_search", caption=caption, sources=sources, reading=reading)

@@ -107,7 +107,7 @@ apart = " (the reference run takes no part in corrections)" if options.checkpoin
 caption = (
     f"Ablation of the tangent simulator: the share of the deviation that is not explained, 1 - R2_dev = MSE / MSE(mean training "
     f"trajectory) of the loss, by kind of curriculum, on a logarithmic axis (1: no better than the mean). "
-    f"{nb.study.profile.title} ({sources[0].model}), fitted on {trained} training and {validated} validation "
+    f"{nb.study.profile.subject} ({sources[0].model}), fitted on {trained} training and {validated} validation "
     f"runs{apart}. {held} held-out runs are drawn alike (with unseen tests, too), {runs} are of every other kind. The full simulator has "
     f"{options.coordinates:,} coordinates, at most {options.candidates} candidates a token of free text, and tangents of one "
     f"training run after step {', '.join(map(str, options.checkpoints)) or '0 alone'}. "

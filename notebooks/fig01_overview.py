@@ -63,7 +63,7 @@ picture
 # %%
 train = dynamics.split()[0]
 caption = (
-    f"Collect, fit, simulate. Drawn from {nb.study.profile.title} ({dynamics.model}), fine-tuning on {gf.names.task(nb.task)}. Left: "
+    f"Collect, fit, simulate. Drawn from {nb.study.profile.subject} ({dynamics.model}), fine-tuning on {gf.names.task(nb.task)}. Left: "
     f"the curriculum and the recorded losses of one of {len(train)} training runs ({examples} of {len(dynamics.tests)} "
     f"test examples stand out). Middle: {gf.names.method(method)} is fitted on these runs, and validation runs choose the "
     "epoch that is kept. Right: the curriculum of a held-out run, and the losses recorded and simulated from the values "

@@ -67,7 +67,7 @@ gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "tas
 recorded = [test for test, _ in simulated.values()]
 caption = (
     f"Trajectories of test examples in instruction tuning on a held-out curriculum, recorded and simulated from the first "
-    f"value: {gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at evenly spaced ranks "
+    f"value: {gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.subject} ({recorded[0].model}). Examples lie at evenly spaced ranks "
     "of GPTfluence's error."
 )
 reported = {metric: gf.gallery.reported(nb.setting, metric, nb.model) for metric, _ in nb.panels}

@@ -70,7 +70,7 @@ picture
 # %%
 caption = (
     f"Loss simulation in instruction tuning, fitted on every c-th step only ({coarsening}), over {len(nb.tasks)} "
-    f"tasks: {gf.sweeps.MEANS_OVER_TASKS}. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs of "
+    f"tasks: {gf.sweeps.MEANS_OVER_TASKS}. {nb.study.profile.subject} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs of "
     f"{dynamics.curricula[0].steps} steps, compared at every step. Horizontal lines: "
     "baselines, which have no interval. 1 - R2_dev = MSE / MSE of the mean training trajectory. "
     f"{gf.readings.known_mean(fitted_on, rest=True)} {gf.readings_beyond.INTERVALS}"

@@ -60,7 +60,7 @@ picture
 # %%
 caption = (
     f"Loss simulation in instruction tuning by GPTfluence with different frozen text encoders, over {len(nb.tasks)} "
-    f"tasks: {gf.sweeps.MEANS_OVER_TASKS}. {nb.study.profile.title} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. "
+    f"tasks: {gf.sweeps.MEANS_OVER_TASKS}. {nb.study.profile.subject} ({dynamics.model}), {len(dynamics.split()[2])} held-out runs. "
     "A model's name stands for its last token's hidden state, index for one-hot ids. Horizontal lines: "
     "baselines, which use no encoder. 1 - R2_dev = MSE / MSE of the mean training trajectory. "
     f"{gf.readings.known_mean(fitted_on, rest=True)} {gf.readings_beyond.INTERVALS}"

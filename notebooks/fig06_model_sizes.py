@@ -64,7 +64,7 @@ whole.pivot_table(index=["model", "method"], columns="statistic", values=["value
 # %%
 caption = (
     f"Loss simulation in instruction tuning for GPTs of several sizes, over {len(nb.tasks)} tasks: {gf.sweeps.MEANS_OVER_TASKS}. "
-    f"{nb.study.profile.title}, {len(dynamics[0].split()[2])} held-out runs of each GPT. "
+    f"{nb.study.profile.subject}, {len(dynamics[0].split()[2])} held-out runs of each GPT. "
     "1 - R2_dev = MSE / MSE of the mean training trajectory of the same GPT. "
     f"{gf.readings.known_mean(fitted_on, rest=True)} {gf.readings_beyond.INTERVALS}"
 )

@@ -103,7 +103,7 @@ accuracies = "; ".join(
 star = " Star: what the paper's text gives; its curves come without numbers." if "paper" in set(frame["series"]) else ""
 caption = (
     f"Finding mislabelled training data: {gf.names.task(nb.task)}, {shares} of the labels of {len(first.flipped)} training "
-    f"examples flipped (in the paper 40%). {nb.study.profile.title} ({first.dynamics.model}). Means over {len(seeds)} "
+    f"examples flipped (in the paper 40%). {nb.study.profile.subject} ({first.dynamics.model}). Means over {len(seeds)} "
     f"seed{'s' * (len(seeds) > 1)}{few}, {intervals}. Random: its exact expectation, with the range of 90% of single "
     f"orders (its accuracies are of one order a seed). Accuracy on {tests} tests: {accuracies}. Simulators are fitted on "
     f"{runs} runs. GPTfluence's score: {first.score_of_gptfluence}. TracIn-CP: 10 checkpoints, parameters of the last transformer block.{star}"

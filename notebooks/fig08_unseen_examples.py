@@ -65,7 +65,7 @@ gf.summarize(results).query("statistic == 'r2_dev'").pivot(index=["metric", "tas
 recorded = [test for test, _ in simulated.values()]
 caption = (
     f"Trajectories with {gf.names.unseen(unseen)} in fine-tuning, recorded and simulated from the first value: "
-    f"{gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.title} ({recorded[0].model}). Examples lie at evenly spaced ranks "
+    f"{gf.readings.panel_names(nb.panels)}. Drawn from {nb.study.profile.subject} ({recorded[0].model}). Examples lie at evenly spaced ranks "
     "of GPTfluence's error. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gf.readings.of_gallery(frame, results, {})

@@ -51,7 +51,7 @@ picture
 
 # %%
 caption = (
-    f"Convergence of simulators in fine-tuning (loss). {nb.study.profile.title} ({dynamics[0].model}). Above: one-step MSE on "
+    f"Convergence of simulators in fine-tuning (loss). {nb.study.profile.subject} ({dynamics[0].model}). Above: one-step MSE on "
     f"{len(dynamics[0].split()[0])} training runs. Below: all-steps MSE of rollouts on {len(dynamics[0].split()[1])} "
     "validation runs. Marks: the epoch that is kept. An epoch visits every transition of the training runs once. "
     + gf.readings.of_ends(reports)

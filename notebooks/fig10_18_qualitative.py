@@ -80,7 +80,7 @@ recorded = [test for test, _ in simulated.values()]
 printed = gf.names.metric(metric)
 caption = (
     f"{printed[0].upper()}{printed[1:]} of test examples during {nb.setting.replace('_', '-')} on a held-out curriculum, "
-    f"recorded and simulated from the value before training. Drawn from {nb.study.profile.title} ({recorded[0].model}). Each "
+    f"recorded and simulated from the value before training. Drawn from {nb.study.profile.subject} ({recorded[0].model}). Each "
     "task has examples at evenly spaced ranks of GPTfluence's error, from the best to the worst predicted."
 )
 reading = gf.readings.of_gallery(frame, results, {metric: gf.gallery.reported(nb.setting, metric, nb.model)})

@@ -71,7 +71,7 @@ gf.summarize(results).pivot(index="statistic", columns="method", values="value")
 # %%
 caption = (
     f"{gf.names.task(task)}, {gf.names.metric(metric)}, with {gf.names.unseen(unseen)} in fine-tuning: recorded, and simulated "
-    f"from the value before training. Drawn from {nb.study.profile.title} ({recorded.model}). Panels: examples at evenly spaced ranks "
+    f"from the value before training. Drawn from {nb.study.profile.subject} ({recorded.model}). Panels: examples at evenly spaced ranks "
     "of GPTfluence's error, from the best to the worst predicted. Simfluence cannot simulate what it was not fitted on."
 )
 reading = gf.readings.of_gallery(frame, results, {})

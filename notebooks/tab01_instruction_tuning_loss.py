@@ -72,7 +72,7 @@ known = summary["method"].map(gf.names.family)
 gradients = known.isin(["tracin_cp", "grad_dot"]).any()
 caption = (
     "Loss simulation in instruction tuning, means over runs and examples (their standard deviations are in the CSV). Measured: "
-    f"{nb.study.profile.title} ({', '.join(nb.models)}), {len(dynamics[0].split()[2])} held-out runs, "
+    f"{nb.study.profile.subject} ({', '.join(nb.models)}), {len(dynamics[0].split()[2])} held-out runs, "
     f"{len(dynamics[0].tests)} test examples over all tasks. Paper: table 1, Pythia on the real tasks"
     + (", its TracIn-CP and Grad-Dot scaled on the test run itself" if gradients else "")
     + (

@@ -66,7 +66,7 @@ gf.tables.spread(summary)
 
 # %%
 caption = (
-    f"Loss simulation in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}), "
+    f"Loss simulation in fine-tuning. Measured: {nb.study.profile.subject} ({dynamics[0].model}), "
     f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "
     "examples a task. Numbers are means (standard deviation over runs and examples). Paper: table 2, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory."

@@ -67,7 +67,7 @@ every = "every step"
 if interval > 1:
     every = f"one step in {interval}; simulators are fitted, and errors taken, at these steps and the last alone"
 caption = (
-    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.title} ({', '.join(nb.models)}), "
+    f"Simulation of BLEU and ROUGE-L in instruction tuning. Measured: {nb.study.profile.subject} ({', '.join(nb.models)}), "
     f"{len(dynamics[0].split()[2])} held-out runs. Numbers are means (standard deviation over runs and examples). Paper: table 3, Pythia "
     f"on the real tasks. Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."
 )

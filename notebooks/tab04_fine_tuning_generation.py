@@ -66,7 +66,7 @@ every = "every step"
 if interval > 1:
     every = f"one step in {interval}; simulators are fitted, and errors taken, at these steps and the last alone"
 caption = (
-    f"Simulation of BLEU and ROUGE-L in fine-tuning. Measured: {nb.study.profile.title} ({dynamics[0].model}), "
+    f"Simulation of BLEU and ROUGE-L in fine-tuning. Measured: {nb.study.profile.subject} ({dynamics[0].model}), "
     f"{len(dynamics[0].split()[2])} held-out runs of {dynamics[0].curricula[0].steps} steps, {len(dynamics[0].tests)} test "
     "examples a task. Numbers are means (standard deviation over runs and examples). Paper: table 4, Pythia-410M on the real tasks. "
     f"Texts are generated at {every}. R2_dev = 1 - MSE / MSE of the mean training trajectory."

@@ -41,7 +41,7 @@ gf.hyperparameters.table(compared[7])
 for name, title in nb.saved.items():
     number = int(name[3:5])
     caption = (
-        f"{title}: table {number} of the paper beside profile {nb.study.label} ({nb.study.profile.title}). Options that "
+        f"{title}: table {number} of the paper beside profile {nb.study.label} ({nb.study.profile.subject}). Options that "
         "the profile does not set have their default values."
     )
     reading = gf.readings.of_hyperparameters(compared[number], gf.hyperparameters.NOT_USED)

@@ -80,7 +80,7 @@ picture
 
 # %%
 about = (
-    f"{nb.study.profile.title} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs. Every order "
+    f"{nb.study.profile.subject} ({dynamics[0].model}), fine-tuning, {len(dynamics[0].split()[2])} held-out runs. Every order "
     f"observes the first {max(nb.values)} values and is judged on the {steps + 1 - max(nb.values)} steps after them"
 )
 setting = nb.study.setting(nb.setting)

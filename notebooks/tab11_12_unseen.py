@@ -72,7 +72,7 @@ gf.tables.spread(summary)
 # %%
 caption = (
     f"Unseen examples in {nb.setting.replace('_', ' ')}, mean (standard deviation over runs and examples). Measured: "
-    f"{nb.study.profile.title} ({dynamics[0].model}), {len(dynamics[0])} runs for each case. Simfluence knows only the ids that "
+    f"{nb.study.profile.subject} ({dynamics[0].model}), {len(dynamics[0])} runs for each case. Simfluence knows only the ids that "
     f"it was fitted on, so it has no row. Paper: {nb.row.label.lower()}, Pythia-410M on the real tasks. "
     "R2_dev = 1 - MSE / MSE of the mean training trajectory (of unseen tests: of the mean change of the known ones)."
 )

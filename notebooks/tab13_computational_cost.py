@@ -78,7 +78,7 @@ table
 
 # %%
 caption = (
-    f"Cost of one step for one test example. Measured on {nb.study.profile.title} ({nb.model}), task "
+    f"Cost of one step for one test example. Measured on {nb.study.profile.subject} ({nb.model}), task "
     f"{gf.names.task(nb.task)}: FLOPs are counted by torch (matrix products and attention, two for a multiplication and "
     "its addition; k, M, G, T: thousands, millions, billions, trillions), times are the median on one CPU thread. Where work is "
     "shared by several tests or steps, the share of one is given. Paper: table 13, Pythia-410M, batches of 8. Its FLOPs are "

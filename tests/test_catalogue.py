@@ -54,9 +54,9 @@ def test_a_profile_without_a_setting_has_the_outputs_that_need_none(tmp_path):
     text = (ROOT / "profiles" / "mini.yaml").read_text()
     before, _, rest = text.partition("\n  instruction_tuning:\n")
     short.write_text(before + "\nsimulators:" + rest.partition("\nsimulators:")[2])
-    loss_only = {"settings.fine_tuning.metrics": '["loss"]', "tasks.rte.unseen_pool_size": "0"}
-    loss_only |= {"tasks.rte.unseen_test_size": "0", "tasks.webnlg.unseen_pool_size": "0"}
-    loss_only |= {"tasks.webnlg.unseen_test_size": "0"}
+    loss_only = {"settings.fine_tuning.metrics": ["loss"], "tasks.rte.unseen_pool_size": 0}
+    loss_only |= {"tasks.rte.unseen_test_size": 0, "tasks.webnlg.unseen_pool_size": 0}
+    loss_only |= {"tasks.webnlg.unseen_test_size": 0}
     names = set(catalogue.outputs(Study.load(short, loss_only)))
     assert {"tab02_fine_tuning_loss", "tab05_hyperparameters_instruction_tuning"} <= names
     of_runs = {name for name in names if "hyperparameters" not in name}

@@ -314,7 +314,8 @@ def test_a_key_that_is_no_plain_value_is_shown_with_its_line(written, text):
 def test_a_mapping_has_values_as_they_are(value):
     study = Study.load("smoke", {"title": value})
     assert parse_overrides(study.overrides) == {"title": value}  # as the command line is given it
-    assert study.profile.title.startswith(value)  # the regime is added
+    assert study.profile.title == value
+    assert study.profile.subject == f"{value}, learning"
 
 
 def test_a_mapping_may_hold_none_tuples_paths_and_numbers_of_numpy():
@@ -420,11 +421,11 @@ def test_a_profile_may_replace_fields_of_another(tmp_path):
 def test_every_title_names_its_regime_once():
     for name in profile_names():
         profile = load_profile(name)
-        assert profile.title.endswith(f", {profile.regime}")
-        assert sum(profile.title.count(regime) for regime in (LEARNING, SLOW_DRIFT)) == 1
-        assert type(profile).model_validate(profile.model_dump()).title == profile.title
+        assert profile.subject.endswith(f", {profile.regime}")
+        assert sum(profile.subject.count(regime) for regime in (LEARNING, SLOW_DRIFT)) == 1
+        assert type(profile).model_validate(profile.model_dump()) == profile
     assert [load_profile(name).regime for name in ("mini", "mini-slow", "laptop")] == [LEARNING, SLOW_DRIFT, LEARNING]
-    assert load_profile("laptop", ["regime=slow drift"]).title.endswith(", slow drift")
+    assert load_profile("laptop", ["regime=slow drift"]).subject.endswith(", slow drift")
     assert "regime" in complaint("smoke", "regime=fast")
 
 

@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from gptfluence.common.errors import ModelError, PackageError
-from gptfluence.models.gpt import ModelSource, _load_gguf
+from gptfluence.models.gpt import ModelSource
+from gptfluence.models.loading import from_gguf
 from gptfluence.models.settings import GGUFModel
 from gptfluence.recording import store
 from gptfluence.recording.dynamics import Source
@@ -78,14 +79,14 @@ def model(parts: list[dict[str, Any]], whole: bytes, cache: Path, **more: Any) -
 def test_parts_are_joined_converted_once_and_the_same_model_as_the_file(parts, whole, tmp_path, monkeypatch):
     path = tmp_path / "mine.gguf"
     path.write_bytes(whole)
-    direct, tokenizer = _load_gguf("direct", path)
+    direct, tokenizer = from_gguf("direct", path)
     joined = model(parts, whole, tmp_path / "models")
     ids = torch.tensor([tokenizer("ban a ban")["input_ids"]])
     assert ids.shape[1] < len("ban a ban")  # merged as the file says
 
     for repeated in range(2):
         if repeated:  # neither packages nor GGUF are needed any more
-            monkeypatch.setattr("gptfluence.models.gpt._load_gguf", lambda *_: pytest.fail("was converted before"))
+            monkeypatch.setattr("gptfluence.models.loading.from_gguf", lambda *_: pytest.fail("was converted before"))
             for part in joined.config.parts:
                 part.place.unlink(missing_ok=True)
         loaded = joined.load()

@@ -77,7 +77,9 @@ def without_encoding(source: str) -> list[int]:
         text = name in ("read_text", "write_text") or (
             name in ("open", "fdopen") and not any("b" in one for one in modes)
         )
-        ours = of in ("files", "os", "tarfile", "datasets", "webbrowser") and not (of == "os" and name == "fdopen")
+        ours = of in ("files", "contents", "os", "tarfile", "datasets", "webbrowser") and not (
+            of == "os" and name == "fdopen"
+        )
         if (text and not ours and "encoding" not in given) or {"text", "universal_newlines"} & given:
             found.append(call.lineno)
     return found

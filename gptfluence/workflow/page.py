@@ -95,7 +95,7 @@ def write(study: Study, build: Path, *, only: str = "*", figures: Path | None = 
     failed = [str(outcome) for outcome in told if outcome.state in ("failed", "blocked")]
     page = _template().render(
         study=study.label,
-        title=study.profile.title,
+        title=study.profile.subject,
         groups=groups,
         missing=_missing(items, found),
         failed=failed + damaged,
