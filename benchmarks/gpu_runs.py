@@ -165,17 +165,19 @@ def record(options: argparse.Namespace) -> None:
     for worker in workers:
         worker.start()
     packed = time.time()
-    while any(worker.is_alive() for worker in workers) and time.time() < deadline.value + 5:
-        time.sleep(0.2)
-        if time.time() - packed > EVERY:
-            pack(artifacts, options.out / "recordings.tar.gz")
-            packed = time.time()
-            done = sum("seconds" in one for one in _noted(logs))
-            print(f"{packed - started:.0f} s: {done} runs", flush=True)
-    for worker in workers:
-        worker.kill()
-        worker.join()
-    pack(artifacts, options.out / "recordings.tar.gz")
+    try:
+        while any(worker.is_alive() for worker in workers) and time.time() < deadline.value + 5:
+            time.sleep(0.2)
+            if time.time() - packed > EVERY:
+                pack(artifacts, options.out / "recordings.tar.gz")
+                packed = time.time()
+                done = sum("seconds" in one for one in _noted(logs))
+                print(f"{packed - started:.0f} s: {done} runs", flush=True)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+        pack(artifacts, options.out / "recordings.tar.gz")
     summary = summary_of(runs, _noted(logs)) | {
         "processes": options.processes,
         "device": options.device,
@@ -193,50 +195,76 @@ def record(options: argparse.Namespace) -> None:
         print(error)
 
 
-def work(
-    log: Path, artifacts: Path, runs: list[dict[str, Any]], counter: Any, deadline: Any, device: str
-) -> None:  # in a process of its own
-    """Take one run after another until none is left, and note a line of JSON for each."""
+def work(log: Path, artifacts: Path, runs: list[dict[str, Any]], counter: Any, deadline: Any, device: str) -> None:
+    """Take one run after another until none is left, and note a line of JSON for each; in a process of its own."""
     import torch
 
     torch.set_num_threads(1)
-    recorder, place, gpts = None, None, {}
+    recorders, failures = Recorders(artifacts, device), 0
 
     def in_time(_: int) -> None:
         if time.time() > deadline.value:
             raise Late
 
-    while time.time() < deadline.value:
+    while time.time() < deadline.value and failures < 3:
         with counter.get_lock():
             number, counter.value = counter.value, counter.value + 1
-        if number >= len(runs):
+        if number >= 2 * len(runs):  # the second time round those are left that failed
             return
-        run = runs[number]
-        folder, started = artifacts / run["folder"], time.time()
-        noted = {key: run[key] for key in ("group", "folder", "name")} | {"began": started}
+        run = runs[number % len(runs)]
+        noted = {key: run[key] for key in ("group", "folder", "name")} | {"began": time.time()}
         try:
-            if (folder / run["name"]).is_dir():
+            if not recorders.record(run, in_time):
                 continue
-            from gptfluence.recording import store, workers
-
-            if folder != place:
-                spec, task, source = store.read_spec(folder), store.read_task(folder), store.read_source(folder)
-                if recorder is not None:
-                    recorder.close()
-                key = json.dumps(source.gpt.identity(), sort_keys=True)
-                if key not in gpts:
-                    gpts[key] = source.gpt.load()
-                recorder, place = workers.recorder_of(spec, task, gpts[key], device), folder
-            began = time.time()
-            workers.record_run(folder, spec, recorder, run["name"], run["curriculum"], in_time)
-            noted |= {"prepared": began - started, "seconds": time.time() - began, "ended": time.time()}
+            failures = 0
+            noted |= {"seconds": time.time() - recorders.began, "ended": time.time()}
         except Late:
             return
         except Exception:
-            noted["error"], place = traceback.format_exc()[-2000:], None
-            recorder, gpts = None, {}
+            failures += 1
+            noted["error"] = traceback.format_exc()[-2000:]
+            recorders = Recorders(artifacts, device)
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(noted) + "\n")
+
+
+class Recorders:
+    """Records runs of several dynamics folders with one GPT in memory. `began`: when the last run was begun."""
+
+    def __init__(self, artifacts: Path, device: str) -> None:
+        self._artifacts, self._device, self.began = artifacts, device, 0.0
+        self._gpts: dict[str, Any] = {}
+        self._place: Path | None = None
+        self._recorder: Any = None
+        self._spec: Any = None
+
+    def record(self, run: dict[str, Any], on_step: Any) -> bool:
+        """Whether the run was recorded; not if it is there, or another process is at it."""
+        from gptfluence.recording import store, workers
+
+        folder, name = self._artifacts / run["folder"], run["name"]
+        with files.locked(store.lock_path(folder, name), wait=False) as mine:
+            if not mine or (folder / name).is_dir():
+                return False
+            if folder != self._place:
+                self._open(folder)
+            self.began = time.time()
+            workers.record_run(folder, self._spec, self._recorder, name, run["curriculum"], on_step)
+        return True
+
+    def _open(self, folder: Path) -> None:
+        from gptfluence.recording import store, workers
+
+        if self._recorder is not None:
+            self._recorder.close()
+        self._recorder = self._place = None  # its memory before that of the next
+        self._spec, source = store.read_spec(folder), store.read_source(folder)
+        assert source is not None
+        key = json.dumps(source.gpt.identity(), sort_keys=True)
+        if key not in self._gpts:
+            self._gpts[key] = source.gpt.load()
+        self._recorder = workers.recorder_of(self._spec, store.read_task(folder), self._gpts[key], self._device)
+        self._place = folder
 
 
 def _noted(logs: Path) -> list[dict[str, Any]]:
@@ -272,10 +300,15 @@ def summary_of(runs: list[dict[str, Any]], noted: list[dict[str, Any]]) -> dict[
 def pack(artifacts: Path, archive: Path) -> None:
     """Write all finished runs, with the folders that they belong to, as a .tar.gz; the whole archive or nothing."""
     new = archive.with_suffix(".new")
+    runs = [
+        path.parent
+        for path in sorted(artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}"))
+        if not path.parent.name.startswith(".")  # it is being written
+    ]
     with tarfile.open(new, "w:gz", compresslevel=5) as tar:
-        for checksums in sorted(artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}")):
-            tar.add(checksums.parent, checksums.parent.relative_to(artifacts).as_posix())
-        for folder in sorted({path.parents[1] for path in artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}")}):
+        for run in runs:
+            tar.add(run, run.relative_to(artifacts).as_posix())
+        for folder in dict.fromkeys(run.parent for run in runs):
             for path in sorted(path for path in folder.iterdir() if path.is_file()):
                 tar.add(path, path.relative_to(artifacts).as_posix())
     os.replace(new, archive)
