@@ -324,7 +324,7 @@ def fitting(shape: str, counts: list[int]) -> list[int]:
 def speed(bench: Bench) -> Iterator[Comparison]:
     texts: tuple = (64, 200, (48, 144))
     shapes = [("14M", "bf16"), ("410M", "bf16"), ("70M", "bf16"), ("160M", "bf16"), ("1B", "bf16"), ("14M", "fp32"), ("410M", "fp32")]  # fmt: skip
-    budgets, counts, seconds = [1024, 16384], [4, 8, 12], 1.5
+    budgets, counts, seconds = [1024, 4096, 16384], [4, 8, 12], 1.5
     if bench.quick:
         texts, shapes, budgets, counts, seconds = (8, 12, (12, 24)), [("tiny", "fp32")], [1024], [2], 0.5
     pool = Pool(max(counts), bench.device)
@@ -350,13 +350,16 @@ def recording(bench: Bench, pool: Pool, shape: str, precision: str, plan: tuple)
         return Side(label, [1000 / rate], {"tokens a second": tokens * rate, "share of the bf16 peak": share})
 
     sides = [side("obvious loop", pool.ask(1, "obvious", shape, texts, precision, seconds))]
+    alone: dict[int, float] = {}
     for budget in budgets:
         pool.ask(1, "build", shape, texts, precision, budget)
-        sides.append(side(f"recorder, token_budget {budget}", pool.ask(1, "recorder", time.time(), seconds)))
+        (alone[budget],) = pool.ask(1, "recorder", time.time(), seconds)
+        sides.append(side(f"recorder, token_budget {budget}", [alone[budget]]))
+    best = max(alone, key=lambda budget: alone[budget])
     for count in counts:
-        pool.ask(count, "build", shape, texts, precision, budgets[-1])
+        pool.ask(count, "build", shape, texts, precision, best)
         rates = pool.ask(count, "recorder", time.time() + 0.3, seconds)
-        sides.append(side(f"{count} processes, token_budget {budgets[-1]}", rates))
+        sides.append(side(f"{count} processes, token_budget {best}", rates))
     pool.ask(max([1, *counts]), "forget")
     lengths = "{} to {}".format(*texts[2])
     return Comparison(

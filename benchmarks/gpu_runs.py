@@ -71,11 +71,10 @@ class Late(Exception):
 def prepare(options: argparse.Namespace) -> None:
     """Write FOLDER/0, FOLDER/1, ...: what each transfer takes. `artifacts/` and the list of runs are in the first."""
     import gptfluence as gf
-    from gptfluence.common.packages import opened
     from gptfluence.recording import store
 
     target = options.folder
-    runs: list[dict[str, Any]] = []
+    runs: dict[tuple[str, str], dict[str, Any]] = {}  # a run that several groups want belongs to the first of them
     for group, changes, what in GROUPS:
         study = gf.Study.load(options.profile, changes)
         for each in what:
@@ -86,17 +85,23 @@ def prepare(options: argparse.Namespace) -> None:
                 for name in wanted.names:
                     given = wanted.curricula.get(name)
                     batches = None if given is None else given.batches.tolist()
-                    runs.append({"group": group, "folder": folder, "name": name, "curriculum": batches})
-    once = list({(run["folder"], run["name"]): run for run in reversed(runs)}.values())[::-1]
-    files.write_json(target / "0" / RUNS, once)
-    source = gf.Study.load(options.profile).model(MODEL)
+                    run = {"group": group, "folder": folder, "name": name, "curriculum": batches}
+                    runs.setdefault((folder, name), run)
+    files.write_json(target / "0" / RUNS, list(runs.values()))
+    pack_model(gf.Study.load(options.profile).model(MODEL), target, options.pieces)
+    print(f"{len(runs)} runs in {len({folder for folder, _ in runs})} folders; {target} holds what is to be carried")
+
+
+def pack_model(source: Any, target: Path, pieces: int) -> None:
+    """The weights of a GGUF that a package holds (`ModelSource`), in pieces."""
+    from gptfluence.common.packages import opened
+
     model, (part,) = Path(source.location()), source.config.parts
     with opened(part) as contents, contents.open(part.file) as file:
         whole = target / "whole.gguf"
         whole.write_bytes(file.read())
-    carried.pack(whole, model, target, options.pieces)
+    carried.pack(whole, model, target, pieces)
     whole.unlink()
-    print(f"{len(once)} runs in {len({run['folder'] for run in once})} folders; {target} holds what is to be carried")
 
 
 def source_there(source: Any, artifacts: Path) -> Any:

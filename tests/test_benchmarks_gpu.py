@@ -146,6 +146,26 @@ def test_runs_recorded_elsewhere_are_found_here_and_a_failure_is_noted(elsewhere
     assert all("names example 1000000" in error for error in facts["errors"])
 
 
+def test_runs_are_prepared_in_the_order_of_the_groups_each_once(load, tmp_path, monkeypatch):
+    gpu_runs = load("gpu_runs")
+    small = ["settings.fine_tuning.runs.test=1"]
+    groups = [("first", small, ["profile"]), ("kinds", small, ["few"]), ("more", ["settings.fine_tuning.runs.test=2"], ["profile"])]  # fmt: skip
+    monkeypatch.setattr(gpu_runs, "GROUPS", groups)
+    monkeypatch.setattr(gpu_runs, "MODEL", "nano-smoke")
+    monkeypatch.setattr(gpu_runs, "pack_model", lambda *_: None)
+    gpu_runs.main(["prepare", str(tmp_path), "--profile", "smoke", "--tasks", "sst2"])
+    runs = json.loads((tmp_path / "0" / "runs.json").read_text())
+    assert [run["group"] for run in runs] == sorted(
+        (run["group"] for run in runs), key=["first", "kinds", "more"].index
+    )
+    assert [run["name"] for run in runs if run["group"] == "more"] == ["test-001"]
+    kinds = [run for run in runs if run["group"] == "kinds"]
+    assert len(kinds) == gpu_runs.OF_A_KIND
+    for run in runs:
+        assert store.read_spec(tmp_path / "0" / "artifacts" / run["folder"]).task == "sst2"
+        assert (run["curriculum"] is None) == (run["group"] != "kinds")
+
+
 def test_nothing_is_begun_after_the_deadline(elsewhere, tmp_path):
     gpu_runs, arguments, _ = elsewhere
     gpu_runs.main([*arguments, "--deadline", "0"])
