@@ -285,10 +285,10 @@ find_cache() {
     fi
     say "$cache cannot be written to; what is usually kept there is kept in $root/build/cache"
     # what was downloaded before can still be read
-    [ ! -d "$cache/huggingface" ] || export HF_HOME="${HF_HOME:-$cache/huggingface}" HF_DATASETS_CACHE=$root/build/cache/datasets
-    export XDG_CACHE_HOME=$root/build/cache MPLCONFIGDIR=$root/build/cache/matplotlib IPYTHONDIR=$root/build/cache/ipython
-    export JUPYTER_RUNTIME_DIR=$root/build/cache/jupyter
-    mkdir -p "$MPLCONFIGDIR" "$IPYTHONDIR" "$JUPYTER_RUNTIME_DIR"
+    [ ! -d "$cache/huggingface" ] || export HF_HOME="${HF_HOME:-$cache/huggingface}" HF_DATASETS_CACHE="${HF_DATASETS_CACHE:-$root/build/cache/datasets}"
+    export XDG_CACHE_HOME=$root/build/cache MPLCONFIGDIR="${MPLCONFIGDIR:-$root/build/cache/matplotlib}"
+    export IPYTHONDIR="${IPYTHONDIR:-$root/build/cache/ipython}" JUPYTER_RUNTIME_DIR="${JUPYTER_RUNTIME_DIR:-$root/build/cache/jupyter}"
+    mkdir -p "$MPLCONFIGDIR" "$IPYTHONDIR" "$JUPYTER_RUNTIME_DIR" || true
 }
 
 run_tests() {
