@@ -99,7 +99,11 @@ names_of() {
 
 case $profile in
     *.yaml | *.yml)
-        [ -f "$profile" ] || [ ! -f "$root/$profile" ] || profile=$root/$profile
+        if [ -f "$root/$profile" ]; then
+            [ ! -f "$profile" ] || [ "$profile" -ef "$root/$profile" ] ||
+                fail "--profile $profile means $PWD/$profile and $root/$profile; give the whole path" 2
+            profile=$root/$profile
+        fi
         [ -f "$profile" ] || fail "--profile $profile: there is no such file" 2
         profile=$(cd -- "$(dirname -- "$profile")" && pwd -P)/${profile##*/} ;;
     *)

@@ -114,7 +114,7 @@ class Predictor(ABC):
     trivial: ClassVar[bool] = False  # a baseline that knows nothing of what texts say: a fit takes no time to speak of
     moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
 
-    def check_gpt(self, gpt: GPT) -> None:  # noqa: B027: most need nothing of it
+    def check_gpt(self, gpt: GPT) -> None:  # noqa: B027
         """Raises ModelError if the method cannot replay runs of this GPT. Asked before they are recorded."""
 
     @property
