@@ -24,6 +24,7 @@ import numpy as np
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
+from gptfluence.common.settings import expanded
 from gptfluence.models import loading
 from gptfluence.models.features import Losses, cached
 from gptfluence.tasks.base import TaskPool, fingerprint
@@ -292,17 +293,17 @@ def describe(spec: str = DEFAULT) -> dict:
 
 def _find(model: str) -> _Source:
     """A local folder, or a model of the Hub: cached, else downloaded."""
-    if Path(model).expanduser().is_dir():
-        return _Source("folder", Path(model).expanduser())
+    if (folder := expanded(model)).is_dir():
+        return _Source("folder", folder)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
         raise ModelError(f"encoder: there is no folder {model!r}")
-    folder = _hub_folder(model)
-    if folder is None:
+    found = _hub_folder(model)
+    if found is None:
         raise HubUnreachableError(
             f"encoder {model!r} is neither a local folder nor in the Hugging Face cache, and the Hub cannot be "
             "reached; connect (and unset HF_HUB_OFFLINE), give a folder, or use 'minilm-cls'"
         )
-    return _Source("hub", folder)
+    return _Source("hub", found)
 
 
 def _find_minilm() -> _Source:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gptfluence.common.contents import POINTER, first_bytes, is_pointer
 from gptfluence.common.errors import DataError, HubUnreachableError
 from gptfluence.common.hub import hub_reachable
+from gptfluence.common.settings import expanded
 from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.records import CONVERTED, HubSource
 from gptfluence.tasks.rows import RowMapping, check_size, draw, examples_from_rows
@@ -115,7 +116,7 @@ def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) ->
     import datasets
 
     path, config, revision = source.path, source.config, source.revision
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     local, given = folder.is_dir(), config
     files: dict[str, str] | None = None
     if not path.strip():
