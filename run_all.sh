@@ -12,8 +12,8 @@ It can be stopped at any time; the next run goes on where this one stopped.
 
   --profile NAME    the study: a file of profiles/ without .yaml, or the path of a YAML file (default: mini)
   --jobs N          how many processes at once (default: one per core; with --test 8 at most)
-  --only PATTERN    only the figures, tables or notebooks whose names match, for example --only 'tab02*';
-                    --only paper leaves out what goes beyond the paper
+  --only PATTERN    only the figures, tables or notebooks whose names or numbers match, for example
+                    --only tab02 or --only 'fig*'; --only paper leaves out what goes beyond the paper
   --set KEY=VALUE   change one value of the profile; may be given several times
   --dry-run         say what would be done and do nothing
   --test            run the checks and the tests instead

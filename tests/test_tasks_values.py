@@ -337,6 +337,12 @@ def test_a_data_set_with_one_prompt_for_all_keeps_its_rows(tmp_path):
         ({"references": "a"}, "references must be a tuple of strings"),
         ({"choices": (" a", " b"), "label": 2}, "label 2 is no position of its 2 choices"),
         ({"label": 1.0, "choices": (" a", " b")}, "label 1.0 is no position"),
+        ({"label": True, "choices": (" a", " b")}, "label True is no position"),
+        (
+            {"label": np.int64(1), "choices": (" a", " b")},
+            r"label np.int64\(1\) is no position of its 2 choices \(an int\)",
+        ),
+        ({"choices": (" a", " b", " a")}, r"choices .* are not all different"),
     ],
 )
 def test_examples_in_python_follow_the_same_rule(changes, problem):
