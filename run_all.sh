@@ -12,8 +12,8 @@ It can be stopped at any time; the next run goes on where this one stopped.
 
   --profile NAME    the study: a file of profiles/ without .yaml, or the path of a YAML file (default: mini)
   --jobs N          how many processes at once (default: one per core; with --test 8 at most)
-  --only PATTERN    only the figures, tables or notebooks whose names match, for example --only 'tab02*';
-                    --only paper leaves out what goes beyond the paper
+  --only PATTERN    only the figures, tables or notebooks whose names or numbers match, for example
+                    --only tab02 or --only 'fig*'; --only paper leaves out what goes beyond the paper
   --set KEY=VALUE   change one value of the profile; may be given several times
   --dry-run         say what would be done and do nothing
   --test            run the checks and the tests instead
@@ -99,7 +99,11 @@ names_of() {
 
 case $profile in
     *.yaml | *.yml)
-        [ -f "$profile" ] || [ ! -f "$root/$profile" ] || profile=$root/$profile
+        if [ -f "$root/$profile" ]; then
+            [ ! -f "$profile" ] || [ "$profile" -ef "$root/$profile" ] ||
+                fail "--profile $profile means $PWD/$profile and $root/$profile; give the whole path" 2
+            profile=$root/$profile
+        fi
         [ -f "$profile" ] || fail "--profile $profile: there is no such file" 2
         profile=$(cd -- "$(dirname -- "$profile")" && pwd -P)/${profile##*/} ;;
     *)
@@ -285,10 +289,10 @@ find_cache() {
     fi
     say "$cache cannot be written to; what is usually kept there is kept in $root/build/cache"
     # what was downloaded before can still be read
-    [ ! -d "$cache/huggingface" ] || export HF_HOME="${HF_HOME:-$cache/huggingface}" HF_DATASETS_CACHE=$root/build/cache/datasets
-    export XDG_CACHE_HOME=$root/build/cache MPLCONFIGDIR=$root/build/cache/matplotlib IPYTHONDIR=$root/build/cache/ipython
-    export JUPYTER_RUNTIME_DIR=$root/build/cache/jupyter
-    mkdir -p "$MPLCONFIGDIR" "$IPYTHONDIR" "$JUPYTER_RUNTIME_DIR"
+    [ ! -d "$cache/huggingface" ] || export HF_HOME="${HF_HOME:-$cache/huggingface}" HF_DATASETS_CACHE="${HF_DATASETS_CACHE:-$root/build/cache/datasets}"
+    export XDG_CACHE_HOME=$root/build/cache MPLCONFIGDIR="${MPLCONFIGDIR:-$root/build/cache/matplotlib}"
+    export IPYTHONDIR="${IPYTHONDIR:-$root/build/cache/ipython}" JUPYTER_RUNTIME_DIR="${JUPYTER_RUNTIME_DIR:-$root/build/cache/jupyter}"
+    mkdir -p "$MPLCONFIGDIR" "$IPYTHONDIR" "$JUPYTER_RUNTIME_DIR" || true
 }
 
 run_tests() {

@@ -116,7 +116,8 @@ def test_what_a_profile_lacks_is_said():
 
 def test_a_pattern_chooses_by_output_or_notebook_and_one_that_fits_nothing_is_an_error():
     study = Study.load("mini")
-    assert set(catalogue.chosen(study, "tab02*")) == {"tab02_fine_tuning_loss"}
+    for only in ("tab02*", "tab02", "Table 2", "tab02_fine_tuning_loss"):
+        assert set(catalogue.chosen(study, only)) == {"tab02_fine_tuning_loss"}
     assert len(catalogue.chosen(study, "fig10_18*")) > 1
     assert list(catalogue.runs_of_notebooks(catalogue.chosen(study, "fig04*"))) == ["tab10_markov_order"]
     with pytest.raises(ConfigurationError, match=r"only='tab99' matches no notebook and no output; known: explore"):

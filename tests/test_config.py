@@ -93,6 +93,14 @@ def test_a_value_that_is_not_allowed_is_shown_with_its_field(override, field, gi
     assert f"(got {given})" in message
 
 
+@pytest.mark.parametrize(
+    "field", ["seed", "settings.fine_tuning.recording.optimizer.learning_rate", "tasks.sst2.pool_size"]
+)
+def test_a_truth_value_is_no_number(field):
+    message = complaint("smoke", f"{field}=true")
+    assert message.replace(": ", ".").startswith(f"profile 'smoke'.{field}.a number is needed, not true")
+
+
 def test_a_missing_field_is_named(written):
     assert complaint(written({**MINIMAL, "title": None})).startswith("profile 'mine': title: ")
     absent = {name: value for name, value in MINIMAL.items() if name != "simulators"}

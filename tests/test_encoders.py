@@ -169,7 +169,7 @@ def test_a_cut_takes_the_middle_of_the_prompt_and_never_the_target(loaded, promp
     assume(prompt or target)
     text = pool((" ".join(prompt), "".join(f" {word}" for word in target)))
     vocabulary = {word: 4 + i for i, word in enumerate(WORDS)}
-    start, *ids, end = loaded["cls"].token_ids(text)[0]
+    start, *ids, end = loaded["cls"]._read(text)[0][0]
     assert (start, end) == (2, 3)  # [CLS] and [SEP] stay
     kept = min(len(prompt), 14 - len(target))
     head = (kept + 1) // 2
@@ -180,8 +180,8 @@ def test_a_cut_takes_the_middle_of_the_prompt_and_never_the_target(loaded, promp
 def test_a_target_longer_than_the_encoder_reads_is_a_warning(loaded):
     long = pool(("cat", " rain" * 20), ("cat", " rain"))
     with pytest.warns(UserWarning, match=r"1 examples \(first: '0'\) have targets longer than the 16 tokens"):
-        ids = loaded["cls"].token_ids(long)
-    assert len(ids[0]) == 16
+        loaded["cls"].encode(long)
+    assert len(loaded["cls"]._read(long)[0][0]) == 16
 
 
 def test_an_example_without_a_token_is_an_error(loaded):
@@ -297,6 +297,25 @@ def test_a_folder_that_is_no_model_says_what_is_missing(bert, tmp_path):
     (pickled / "pytorch_model.bin").write_bytes(b"never opened")
     with pytest.raises(ModelError, match=r"no complete model\.safetensors.*can run code and are not read"):
         encoders.load(f"{pickled}:cls")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n",
+            "is a Git LFS .*pointer.*git lfs pull",
+        ),
+        (b'{"model', "is cut short or damaged"),
+        (b"", "is cut short or damaged"),
+    ],
+)
+def test_a_pointer_or_a_cut_file_of_an_encoder_is_named(bert, tmp_path, name, content, said):
+    folder = copy_of(bert, tmp_path / "harmed")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"^encoder .*{name} {said}"):
+        encoders.load(f"{folder}:cls")
 
 
 @pytest.fixture

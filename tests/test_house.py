@@ -97,6 +97,12 @@ def test_text_is_read_and_written_as_utf8_whatever_the_locale():
     ]
 
 
+def test_a_home_folder_is_looked_up_in_one_place():
+    """`settings.expanded`, whose error says what is wrong with a `~`; `source_of` says it in words of its own."""
+    found = {path.name for path in FILES if ".expanduser(" in path.read_text(encoding="utf-8")}
+    assert found == {"settings.py", "gpt.py"}
+
+
 def test_commands_about_a_campaign_have_its_options_and_their_own():
     shared = ("--task", "--profile", "--setting", "--model", "--set", "--jobs")
     for command, own in {"record": ("--unseen", "--index"), "fit": ("--index",)}.items():

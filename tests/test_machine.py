@@ -49,6 +49,7 @@ V1, V2 = "4:memory:/a\n3:cpu,cpuacct:/a/b\n", "0::/a/b\n"
         (V1, {"sys/fs/cgroup/memory/a/cpu.cfs_quota_us": "1", "sys/fs/cgroup/memory/a/cpu.cfs_period_us": "2"}, 8),
         (V2, {"sys/fs/cgroup/a/b/cpu.max": "max 100000\n", "sys/fs/cgroup/a/cpu.max": "200000 100000\n"}, 2),
         (V2, {"sys/fs/cgroup/cpu.max": "1600000 100000\n"}, 8),  # more than there are
+        (f"what is this\n\n{V2}", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
         (V2, {"sys/fs/cgroup/unified/cpu.max": "150000 100000\n"}, 2),
         (V2, {"sys/fs/cgroup/a/cpu.max": "nonsense"}, 8),
         ("", {}, 8),

@@ -9,8 +9,12 @@ import pytest
 from gptfluence.common import settings
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.files import slug, slug_of_its_own
+from gptfluence.models import encoders
 from gptfluence.profile.load import load_profile
 from gptfluence.study.study import Study
+from gptfluence.tasks import hub, read_jsonl
+from gptfluence.tasks.records import HubSource
+from gptfluence.tasks.rows import RowMapping
 from gptfluence.tasks.settings import HubTask
 from gptfluence.workflow.cli import _metric_and_method
 from gptfluence.workflow.row import Runs
@@ -78,6 +82,26 @@ def test_artifacts_of_a_relative_path_are_those_of_the_repository(repository, mo
     monkeypatch.setenv("GPTFLUENCE_ARTIFACTS", "~nobody-of-that-name/store")
     with pytest.raises(ConfigurationError, match="no home folder is known for its '~'"):
         settings.artifacts_dir()
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "~nobody-of-that-name"])
+def test_a_home_that_nobody_knows_is_an_error_wherever_a_path_may_begin_with_it(path):
+    for read in (
+        lambda: Study.load("smoke", artifacts=path),
+        lambda: read_jsonl(path, prompt="{a}", target="{b}", test_size=1),
+        lambda: encoders.load(f"{path}:cls"),
+        lambda: hub.HubData("any", HubSource(path=path), RowMapping("{a}", "{b}")),
+    ):
+        with pytest.raises(ConfigurationError, match="no home folder is known for its '~'"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "r&d", "мой", ".hidden", "a/b", "a\n", "x" * 81])
+def test_a_profile_whose_name_is_no_folder_says_which_names_are(name):
+    with pytest.raises(
+        ConfigurationError, match=r"profile .*: name: .* is to name folders: give it 1 to 80 of the letters"
+    ):
+        load_profile("smoke", {"name": name})
 
 
 @pytest.mark.parametrize(

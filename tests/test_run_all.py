@@ -157,13 +157,32 @@ def test_modules_of_the_working_directory_are_not_taken_for_pythons_own(run_all,
 
 @pytest.mark.parametrize("home", [{"HOME": "/proc/nohome"}, {"HOME": ""}, {"XDG_CACHE_HOME": "/dev/null/cache"}])
 def test_a_home_that_cannot_be_written_to_is_not_needed(run_all, home):
-    answer = run_all("--dry-run", **{"XDG_CACHE_HOME": "", **home})
+    unset = dict.fromkeys(("XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"), "")
+    answer = run_all("--dry-run", **{**unset, **home})
     assert answer.returncode == 0, answer.stderr
     assert "cannot be written to" in answer.stdout
     seen = dict(line.split("=", 1) for line in Path(f"{run_all.record}.env").read_text().splitlines() if "=" in line)
     for variable in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         assert seen[variable].startswith(str(run_all.root / "build/cache"))
         assert Path(seen[variable]).is_dir()
+
+
+def test_places_that_the_user_has_named_are_kept(run_all, tmp_path):
+    own = {"MPLCONFIGDIR": str(tmp_path / "own"), "IPYTHONDIR": "/proc/nothing"}
+    answer = run_all("--dry-run", HOME="/proc/nohome", XDG_CACHE_HOME="", **own)
+    assert answer.returncode == 0, answer.stderr
+    seen = Path(f"{run_all.record}.env").read_text().splitlines()
+    assert {f"{name}={value}" for name, value in own.items()} <= set(seen)
+
+
+def test_a_profile_that_means_two_files_is_refused(run_all, tmp_path):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "smoke.yaml").write_text("name: other\n")
+    answer = run_all("--dry-run", "--profile", "profiles/smoke.yaml", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "give the whole path" in answer.stderr
+    answer = run_all("--dry-run", "--profile", "profiles/smoke.yaml")
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_downloads_in_a_home_that_is_read_only_are_still_found(run_all, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import pytest
 
 from gptfluence.common import files
 from gptfluence.common.errors import ArtifactError, RecordingError
-from gptfluence.recording import store
+from gptfluence.recording import store, workers
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import TrainingRun
 from gptfluence.recording.settings import AdamW, ModelIdentity, Recording, RunSpec
@@ -325,6 +326,16 @@ def test_an_error_of_a_worker_is_the_error_of_the_study(empty):
 
 
 # --- places that cannot be written -----------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot write .*: File name too long: choose .*GPTFLUENCE_ARTIFACTS"):
+        files.write_text(tmp_path / ("x" * 300) / "file", "text")
+
+
+def test_what_is_no_text_in_the_import_path_does_not_reach_the_workers(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["", Path("here"), "/there"])
+    assert json.loads(json.dumps(workers._import_path()))[0] == "/there"
 
 
 def test_a_file_in_the_way_of_the_store_is_an_error_with_the_remedy(tmp_path):

@@ -203,8 +203,21 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path, name):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
-    with pytest.raises(DataError, match=rf"{name} is a Git LFS .* pointer, not the file; run git lfs pull"):
+    with pytest.raises(DataError, match=rf"{name} is a Git LFS .* pointer, not the file itself; run git lfs pull"):
         load("sst2", folder, tmp_path / "cache", config=None, test_split="train")
+
+
+def test_folders_that_would_be_patterns_files_and_nothing_are_refused(tmp_path):
+    folder = tmp_path / "data[1]"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", ["a", "b"])
+    for path, said in (
+        (folder, r"takes for patterns; rename the folder"),
+        (folder / "train.jsonl", r"is a file; give its folder"),
+        ("", r"path: it is empty"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load("sst2", path, tmp_path / "cache", config=None, test_split="train")
 
 
 def test_text_that_is_no_utf_8_is_an_error_with_its_row(tmp_path):

@@ -186,6 +186,37 @@ def test_classes_that_look_alike_are_an_error_until_they_are_named(load, other):
     assert task.tests[0].label == 1
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("e-mail", "e\u2011mail"),
+        ("-1", "\u22121"),
+        ("don't", "don\u2019t"),
+        ("HET", "\u041d\u0415\u0422"),
+        ("\u0392", "B"),
+    ],
+)
+def test_signs_that_look_alike_are_told_in_any_script(values):
+    where = RowMapping(**REVIEW, label="label").with_labels_of
+    with pytest.raises(DataError, match="look alike"):
+        where([{"label": value} for value in (*values, "neg")], str)
+
+
+def test_words_of_one_script_are_not_taken_for_one_another():
+    words = ["\u0434\u0430", "\u043d\u0435\u0442", "\u0441\u043a\u043e\u0440\u043e", "C", "C#", "C++"]
+    mapping = RowMapping(**REVIEW, label="label").with_labels_of([{"label": word} for word in words], str)
+    assert sorted(mapping.words.values()) == sorted(words)
+
+
+@pytest.mark.parametrize("other", ["pos ", " pos", "po\u200bs", "pos\ufeff"])
+def test_words_that_a_user_gives_differ_in_what_is_seen(other):
+    with pytest.raises(
+        ConfigurationError, match=r"labels: the words .* differ only in blanks or characters that nobody"
+    ):
+        RowMapping(**REVIEW, label="label", labels={0: "pos", 1: other})
+    assert set(RowMapping(**REVIEW, label="label", labels={0: "m2", 1: "m\u00b2"}).words.values()) == {"m2", "m\u00b2"}
+
+
 def test_a_list_in_the_label_field_is_an_error_in_a_data_set(load):
     with pytest.raises(DataError, match="label: field 'label' is a list"):
         load(rows([["pos"], ["neg"]]), rows([["pos"]], start=9), label="label")
@@ -218,6 +249,13 @@ def test_no_choice_may_be_empty():
         (b'[{"text": "x"},\n {"text": "y"}]', "is a JSON array; write one JSON object per line"),
         (b'[\n {"text": "x"}\n]', "is a JSON array"),
         (b"<!DOCTYPE html><html>", "is a web page"),
+        (b' [\t{"text": "x"}]', "is a JSON array"),
+        ('{"text": "x"}'.encode("utf-16"), "is not UTF-8 text: it holds zero bytes"),
+        ('{"text": "x"}'.encode("utf-16-le"), "is not UTF-8 text: it holds zero bytes"),
+        (bytes(99), "is not UTF-8 text: it holds zero bytes"),
+        (b"PK\x05\x06..", r"is compressed \(zip\)"),
+        (b"%PDF-1.4", "is a file of PDF"),
+        (b'{"text": {"0": "x", "1": "y"}, "label": {"0": 0, "1": 1}}', "is one JSON object that holds whole columns"),
     ],
 )
 def test_a_file_that_is_something_else_is_told(tmp_path, content, problem):
@@ -225,6 +263,28 @@ def test_a_file_that_is_something_else_is_told(tmp_path, content, problem):
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"pool\.jsonl\.gz: {problem}"):
         read_jsonl(path, **REVIEW, test_size=1)
+
+
+def test_one_row_of_lists_is_a_row(tmp_path):
+    pool = write(tmp_path / "pool.jsonl", [{"facts": ["a", "b"], "texts": ["x", "y"]}])
+    tests = write(tmp_path / "tests.jsonl", [{"facts": ["c", "d"], "texts": ["z", "w"]}])
+    assert len(read_jsonl(pool, tests, prompt="{facts}", target=" {texts[0]}", references="texts").tests) == 1
+
+
+@pytest.mark.parametrize("size", [True, 2.0, "2"])
+def test_a_size_is_a_whole_number(tmp_path, size):
+    path = write(tmp_path / "pool.jsonl", rows([0, 1, 0, 1]))
+    with pytest.raises(ConfigurationError, match=r"test_size: .* is not a size; a whole number is needed"):
+        read_jsonl(path, **REVIEW, test_size=size)
+    assert len(read_jsonl(path, **REVIEW, test_size=np.int64(2)).tests) == 2
+
+
+def test_paths_may_begin_at_home_and_odd_ones_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "pool.jsonl", rows([0, 1, 0, 1]))
+    assert len(read_jsonl("~/pool.jsonl", **REVIEW, test_size=2).tests) == 2
+    with pytest.raises(DataError, match=r"cannot be read: .*null"):
+        read_jsonl("a\0b", **REVIEW, test_size=1)
 
 
 # --- prompts that pool and tests share -------------------------------------------------------------------------------
@@ -277,6 +337,12 @@ def test_a_data_set_with_one_prompt_for_all_keeps_its_rows(tmp_path):
         ({"references": "a"}, "references must be a tuple of strings"),
         ({"choices": (" a", " b"), "label": 2}, "label 2 is no position of its 2 choices"),
         ({"label": 1.0, "choices": (" a", " b")}, "label 1.0 is no position"),
+        ({"label": True, "choices": (" a", " b")}, "label True is no position"),
+        (
+            {"label": np.int64(1), "choices": (" a", " b")},
+            r"label np.int64\(1\) is no position of its 2 choices \(an int\)",
+        ),
+        ({"choices": (" a", " b", " a")}, r"choices .* are not all different"),
     ],
 )
 def test_examples_in_python_follow_the_same_rule(changes, problem):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptfluence as gf
-from gptfluence.common.errors import ArtifactError, ConfigurationError
+from gptfluence.common.errors import ArtifactError, ConfigurationError, ModelError
 from gptfluence.simulators import applicable, replay
 from gptfluence.simulators.options import Variant, read_options
 from gptfluence.simulators.tracin import GradDot, TracIn, TracIn10, TracInAll
@@ -134,6 +134,16 @@ def test_a_damaged_influence_is_set_aside_and_made_again(study):
     with pytest.warns(UserWarning, match=r"set aside as .*made again"):
         _, again = predictions(study, ["tracin_cp_all"])
     np.testing.assert_array_equal(again["tracin_cp_all"], predicted["tracin_cp_all"])
+
+
+def test_a_gpt_that_cannot_be_replayed_is_refused_before_it_is_recorded(tmp_path):
+    adapters = "models.nano-smoke.lora={rank: 2, target_modules: [embed_in]}"
+    campaign = gf.Study.load("smoke", [*ROWS, adapters], artifacts=tmp_path).campaign("fine_tuning", "sst2")
+    for ask in (campaign.check_gpt, campaign.predict):
+        with pytest.raises(ModelError, match=r"no parameter of its last transformer block .*parameters: all"):
+            ask(["tracin_cp_all"])
+    assert not (tmp_path / "dynamics").exists()
+    campaign.check_gpt(["gptfluence"])
 
 
 def test_what_these_methods_cannot_do_is_said(study):

@@ -45,6 +45,22 @@ def test_rewriting_changes_one_target_and_says_what_is_wrong():
             Changes(rewrite=(entry,)).pool(pool)
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        (Changes(rewrite=("yes",)), {}, "expected POSITION="),
+        (Changes(drop=(999,)), {}, "drop: there is no training example 999"),
+        (Changes(), {"level": 2}, "level must be above 0"),
+        (Changes(), {"method": "nothing"}, "'nothing' is not known"),
+    ],
+)
+def test_what_is_wrong_with_a_question_is_said_before_runs_are_recorded(study, monkeypatch, changes, options, said):
+    campaign = study.campaign("fine_tuning", "sst2")
+    monkeypatch.setattr(type(campaign), "dynamics", lambda *_: pytest.fail("recorded"))
+    with pytest.raises(ConfigurationError, match=said):
+        ask(campaign, changes, **options)
+
+
 def test_a_question_is_answered_by_simulating_and_by_training(study):
     campaign = study.campaign("fine_tuning", "sst2")
     base = study.campaign("fine_tuning", "sst2").held_out().runs[0]

@@ -64,6 +64,8 @@ def write_errors(path: Path, doing: str) -> Iterator[None]:
             errno.EEXIST: "a file is in the way of a folder: choose another folder with GPTFLUENCE_ARTIFACTS",
             errno.ENOTDIR: "a file is in the way of a folder: choose another folder with GPTFLUENCE_ARTIFACTS",
         }.get(error.errno or 0)
+        if remedy is None and isinstance(error.filename, str | Path) and Path(error.filename) in (path, *path.parents):
+            remedy = f"{error.strerror}: choose another folder with GPTFLUENCE_ARTIFACTS"
         if remedy is None and "No space left" not in str(error):
             raise
         raise ArtifactError(f"{doing}: cannot write {path}: {remedy or 'the disk is full'}") from error

@@ -24,7 +24,7 @@ def cores(root: Path = Path("/")) -> int:
 def _quotas(root: Path) -> Iterator[float]:
     """The CPU quotas, in cores, of the control groups that this process is in, and of the groups around them."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         # inside a container the path may be the host's, of which only the end of the way up is seen here

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from gptfluence.common.errors import ConfigurationError
 
@@ -20,6 +20,16 @@ class Settings(BaseModel):
     """Base of every part of a profile: unknown fields are errors, values are not changed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, given: Any) -> Any:
+        """pydantic takes true for 1."""
+        for name, field in cls.model_fields.items() if isinstance(given, dict) else ():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            if isinstance(given.get(name), bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{name}: a number is needed, not {str(given[name]).lower()}")
+        return given
 
 
 def checked_name(name: str) -> str:

@@ -166,6 +166,10 @@ def ask(
     Raises ConfigurationError for examples that are not there, a run that is not, a simulator that cannot simulate what was
     changed, or fewer than one run to calibrate bands on.
     """
+    conformal.check_level(level)
+    campaign.variant(method)
+    if campaign.source.trains:  # what is wrong with the question is said before runs are recorded
+        _check(changes, campaign.texts.pool)
     dynamics = campaign.dynamics("loss")
     fitted_on, validation, test = dynamics.split()
     if not 0 <= run < len(test):
@@ -177,11 +181,8 @@ def ask(
             f"profile {campaign.study.profile.name!r}: settings.{campaign.setting_name}.runs: no run is left to calibrate bands on; set validation "
             "to 1 or test to 2"
         )
+    _check(changes, dynamics.pool)
     curriculum, pool = changes.curriculum(base.curricula[0]), changes.pool(dynamics.pool)
-    if curriculum.highest >= len(pool):
-        raise ConfigurationError(
-            f"repeat: there is no training example {curriculum.highest}; choose 0 to {len(pool) - 1}"
-        )
     simulator = campaign.simulator(method)
     start = base.trajectories("loss")[:, :1]
     changed_pool = pool if changes.rewrite else None
@@ -200,6 +201,15 @@ def ask(
         texts = Task(campaign.task, pool, dynamics.tests) if changes.rewrite else None
         truth = campaign.losses_only.with_(texts=texts).record([curriculum])
     return Answer(changes, curriculum, pool, base, method, predicted, predicted_base, bands, truth)
+
+
+def _check(changes: Changes, pool: TaskPool) -> None:
+    """Raise ConfigurationError for a change that names no example of the pool, or another target than it may have."""
+    changes.pool(pool)
+    for name in ("mask", "drop", "repeat", "first", "last"):
+        for example in getattr(changes, name):
+            if not 0 <= example < len(pool):
+                raise ConfigurationError(f"{name}: there is no training example {example}; choose 0 to {len(pool) - 1}")
 
 
 def _rewritten(pool: TaskPool, place: int, target: str) -> Example:

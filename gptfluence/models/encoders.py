@@ -24,6 +24,8 @@ import numpy as np
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError, DataError, HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
+from gptfluence.common.settings import expanded
+from gptfluence.models import loading
 from gptfluence.models.features import Losses, cached
 from gptfluence.tasks.base import TaskPool, fingerprint
 
@@ -159,16 +161,8 @@ class SentenceEncoder(Encoder):
         losses.warn(pool, self.name, self.max_tokens)
         return features
 
-    def token_ids(self, pool: TaskPool) -> list[list[int]]:
-        """What the model reads of every example: token ids with the model's special tokens, `max_tokens` at most.
-
-        Warns as `encode`.
-        """
-        rows, losses = self._read(pool)
-        losses.warn(pool, self.name, self.max_tokens)
-        return rows
-
     def _read(self, pool: TaskPool) -> tuple[list[list[int]], Losses]:
+        """Token ids of every example with the model's special tokens, `max_tokens` at most, and what they do not say."""
         tokenizer = self._modules[0].tokenizer
         encoded = tokenizer(
             pool.texts,
@@ -240,7 +234,7 @@ class SentenceEncoder(Encoder):
                     processor_kwargs=dict(local),
                     config_kwargs=dict(local),
                 )
-        except (OSError, ValueError, KeyError, ImportError) as problem:
+        except Exception as problem:  # transformers, tokenizers and safetensors each raise their own
             raise ModelError(
                 f"encoder {self.name!r}: {self.folder} cannot be loaded as a text model: {problem} "
                 "(weights must be safetensors; code that comes with a model is never run)"
@@ -299,17 +293,17 @@ def describe(spec: str = DEFAULT) -> dict:
 
 def _find(model: str) -> _Source:
     """A local folder, or a model of the Hub: cached, else downloaded."""
-    if Path(model).expanduser().is_dir():
-        return _Source("folder", Path(model).expanduser())
+    if (folder := expanded(model)).is_dir():
+        return _Source("folder", folder)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
         raise ModelError(f"encoder: there is no folder {model!r}")
-    folder = _hub_folder(model)
-    if folder is None:
+    found = _hub_folder(model)
+    if found is None:
         raise HubUnreachableError(
             f"encoder {model!r} is neither a local folder nor in the Hugging Face cache, and the Hub cannot be "
             "reached; connect (and unset HF_HUB_OFFLINE), give a folder, or use 'minilm-cls'"
         )
-    return _Source("hub", folder)
+    return _Source("hub", found)
 
 
 def _find_minilm() -> _Source:
@@ -412,9 +406,10 @@ def _tokenizer_hash(folder: Path) -> str:
 
 
 def _read_config(folder: Path, name: str) -> dict:
+    loading.check_files(f"encoder {name!r}", folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+    except OSError as problem:
         raise ModelError(f"encoder {name!r}: {folder} has no readable config.json; give a model's folder") from problem
     return {"architectures": None, **config}
 

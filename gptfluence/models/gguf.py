@@ -18,6 +18,7 @@ from gptfluence.common import files
 from gptfluence.common.contents import POINTER, first_bytes, is_pointer
 from gptfluence.common.errors import ModelError
 from gptfluence.common.packages import check_space, opened
+from gptfluence.common.settings import expanded
 from gptfluence.models.settings import GGUFModel
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _whole(name: str, config: GGUFModel, cache: Path) -> Iterator[Path]:
 
 
 def _path(name: str, config: GGUFModel) -> Path:
-    path = Path(config.path or "").expanduser()
+    path = expanded(config.path or "")
     if not path.exists():
         raise ModelError(f"model {name!r}: {path} does not exist; correct models.{name}.path")
     return path

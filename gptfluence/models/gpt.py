@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptfluence.common import files
 from gptfluence.common.errors import ModelError
-from gptfluence.common.settings import canonical
+from gptfluence.common.settings import canonical, expanded
 from gptfluence.models import gguf, loading
 from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, PublishedModel
 from gptfluence.tasks import mini
@@ -114,7 +114,7 @@ class ModelSource:
             )
         if isinstance(config, GGUFModel):
             return gguf.converted(self.name, config, self.cache, loading.from_gguf)
-        path = Path(config.path).expanduser()  # type: ignore[union-attr]
+        path = expanded(config.path)  # type: ignore[union-attr]
         if not path.exists():
             raise ModelError(f"model {self.name!r}: {path} does not exist; correct models.{self.name}.path")
         loading.check_folder(self.name, path)

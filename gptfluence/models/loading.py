@@ -118,9 +118,22 @@ def check_folder(name: str, folder: Path) -> None:
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: {folder} is not a model folder: it has no config.json")
+    _check_pointers(f"model {name!r}", folder)
+
+
+def check_files(what: str, folder: Path) -> None:
+    """Raises ModelError for a file of a model that is a pointer, cut short or damaged. what: the model in words"""
+    _check_pointers(what, folder)
+    for path in sorted(folder.iterdir()):
+        decides = path.name in ("config.json", "tokenizer.json") or path.name.endswith((".index.json", ".safetensors"))
+        if decides and (problem := _damage(path)):
+            raise ModelError(f"{what}: {folder}: {problem}")
+
+
+def _check_pointers(what: str, folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in READ and path.is_file() and is_pointer(first_bytes(path)):
-            raise ModelError(f"model {name!r}: {path} {POINTER}")
+            raise ModelError(f"{what}: {path} {POINTER}")
 
 
 _NO_TOKENIZER = "it has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"

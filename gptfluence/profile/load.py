@@ -191,7 +191,9 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
             text.encode()
             parsed[field.strip()] = _yaml(value)
         except (YAMLError, UnicodeEncodeError):
-            raise ConfigurationError(f"override {text!r}: {value!r} is not a YAML value") from None
+            raise ConfigurationError(
+                f"override {text!r}: {value!r} is not a YAML value; put quotes around a text with such signs"
+            ) from None
     return parsed
 
 

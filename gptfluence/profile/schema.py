@@ -5,6 +5,7 @@ The settings of tasks, models and recordings stand in their rooms (`tasks/settin
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,7 +125,7 @@ def is_mixture(setting: str) -> bool:
 class Profile(Settings):
     """A whole study."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    name: str  # of its folders in figures/ and build/
     regime: Literal["learning", "slow drift"] = LEARNING  # in which its GPTs are fine-tuned (docs/glossary.md)
     title: str  # one line for captions: which models, which data; see `subject`
     seed: int = Field(0, ge=0)
@@ -135,6 +136,16 @@ class Profile(Settings):
     simulators: dict[Name, SerializeAsAny[MethodOptions]]  # by the name of an entry; `kind` says which method it is
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
+
+    @field_validator("name")
+    @classmethod
+    def _names_folders(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}", name):
+            raise ValueError(
+                f"{name!r} is to name folders: give it 1 to 80 of the letters a-z and A-Z, digits, _ . and -, a letter or digit first"
+                " (the title may be any text)"
+            )
+        return name
 
     @property
     def subject(self) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from gptfluence.common import files
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.common.settings import expanded
 from gptfluence.models.settings import PublishedModel
 from gptfluence.published.archive import Archive, open_archive
 from gptfluence.published.runs import FoundRun, Outline, find_runs, outline, trajectories
@@ -84,7 +85,7 @@ def import_published(
     A run that cannot be used is skipped, and the report says why. Raises DataError that names the archive, or its
     member, if nothing in it can be read.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     with open_archive(path, artifacts / "published") as archive:
         return _Import(archive, artifacts / "dynamics", on_run or (lambda *_: None)).run()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.machine import cores
-from gptfluence.common.settings import artifacts_dir
+from gptfluence.common.settings import artifacts_dir, expanded
 from gptfluence.models.gpt import source_of
 from gptfluence.models.settings import LoRA
 from gptfluence.recording import store
@@ -62,7 +62,7 @@ def record(
             f"curricula: {marks.index(marks[again])} and {again} (counted from 0) are equal, so their runs would be one and the "
             "same; leave one out, or draw from a larger pool"
         )
-    artifacts = Path(artifacts).expanduser().resolve() if artifacts else artifacts_dir()
+    artifacts = expanded(artifacts).resolve() if artifacts else artifacts_dir()
     wanted = Wanted(
         setting="record",
         texts=texts,

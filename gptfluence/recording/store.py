@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gptfluence.common import files
 from gptfluence.common.errors import ArtifactError, unknown
-from gptfluence.common.settings import canonical
+from gptfluence.common.settings import canonical, expanded
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import HubModel, ModelConfig
 from gptfluence.recording.curriculum import NOBODY, Curriculum, flipped, named
@@ -62,7 +62,7 @@ def _source_to_json(source: Source) -> dict[str, Any]:
     """Paths are absolute, because they may be read from another working directory, but below the store: it can be moved."""
     gpt, config = source.gpt, canonical(source.gpt.config)
     if config.get("path") and not isinstance(gpt.config, HubModel):
-        config["path"] = str(Path(config["path"]).expanduser().resolve())
+        config["path"] = str(expanded(config["path"]).resolve())
     # links are not followed: the folder of models may be one, to another disk
     cache, artifacts = gpt.cache.absolute(), source.artifacts.absolute()
     if cache.is_relative_to(artifacts):

@@ -190,7 +190,8 @@ START = (
 
 
 def _import_path() -> list[str]:
-    return [*(place for place in sys.path if place), str(ROOT)]
+    # paths that are no strings, which some users put there, Python passes over
+    return [*(place for place in sys.path if isinstance(place, str) and place), str(ROOT)]
 
 
 def _run_workers(work: Sequence[Job], report: Callable[[str, int], None]) -> None:

@@ -138,6 +138,12 @@ def scores(predicted: np.ndarray, recorded: np.ndarray, typical: Typical, *, obs
         return np.nan_to_num(error, nan=np.inf).max(axis=1)
 
 
+def check_level(level: float) -> None:
+    """Raises ConfigurationError for a level outside (0, 1)."""
+    if not 0 < level < 1:
+        raise ConfigurationError(f"bands: level must be above 0 and below 1, not {level}")
+
+
 def calibrate(
     predicted: np.ndarray,
     recorded: np.ndarray,
@@ -154,8 +160,7 @@ def calibrate(
 
     Raises ConfigurationError for a level outside (0, 1), an unknown unit, or shapes that disagree.
     """
-    if not 0 < level < 1:
-        raise ConfigurationError(f"bands: level must be above 0 and below 1, not {level}")
+    check_level(level)
     if unit not in UNITS:
         raise ConfigurationError(unknown("unit", unit, UNITS, where="bands: "))
     if (

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from gptfluence.recording.dynamics import GPTDynamics, stack_curricula
 from gptfluence.recording.settings import AdamW
 from gptfluence.simulators.checks import checked_batches, checked_observed, checked_runs
 from gptfluence.tasks.base import TaskPool, fingerprint
+
+if TYPE_CHECKING:
+    from gptfluence.models.gpt import GPT
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"  # the names that the Hugging Face Hub's model pages look for
@@ -110,6 +113,9 @@ class Predictor(ABC):
     )
     trivial: ClassVar[bool] = False  # a baseline that knows nothing of what texts say: a fit takes no time to speak of
     moved: ClassVar[dict[str, str]] = {}  # options of earlier versions, and what to write now
+
+    def check_gpt(self, gpt: GPT) -> None:  # noqa: B027
+        """Raises ModelError if the method cannot replay runs of this GPT. Asked before they are recorded."""
 
     @property
     def told_the_answer(self) -> bool:

@@ -21,7 +21,8 @@ from typing import Any, Self
 import numpy as np
 
 from gptfluence.common.errors import ConfigurationError, unknown
-from gptfluence.gradients.products import PARAMETERS
+from gptfluence.gradients.products import PARAMETERS, chosen_parameters
+from gptfluence.models.gpt import GPT
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.simulators.base import Predictor
 from gptfluence.simulators.influence import Influences
@@ -74,6 +75,9 @@ class TracIn(Predictor):
                 f"{self.name}: direction update is the step that was made from its own checkpoint, so checkpoints must be all, "
                 f"not {count!r}"
             )
+
+    def check_gpt(self, gpt: GPT) -> None:
+        chosen_parameters(gpt.model, self.parameters)
 
     @property
     def told_the_answer(self) -> bool:

@@ -22,6 +22,7 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.record import Wanted, named
 from gptfluence.recording.settings import Metric
+from gptfluence.recording.store import missing_runs
 from gptfluence.simulators.methods import applicable
 from gptfluence.simulators.options import Variant
 from gptfluence.study.predictions import Predictions
@@ -156,7 +157,8 @@ class Campaign:
         if not isinstance(self.source, Recorded):
             raise ConfigurationError(f"{self!r}: its runs were published with the paper; nothing is recorded for it")
         names = self.setting.runs.names if unseen is None else self._unseen_names
-        return self.source.wanted(self.setting, self._of_profile(unseen), names, unseen=unseen)
+        texts = self._known_texts if unseen is None else self._of_profile(unseen)
+        return self.source.wanted(self.setting, texts, names, unseen=unseen)
 
     @property
     def _unseen_names(self) -> list[str]:
@@ -244,6 +246,17 @@ class Campaign:
 
     # --- predictions ---
 
+    def check_gpt(self, methods: Sequence[Method] = ()) -> None:
+        """Raise ModelError, before runs that are missing are recorded, if a method cannot replay runs of this GPT."""
+        replaying = [method for method in (self.variant(one).create() for one in methods) if method.replays]
+        if not replaying or not isinstance(self.source, Recorded) or "_recorded" in vars(self):
+            return
+        wanted = self.wanted()
+        if missing_runs(wanted.folder, wanted.names):
+            gpt = self.source.model.load()
+            for method in replaying:
+                method.check_gpt(gpt)
+
     def predict(
         self,
         methods: Sequence[Method] = (),
@@ -278,13 +291,14 @@ class Campaign:
 
         Each simulator is loaded once, and none while another is (some hold gigabytes). tests: as in `simulator`
         """
+        variants = self.variants(methods)
+        chosen = applicable(variants, metric, known=all(given is None for given in asked))
+        self.check_gpt(chosen)
         recorded = [self.held_out(metric) if runs is None else runs.for_metric(metric) for runs in asked]
         found = [
             self.predictions(runs, metric, observed, held_out=given is None)
             for runs, given in zip(recorded, asked, strict=True)
         ]
-        variants = self.variants(methods)
-        chosen = applicable(variants, metric, known=all(given is None for given in asked))
         for predictions in found:
             reason = "it replays the held-out runs, and predicts nothing but their loss"
             predictions.refused.update({variant: reason for variant in variants if variant not in chosen})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptfluence.common.errors import ConfigurationError, unknown
 from gptfluence.common.packages import Package
-from gptfluence.common.settings import artifacts_dir, located
+from gptfluence.common.settings import artifacts_dir, expanded, located
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import GGUFModel, LocalModel, PublishedModel
 from gptfluence.profile.load import PROFILES, load_profile, override_texts, profile_path
@@ -70,7 +70,7 @@ class Study:
         label = loaded.name if named or not changes else f"{loaded.name}-{fingerprint(changes)[:6]}"
         options: dict[str, Any] = {}
         if artifacts is not None:
-            options["artifacts"] = Path(artifacts).expanduser().resolve()
+            options["artifacts"] = expanded(artifacts).resolve()
         if jobs is not None:
             if jobs < 1:
                 raise ConfigurationError(f"jobs must be 1 or more, not {jobs}")

@@ -39,7 +39,8 @@ class Example:
         return replace(self, label=label, target=self.choices[label])
 
     def check(self, what: str) -> None:
-        """Raise DataError, which begins with `what`, for a text that is none or a label that is no position of a choice."""
+        """Raise DataError, which begins with `what`, for a text that is none, choices that are equal, or a label that is no position
+        of a choice."""
         for name in ("id", "prompt", "target", "task"):
             checked(getattr(self, name), f"{what}: {name}")
         for name in ("choices", "references"):
@@ -47,8 +48,10 @@ class Example:
                 raise DataError(f"{what}: {name} must be a tuple of strings, not {type(getattr(self, name)).__name__}")
             for text in getattr(self, name):
                 checked(text, f"{what}: {name}")
-        if self.label is not None and not (isinstance(self.label, int) and 0 <= self.label < len(self.choices)):
-            raise DataError(f"{what}: label {self.label!r} is no position of its {len(self.choices)} choices")
+        if len(set(self.choices)) < len(self.choices):
+            raise DataError(f"{what}: choices {self.choices} are not all different")
+        if self.label is not None and (type(self.label) is not int or not 0 <= self.label < len(self.choices)):
+            raise DataError(f"{what}: label {self.label!r} is no position of its {len(self.choices)} choices (an int)")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -69,7 +72,7 @@ class TaskPool(Sequence[Example]):
     """An ordered set of examples. Curricula, trajectories and simulators speak of an example by its position in it.
 
     Raises DataError if it is empty, an id occurs twice, or an example is not what `Example` says: its texts are strings of valid
-    Unicode, and its label is the position of a choice.
+    Unicode, its choices differ, and its label is the position of one.
     """
 
     name: str  # e.g. "sst2/pool"

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptfluence.common.contents import first_bytes, is_pointer
+from gptfluence.common.contents import POINTER, first_bytes, is_pointer
 from gptfluence.common.errors import DataError, HubUnreachableError
 from gptfluence.common.hub import hub_reachable
+from gptfluence.common.settings import expanded
 from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.records import CONVERTED, HubSource
 from gptfluence.tasks.rows import RowMapping, check_size, draw, examples_from_rows
@@ -115,9 +116,20 @@ def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) ->
     import datasets
 
     path, config, revision = source.path, source.config, source.revision
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     local, given = folder.is_dir(), config
     files: dict[str, str] | None = None
+    if not path.strip():
+        raise DataError(f"task {name!r}: path: it is empty; give a data set's name on the Hub, or a folder")
+    if local and set("*?[") & set(str(folder.absolute())):  # `datasets` would look for files of other folders, too
+        raise DataError(
+            f"task {name!r}: path: {folder.absolute()} holds one of * ? [, which `datasets` takes for patterns; rename the folder, "
+            "or read JSON Lines with `source: local`"
+        )
+    if folder.is_file():
+        raise DataError(
+            f"task {name!r}: path: {path!r} is a file; give its folder, or read JSON Lines with `source: local`"
+        )
     if not local and (path.startswith((".", "~", "/")) or path.count("/") > 1):
         raise DataError(f"task {name!r}: path: there is no folder {path!r} (looked from {Path.cwd()})")
     if not local and path.isidentifier() and find_spec(f"datasets.packaged_modules.{path}"):
@@ -152,9 +164,7 @@ def _read(name: str, source: HubSource, split: str, cache_dir: Folder | None) ->
                 ) from error
             pointer = _pointer(folder) if local else None
             if pointer:
-                raise DataError(
-                    f"{where}: {pointer} is a Git LFS (or git-annex) pointer, not the file; run git lfs pull in the folder"
-                ) from error
+                raise DataError(f"{where}: {pointer} {POINTER}") from error
             raise DataError(
                 f"{where}, split {split!r}: cannot be loaded: {_said(error)} "
                 "(look up path, config, revision and the splits' names on the data set's page)"

@@ -10,6 +10,7 @@ from typing import Any
 
 from gptfluence.common.contents import not_text
 from gptfluence.common.errors import ConfigurationError, DataError
+from gptfluence.common.settings import expanded
 from gptfluence.tasks import values
 from gptfluence.tasks.base import Example, Task, TaskPool
 from gptfluence.tasks.leaks import refuse_shared_texts, warn_of_shared_prompts
@@ -104,7 +105,7 @@ class _Rows:
 
     def __init__(self, file: File) -> None:
         self.file = file
-        self.rows, self._lines = _read(Path(file))
+        self.rows, self._lines = _read(expanded(file))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,8 +125,8 @@ def _read(path: Path) -> tuple[list[Row], list[int]]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file (looked in {path.parent.absolute()})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DataError(f"{str(path)!r}: cannot be read: {getattr(error, 'strerror', error)}") from None
     if problem := not_text(content):
         raise DataError(f"{path}: {problem}")
     rows: list[Row] = []
@@ -138,7 +139,18 @@ def _read(path: Path) -> tuple[list[Row], list[int]]:
         lines.append(number)
     if not rows:
         raise DataError(f"{path}: is empty; it needs one JSON object per line")
+    if len(rows) == 1 and _is_table(rows[0]):
+        raise DataError(
+            f"{path}: is one JSON object that holds whole columns; write one JSON object per row "
+            "(pandas: frame.to_json(path, orient='records', lines=True))"
+        )
     return rows, lines
+
+
+def _is_table(row: Row) -> bool:
+    """Whether an object holds the columns of a table, each a mapping of numbers of rows to values, as pandas writes them."""
+    numbers = {tuple(value) if isinstance(value, dict) else () for value in row.values()}
+    return len(numbers) == 1 and any(numbers) and all(number.isdecimal() for number in next(iter(numbers)))
 
 
 def _object(line: bytes, at: str) -> Row:

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from string import Formatter
 from typing import Any
 
@@ -143,9 +144,11 @@ def draw(count: int, seed: int, salt: str) -> Iterator[int]:
 
 
 def check_size(name: str, asked: int | None, there: int, where: str) -> None:
-    """Raises ConfigurationError if `asked` is not positive, DataError if there are fewer examples than that."""
+    """Raises ConfigurationError if `asked` is no positive whole number, DataError if there are fewer examples than that."""
     if asked is None:
         return
+    if isinstance(asked, bool) or not isinstance(asked, Integral):
+        raise ConfigurationError(f"{name}: {asked!r} is not a size; a whole number is needed")
     if asked < 1:
         raise ConfigurationError(f"{name}: {asked} is not a size; at least 1 is needed")
     if asked > there:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gptfluence.common.errors import ConfigurationError, DataError
 from gptfluence.common.packages import Package
+from gptfluence.common.settings import expanded
 from gptfluence.tasks import mini, packaged
 from gptfluence.tasks.base import Task, TaskPool
 from gptfluence.tasks.hub import HubData
@@ -85,9 +86,7 @@ def _open(
     if isinstance(config, MiniTask):
         return partial(mini.generate, name, seed=seed)
     if isinstance(config, LocalTask):
-        files = [
-            None if file is None else data_dir.expanduser() / file.expanduser() for file in (config.pool, config.tests)
-        ]
+        files = [None if file is None else expanded(data_dir) / expanded(file) for file in (config.pool, config.tests)]
         layout = RowMapping(**_given(config, RowMapping), id=config.id)
         return partial(JsonLines(name, layout, *files).task, seed=seed)
     if isinstance(config, PackageTask):

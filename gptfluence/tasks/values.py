@@ -23,8 +23,9 @@ _EXACT = 2**53  # from here on not every whole number is a float
 _MISSING = "give it a value or leave the row out"
 _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
-# Cyrillic and Greek small letters that look like Latin ones
-_TWINS = str.maketrans("аеорсухіјѕԁһαορυνικ", "aeopcyxijsdhaopuvik")
+# Cyrillic and Greek letters that look like Latin ones, small and large; dashes and quotes that look like those of ASCII
+_TWINS = str.maketrans("аеорсухіјѕԁһαορυνικ‐‑‒–—―−‘’ʼ“”", "aeopcyxijsdhaopuvik-------'''\"\"")
+_LARGE_TWINS = str.maketrans("АВЕКМНОРСТХІЈЅΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEKMHOPCTXIJSABEZHIKMNOPTYX")
 
 
 def text_of(value: Any, what: str) -> str:
@@ -67,11 +68,6 @@ def checked(text: Any, what: str) -> str:
     return text
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a value is null or NaN."""
-    return value is None or (isinstance(value, Real) and math.isnan(value))
-
-
 def classes(values: Iterable[tuple[Any, Any]], field: str, where: Callable[[Any], str]) -> dict[str, str]:
     """Every class among the values of a field -> its word, which is the value itself, as text; in the order of the words.
 
@@ -92,8 +88,9 @@ def classes(values: Iterable[tuple[Any, Any]], field: str, where: Callable[[Any]
     words = {key: min(texts) for key, texts in spellings.items()}
     seen: dict[str, str] = {}
     for key, word in words.items():
-        other = seen.setdefault(_looks(word), key)
-        if other != key:
+        others = [seen.setdefault(_looks(one), key) for one in (word, word.translate(_LARGE_TWINS))]
+        other = next((other for other in others if other != key), None)
+        if other is not None:
             both = " and ".join(
                 f"{words[one]!a} ({len(rows[one])} rows, the first: {where(rows[one][0])})" for one in (other, key)
             )
@@ -121,6 +118,14 @@ def words_of(labels: Any) -> dict[str, str]:
         text = text_of(word, f"labels: the word of {key}")
         if words.setdefault(key, text) != text:
             raise DataError(f"labels: {value!r} is the class {key}, which has the word {words[key]!r} already")
+    seen: dict[str, str] = {}
+    for word in words.values():
+        other = seen.setdefault(_visible(word), word)
+        if other != word:
+            raise DataError(
+                f"labels: the words {other!a} and {word!a} differ only in blanks or characters that nobody sees; give both "
+                "classes the same word, or words that differ"
+            )
     return words
 
 
@@ -170,6 +175,11 @@ def _whole(value: float, what: str) -> str:
 
 def _looks(word: str) -> str:
     """What is left of a word for the eye: no case, no blanks around, no invisible characters."""
-    seen = unicodedata.normalize("NFKC", word)
-    seen = "".join(c for c in seen if unicodedata.category(c) != "Cf" and c not in "\ufe0e\ufe0f")
-    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold()).translate(_TWINS)
+    seen = _visible(unicodedata.normalize("NFKC", word.translate(_TWINS)))
+    return unicodedata.normalize("NFKC", seen.casefold()).translate(_TWINS)
+
+
+def _visible(word: str) -> str:
+    """A word without blanks around it and without invisible characters."""
+    seen = "".join(c for c in word if unicodedata.category(c) != "Cf" and c not in "\ufe0e\ufe0f")
+    return unicodedata.normalize("NFC", " ".join(seen.split()))

@@ -329,17 +329,19 @@ def before(wanted: Iterable[Output]) -> dict[Runs, list[tuple[str, Variant]]]:
 
 
 def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:
-    """The outputs whose name, or whose notebook's, fits the pattern; "paper": all that the paper has.
+    """The outputs whose name, or whose notebook's, fits the pattern, or that it means as `named` says; "paper": all that the
+    paper has.
 
     Raises ConfigurationError if there is none.
     """
     known = outputs(study)
     if pattern == "paper":
         return {name: output for name, output in known.items() if not output.row.beyond}
+    meant = named(pattern, known)
     wanted = {
         name: output
         for name, output in known.items()
-        if any(fnmatch(one, pattern) for one in (name, notebook_of(output.row)))
+        if name in meant or any(fnmatch(one, pattern) for one in (name, notebook_of(output.row)))
     }
     if not wanted:
         raise ConfigurationError(f"only={pattern!r} matches no notebook and no output; known: {', '.join(known)}")

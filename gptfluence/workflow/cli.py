@@ -92,6 +92,7 @@ def record(
     """Record the missing runs of a task. You can stop it at any time: the next call goes on."""
     _check_places(("--index", index))
     campaign = chosen.campaign()
+    campaign.check_gpt(campaign.variants())
     recorded = [campaign.dynamics()]
     if unseen:
         recorded += [campaign.unseen(part) for part in ("training", "test")]
@@ -159,6 +160,8 @@ def fit(
         named = [_metric_and_method(given, study.profile.simulators) for given in methods or ()]
         named = named or [("loss", name) for name in study.methods(setting=chosen.setting)]
         wanted = [(metric, campaign.variant(name)) for metric, name in named]
+        for metric in dict.fromkeys(metric for metric, _ in wanted):
+            campaign.tested(metric)  # type: ignore[arg-type]  # an unknown one is said before runs are recorded
     for metric, variant in wanted:
         kind = method_of(variant.kind).load()
         if kind.trivial or kind.replays:  # no fit that takes time, but perhaps runs to replay
@@ -243,7 +246,7 @@ def what_if(
     from gptfluence.experiments.what_if import Changes, ask
     from gptfluence.study.study import Study
 
-    if figure.suffix not in (".png", ".pdf"):
+    if figure.suffix.lower() not in (".png", ".pdf"):
         raise ConfigurationError(f"--figure {figure}: its name must end in .png or .pdf")
     _check_places(("--figure", figure))
     lists = (tuple(values or ()) for values in (drop, repeat, first, last, rewrite, mask))
