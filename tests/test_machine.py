@@ -58,6 +58,20 @@ def test_a_quota_of_cores_counts_and_those_around_it(tmp_path, eight_cores, memb
     assert machine.cores(control_groups(tmp_path, membership, files)) == expected
 
 
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        (V1, {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "3000000\n"}, 3_000_000),
+        (V1, {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}, None),  # how version 1 says no limit
+        (V2, {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": "5000000\n"}, 5_000_000),
+        ("", {}, None),
+    ],
+)  # fmt: skip
+def test_a_limit_of_memory_counts_and_those_around_it(tmp_path, membership, files, expected):
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine.memory(control_groups(tmp_path, membership, files)) == (expected or whole)
+
+
 def test_a_machine_without_control_groups_counts_its_cores(tmp_path, eight_cores):
     assert machine.cores(tmp_path / "nothing here") == 8
 
