@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from gptfluence.common import files, machine
-from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError, RecordingError
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import NanoModel
-from gptfluence.recording import store
+from gptfluence.recording import store, workers
 from gptfluence.recording.dynamics import Source
 from gptfluence.workflow.cli import app
 
@@ -174,3 +174,11 @@ def test_the_command_speaks_utf8_in_an_old_locale():
     done = subprocess.run(command, capture_output=True, env={**os.environ, **OLD})
     assert done.returncode == 1
     assert done.stderr.decode("utf-8").startswith("error: notebook '评论' is not known")
+
+
+def test_a_recording_process_that_is_killed_says_what_it_may_have_lacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "START", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(
+        RecordingError, match=r"ended with code -9: .* where memory runs out: record fewer runs at once"
+    ):
+        workers._run_workers([workers.Job(tmp_path, ("run",))], lambda *_: None)

@@ -205,6 +205,38 @@ def test_weights_that_are_no_numbers_are_named(nano, folder, value):
         local(folder).load()
 
 
+def test_a_model_that_memory_does_not_hold_is_refused_with_the_need(folder, monkeypatch):
+    size = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(loading.machine, "memory", lambda: 3 * size)
+    with pytest.raises(ModelError, match=r"model 'mine': training its .* needs 0\.0 GB .* this machine has .*\(lora\)"):
+        local(folder).load()
+    local(folder, lora=LoRA()).load()
+    monkeypatch.setattr(loading.machine, "memory", lambda: 5 * size)
+    local(folder).load()
+
+
+@pytest.mark.parametrize("known", [5, 1], ids=["a few words", "one word"])
+def test_a_tokenizer_that_makes_little_of_the_probe_tells_causal_models_from_encoders_all_the_same(tmp_path, known):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
+
+    words = ["[UNK]", *"abcd"][:known]
+    made = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
+    if known > 1:
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]").save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for causal in (True, False):
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=5, is_decoder=causal, initializer_range=0.3, **sizes)
+        BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
+        if causal:
+            local(tmp_path / "bert").load()
+        else:
+            with pytest.raises(ModelError, match="its tokens see those that come later"):
+                local(tmp_path / "bert").load()
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(folder):
     from transformers import AutoTokenizer
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 _MEMORY_FILES = ("memory.max", "memory.limit_in_bytes")  # of control groups of version 2 and 1
 
+
 def cores(root: Path = Path("/")) -> int:
     """The CPU cores that this process may keep busy, 1 at least: every count of workers comes from here.
 

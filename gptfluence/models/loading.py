@@ -7,10 +7,12 @@ damaged or not finite, a tokenizer with more tokens than the model, a model whos
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptfluence.common import machine
 from gptfluence.common.contents import POINTER, first_bytes, is_pointer
 from gptfluence.common.errors import HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
@@ -121,6 +123,32 @@ def check_folder(name: str, folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in READ and path.is_file() and is_pointer(first_bytes(path)):
             raise ModelError(f"model {name!r}: {path} {POINTER}")
+
+
+def check_memory(name: str, folder: Path, *, adapters: bool) -> None:
+    """Raises ModelError, with the need in GB, if this machine's memory is too small to train a model in float32.
+
+    adapters: they alone are trained, and what is kept for each weight that is trained does not count
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    numbers = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                numbers += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except SafetensorError:
+            return  # which is said when it is loaded
+    # trained on the CPU: its first weights, its weights, their gradients and the two moments of AdamW
+    needed = 4 * numbers * (1 if adapters or torch.cuda.is_available() else 5)
+    there = machine.memory()
+    if needed > there:
+        raise ModelError(
+            f"model {name!r}: {'training' if needed > 4 * numbers else 'loading'} its {numbers / 1e9:.1f} billion weights in "
+            f"float32 needs {needed / 1e9:.1f} GB of memory, and this machine has {there / 1e9:.1f}; take a smaller model, "
+            f"{'' if adapters else 'train adapters only (lora), '}or another machine"
+        )
 
 
 _NO_TOKENIZER = "it has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"
@@ -235,8 +263,10 @@ def _check_outputs(where: str, model: PreTrainedModel, tokenizer: PreTrainedToke
     """That outputs are numbers, and that none depends on a later token."""
     import torch
 
-    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"][:12]
-    probe = torch.tensor([ids, [*ids[:-1], next((one for one in ids if one != ids[-1]), 0)]])
+    ids = (12 * tokenizer(PROBE, add_special_tokens=False)["input_ids"])[
+        :12
+    ]  # a small vocabulary makes few tokens of it
+    probe = torch.tensor([ids, [*ids[:-1], int(ids[-1] == 0)]])
     try:
         with torch.no_grad():
             logits = model(input_ids=probe, use_cache=False).logits

@@ -149,7 +149,9 @@ def _most_memory() -> int:
     """Bytes of this process at its largest."""
     status = Path("/proc/self/status")
     if status.is_file():  # what `getrusage` says begins with the parent's here
-        [peak] = [line.split()[1] for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")]
+        [peak] = [
+            line.split()[1] for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")
+        ]
         return int(peak) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
