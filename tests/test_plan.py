@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,13 @@ def test_sums_are_of_what_is_missing_and_more_memory_than_there_is_is_an_error(s
     tasks = len(set(probed))
     hours = tasks * (100 + 4 * 1000) / 3600  # seven runs, two at a time
     assert f"recording: {hours:.2f} hours, 6.0 GB of memory" in said[-1]
+
+
+def test_what_is_recorded_of_the_pool_takes_disk_too(study):
+    one = next(iter(plan.recordings(study, "tab02*")))
+    recording = one.wanted.recording.model_copy(update={"record_pool": True})
+    more = replace(one, wanted=replace(one.wanted, recording=recording))
+    assert more.disk - one.disk == 7 * 4 * (one.curriculum.steps + 1) * len(one.wanted.texts.pool)
 
 
 def killed(_: object) -> None:

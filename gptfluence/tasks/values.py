@@ -67,11 +67,6 @@ def checked(text: Any, what: str) -> str:
     return text
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a value is null or NaN."""
-    return value is None or (isinstance(value, Real) and math.isnan(value))
-
-
 def classes(values: Iterable[tuple[Any, Any]], field: str, where: Callable[[Any], str]) -> dict[str, str]:
     """Every class among the values of a field -> its word, which is the value itself, as text; in the order of the words.
 

@@ -48,8 +48,9 @@ class Recording:
     @property
     def disk(self) -> int:
         """Bytes of the runs that are missing: float32 numbers that hardly compress."""
-        numbers = (self.curriculum.steps + 1) * len(self.wanted.texts.tests) * len(self.wanted.metrics)
-        return self.missing * (4 * numbers + FILES)
+        texts = self.wanted.texts
+        each = len(texts.tests) * len(self.wanted.metrics) + len(texts.pool) * self.wanted.recording.record_pool
+        return self.missing * (4 * (self.curriculum.steps + 1) * each + FILES)
 
 
 @dataclass(frozen=True)
