@@ -49,12 +49,14 @@ def tables(found: Mapping[str, Any]) -> str:
 def circumstances(found: Mapping[str, Any]) -> str:
     """One paragraph: machine, versions, commit, options."""
     machine, versions = found["machine"], found["versions"]
+    card = found.get("facts", {}).get("card")
+    on = f"{card['name']}, {card['memory_gib']:g} GiB; " if card else ""
     busy = "quiet" if machine["quiet"] else "busy with other work"
     options = ", ".join(f"{name} {json.dumps(value)}" for name, value in found["options"].items())
     commit = (found["commit"] or "unknown")[:7] + ("" if found["clean"] else ", with changes")
     return (
         f"*Measured {'quickly, so roughly, ' if found['mode'] == 'quick' else ''}on {found['date'][:10]}: "
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {busy}; Python "
+        f"{on}{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {busy}; Python "
         f"{versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}; commit {commit}; "
         f"{options}.*\n"
     )

@@ -5,6 +5,7 @@
     benchmarks/run recorder tracin      # these only
     benchmarks/run tracin -- --steps 2  # with other options of that benchmark
     benchmarks/run --write-readme       # nothing is measured: the README's tables from the results that are there
+    benchmarks/run gpu                  # on a machine with a GPU, see gpu.py
     benchmarks/run run_all --seconds everything=2222    # see run_all.py
 
 Full measurements change the README by themselves; quick ones change it only with --write-readme.
@@ -22,7 +23,9 @@ from readme import write_readme
 
 HERE = Path(__file__).resolve().parent
 MEASURED = ("recorder", "simulators", "tangents", "tracin", "published")
+ON_A_GPU = "gpu"  # where there is one
 NOTED = "run_all"  # somebody else has timed it
+KNOWN = (*MEASURED, ON_A_GPU, NOTED)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="benchmarks/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(MEASURED)} (these if none is named), {NOTED}"
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(MEASURED)} (these if none is named), {ON_A_GPU}, {NOTED}"
     )
     parser.add_argument("--quick", action="store_true", help="short measurements")
     parser.add_argument("--write-readme", action="store_true", help="write the tables of benchmarks/README.md")
@@ -57,8 +60,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         own, behind = arguments[:at], arguments[at + 1 :]
     options = parser.parse_intermixed_args(own)
     for name in options.names:
-        if name not in (*MEASURED, NOTED):
-            parser.error(f"{name!r} is no benchmark; known: {', '.join((*MEASURED, NOTED))}")
+        if name not in KNOWN:
+            parser.error(f"{name!r} is no benchmark; known: {', '.join(KNOWN)}")
     if behind and len(options.names) != 1:
         parser.error("options behind -- go to one benchmark; name it")
     if (options.seconds or options.build) and options.names != [NOTED]:

@@ -117,7 +117,7 @@ def test_the_readme_is_written_from_the_results(fake, load, tmp_path):
 
 def test_the_readme_has_a_place_for_every_benchmark(load):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert sorted(block["name"] for block in load("readme").BLOCK.finditer(text)) == sorted(SCRIPTS)
+    assert sorted(block["name"] for block in load("readme").BLOCK.finditer(text)) == sorted([*SCRIPTS, "gpu"])
     assert sorted(load("runner").MEASURED) == sorted(SCRIPTS)
     assert load("readme").filled(text, FOLDER / "results") == text, "run benchmarks/run --write-readme"
 
@@ -152,7 +152,10 @@ def test_the_times_of_run_all_are_noted_with_their_commands(load, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "'nonsense' is no benchmark; known: recorder, simulators, tangents, tracin, published, run_all"),
+        (
+            ["nonsense"],
+            "'nonsense' is no benchmark; known: recorder, simulators, tangents, tracin, published, gpu, run_all",
+        ),
         (["--seconds", "everything=3"], "--seconds and --build are for run_all alone"),
         (["--", "--steps", "3"], "options behind -- go to one benchmark; name it"),
     ],

@@ -9,23 +9,31 @@ autograd directly.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-KINDS = (nn.Linear, Conv1D, nn.Embedding)  # not what is derived from them, which may do something else
-BUDGET = 2**26  # floats that one batched backward pass may return: 256 MiB
+BUDGET = 2**26  # floats that one batched backward pass may return: 256 MiB; on a GPU an eighth of what is free
 LARGEST_BATCH = 64  # of outputs in one backward pass
 DENSE_SHARE = (
     4  # a layer with more than one in so many coordinates chosen has its whole gradient computed, then picked from
 )
 AGREEMENT = 1e-3  # of the largest entry; in float32 the two ways agree to 1e-6
+
+
+@functools.cache
+def _kinds() -> tuple[type[nn.Module], ...]:
+    """The layers whose gradients are known products; not what is derived from them, which may do something else."""
+    from transformers.pytorch_utils import Conv1D  # its import takes a second, and who draws recorded runs needs no GPT
+
+    return nn.Linear, Conv1D, nn.Embedding
 
 
 @dataclass(frozen=True)
@@ -59,17 +67,23 @@ class OutputGradients:
         for k, (name, parameter) in enumerate(self._parameters.items()):
             place = slice(int(cuts[k]), int(cuts[k + 1]))
             self._picks[name] = place, torch.from_numpy(index[place] - ends[k]).to(parameter.device)
-        shared = {id(p) for part in model.modules() if type(part) not in KINDS for p in part.parameters(recurse=False)}
+        shared = {
+            id(p) for part in model.modules() if type(part) not in _kinds() for p in part.parameters(recurse=False)
+        }
         names = {id(p): name for name, p in self._parameters.items() if id(p) not in shared}
         self._uses: dict[nn.Module, list[_Use]] = {}
         for module in model.modules():
-            if type(module) in KINDS:
+            if type(module) in _kinds():
                 owned = [(own, names[id(p)]) for own, p in module.named_parameters(recurse=False) if id(p) in names]
                 uses = [_Use(own, name, *self._picks[name]) for own, name in owned if len(self._picks[name][1])]
                 if uses:
                     self._uses[module] = uses
         self._unverified = {use.name for uses in self._uses.values() for use in uses}
         self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    @property
+    def _on_gpu(self) -> bool:
+        return any(parameter.is_cuda for parameter in self._parameters.values())
 
     @property
     def _direct(self) -> list[str]:
@@ -89,8 +103,11 @@ class OutputGradients:
             return output + probe
 
         hooks = [module.register_forward_hook(look) for module in self._uses]
+        # the fused attention of a GPU has no batched backward pass and would be looped over
+        attention = sdpa_kernel(SDPBackend.MATH) if self._on_gpu else nullcontext()
         try:
-            yield
+            with attention:
+                yield
         finally:
             calls.clear()
             for hook in hooks:
@@ -108,7 +125,8 @@ class OutputGradients:
     def _gradients(self, values: Tensor) -> Tensor:
         direct = self._direct
         wanted = [*(probe for *_, probe in self._calls), *(self._parameters[name] for name in direct)]
-        batch = max(1, min(LARGEST_BATCH, BUDGET // max(1, sum(one.numel() for one in wanted))))
+        budget = torch.cuda.mem_get_info(values.device)[0] // 32 if self._on_gpu else BUDGET
+        batch = max(1, min(LARGEST_BATCH, budget // max(1, sum(one.numel() for one in wanted))))
         unit = torch.eye(len(values), device=values.device)
         total = values.new_zeros(len(values), self._size)
         for start in range(0, len(values), batch):
@@ -166,7 +184,7 @@ def _at_coordinates(module: nn.Module, use: _Use, inputs: Tensor, gradient: Tens
         return found.index_add_(1, chosen, gradient[:, at, column[chosen]])
     inputs = inputs.flatten(0, -2).to(gradient)  # [positions, features]
     weight = module.weight
-    left, right = (inputs, gradient) if isinstance(module, Conv1D) else (gradient, inputs)
+    left, right = (gradient, inputs) if isinstance(module, nn.Linear) else (inputs, gradient)  # or a Conv1D
     if len(use.pick) * DENSE_SHARE >= weight.numel():
         return (left.mT @ right).flatten(1)[:, use.pick]
     rows, columns = use.pick // weight.shape[1], use.pick % weight.shape[1]

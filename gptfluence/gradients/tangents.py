@@ -394,13 +394,9 @@ class TangentFeatures:
                 chosen[tuple(torch.from_numpy(one).to(logits.device) for one in known)] = True
             rest = logits.masked_fill(chosen, -torch.inf).logsumexp(1)[:, None]
             values = (logits - rest)[chosen]
-            slope = self._slopes.of(values).cpu().numpy()
-        factor = np.maximum(np.abs(slope).max(axis=1), np.float32(1e-30))
-        taken = {
-            "outputs": values.detach().cpu().numpy(),
-            "gradients": (slope / factor[:, None]).astype(np.float16),
-            "scale": factor,
-        }
+            slope = self._slopes.of(values)
+        factor = slope.abs().amax(1).clamp_min(1e-30)
+        taken = {"outputs": values.detach(), "gradients": (slope / factor[:, None]).half(), "scale": factor}
         if known is None:
             token, word = chosen.nonzero(as_tuple=True)
             taken |= {"token": token, "word": word, "target": word == labels[token]}

