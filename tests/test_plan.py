@@ -76,7 +76,9 @@ def test_sums_are_of_what_is_missing_and_more_memory_than_there_is_is_an_error(s
 def test_what_is_recorded_of_the_pool_takes_disk_too(study):
     one = next(iter(plan.recordings(study, "tab02*")))
     with_pool, without = (
-        replace(one, wanted=replace(one.wanted, recording=one.wanted.recording.model_copy(update={"record_pool": also})))
+        replace(
+            one, wanted=replace(one.wanted, recording=one.wanted.recording.model_copy(update={"record_pool": also}))
+        )
         for also in (True, False)
     )
     assert with_pool.disk - without.disk == 7 * 4 * (one.curriculum.steps + 1) * len(one.wanted.texts.pool)
