@@ -103,13 +103,6 @@ def test_a_corrupt_weight_file_is_an_error_with_the_folder(folder, content):
         local(folder).load()
 
 
-def test_a_truncated_weight_file_is_an_error(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        local(folder).load()
-
-
 def test_weights_that_are_not_all_there_are_an_error(gpt, folder):
     from safetensors.torch import load_file, save_file
 
@@ -202,6 +195,20 @@ def test_weights_that_are_no_numbers_are_named(nano, folder, value):
         model.gpt_neox.final_layer_norm.weight[3] = value
     model.save_pretrained(folder)
     with pytest.raises(ModelError, match=r"own weights give nan before the first update: gpt_neox\.final_layer_norm"):
+        local(folder).load()
+
+
+def test_packed_weights_are_refused_also_where_they_can_be_read(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"its weights are quantized \(gptq\), and packed weights cannot be trained"):
+        local(folder).load()
+    config["quantization_config"] = {"quant_method": "fp8"}  # which is unpacked where there is no GPU
+    (folder / "config.json").write_text(json.dumps(config))
+    local(folder).load()
+    monkeypatch.setattr("transformers.PreTrainedModel.hf_quantizer", object(), raising=False)
+    with pytest.raises(ModelError, match=r"its weights are quantized \(fp8\)"):
         local(folder).load()
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptfluence.common import machine
 from gptfluence.common.contents import POINTER, first_bytes, is_pointer
@@ -190,7 +190,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _from_pretrained(
-    name: str, path: str, parts: list[Path], **options: object
+    name: str, path: str, parts: list[Path], **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """parts: the files, where they are known, to say which one is damaged."""
     import torch
@@ -216,6 +216,8 @@ def _from_pretrained(
         damage = next((found for part in parts if part.is_file() and (found := _damage(part))), None)
         if tokenizer is None and not damage and parts and not any(_of_tokenizer(part) for part in parts):
             damage = _NO_TOKENIZER
+        if not damage and (method := _quantization(path, options)):
+            damage = f"{_QUANTIZED.format(method)}; {_first_line(error)}"
         raise ModelError(
             f"model {name!r}: {path} cannot be loaded as a causal language model: {damage or _first_line(error)}"
         ) from error
@@ -223,6 +225,8 @@ def _from_pretrained(
         if bar:
             logging.enable_progress_bar()
     where = f"model {name!r}: {path}"
+    if getattr(model, "hf_quantizer", None) is not None and "gguf_file" not in options:
+        raise ModelError(f"{where}: {_QUANTIZED.format(_quantization(path, options))}")
     # transformers fills both gaps without an error: weights with random numbers, the vocabulary with nothing
     if report["missing_keys"]:
         missing, kind = sorted(report["missing_keys"]), type(model).__name__
@@ -238,6 +242,25 @@ def _from_pretrained(
     _check_outputs(where, model.eval(), tokenizer)
     _warn_of_router_losses(where, model.config.get_text_config(decoder=True))
     return model, tokenizer
+
+
+_QUANTIZED = (
+    "its weights are quantized ({}), and packed weights cannot be trained; take the model with plain weights, or save it so "
+    "(model.dequantize())"
+)
+
+
+def _quantization(path: str, options: dict[str, Any]) -> str | None:
+    """The method by which the weights of a folder or a model of the Hub are packed, if they are."""
+    from transformers import PreTrainedConfig
+
+    if "gguf_file" in options:
+        return None
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path, **options)
+    except Exception:  # said by whoever reads the model
+        return None
+    return (config.get("quantization_config") or {}).get("quant_method")
 
 
 def _check_vocabulary(where: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
