@@ -95,10 +95,11 @@ def with_lora(name: str, model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
                 f"model {name!r}, lora.dropout: {_first_line(error)} Experts have no dropout: set it to 0, or name "
                 f"target_modules among {', '.join(sorted(linear))}"
             ) from error
+        for_all = ", or use all-linear for all" * (lora.target_modules != "all-linear")
         raise ModelError(
             f"model {name!r}, lora.target_modules: {_first_line(error)} The linear modules of {type(model).__name__} are "
-            f"{', '.join(sorted(linear))}: name some of them, or use all-linear for all, or null for peft's own choice, which "
-            "it has for some architectures (the default, query_key_value, is Pythia's)"
+            f"{', '.join(sorted(linear))}: name some of them{for_all}, or null for peft's own choice, which it has for some "
+            "architectures (the default, query_key_value, is Pythia's)"
         ) from error
 
 
