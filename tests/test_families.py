@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+from gptfluence.common.errors import ModelError
 from gptfluence.common.settings import ROOT
+from gptfluence.models.gpt import ModelSource
+from gptfluence.models.settings import LocalModel, LoRA
 from gptfluence.tasks import mini
 
 sys.path.append(str(ROOT / "tools" / "zoo"))
@@ -46,3 +49,14 @@ def test_what_is_recorded_and_computed_is_what_plain_loops_give(name, task, toke
 def test_a_model_whose_tokens_see_later_ones_is_refused(name, tokenizer, tmp_path):
     compare.make(*REFUSED[name], tokenizer, tmp_path / "tiny")
     assert compare.refusal(tmp_path / "tiny") == ["ok"]
+
+
+def test_adapters_that_an_architecture_cannot_have_are_refused_with_another_remedy_than_what_was_tried(
+    tokenizer, tmp_path
+):
+    compare.make(*FAMILIES["mamba"], tokenizer, tmp_path / "tiny")
+    config = LocalModel(source="local", path=tmp_path / "tiny", lora=LoRA(target_modules="all-linear", dropout=0))
+    with pytest.raises(
+        ModelError, match=r"'out_proj' is incompatible .* dt_proj, in_proj, .* name some of them, or null"
+    ):
+        ModelSource("tiny", config, tmp_path).load()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
-from gptfluence.common.errors import ConfigurationError, DataError
+from gptfluence.common.errors import ConfigurationError, DataError, ModelError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.generation import Generator, choose
 from gptfluence.recording.logits import ScoredLogits
+from gptfluence.recording.measures import GeneratedTexts
 from gptfluence.recording.recorder import Recorder
 from gptfluence.recording.settings import AdamW, Generation, Recording
 from gptfluence.recording.text_metrics import TextScorer, score
@@ -158,6 +161,27 @@ def test_recorded_scores_are_those_of_the_texts_that_the_gpt_writes(gpt, webnlg)
 def test_scoring_in_other_processes_changes_no_number(gpt, webnlg):
     here, there = (record(gpt, webnlg, "bleu", workers=workers) for workers in (0, 1))
     np.testing.assert_array_equal(here.trajectories["bleu"], there.trajectories["bleu"])
+
+
+def test_texts_are_scored_with_the_blanks_that_were_written(gpt, webnlg):
+    tokenizer = copy.deepcopy(gpt.tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True  # as BERT's
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    written = tokenizer("one , two .")["input_ids"]
+    assert tokenizer.decode(written) == "one, two."
+    tests, cleaning = webnlg.tests, replace(gpt, tokenizer=tokenizer)
+    prompts, scored = prompts_of(gpt, tests), ScoredLogits(gpt.model)
+    texts = GeneratedTexts(cleaning, tests, prompts, Recording(), SETTINGS, scored, ["bleu"], "cpu", 0)
+    texts._generator = SimpleNamespace(generate=lambda *_: [written] * len(tests))
+    assert {text for _, text in texts.submit(0, 0, last=True)} == {"one , two ."}
+    scored.close()
+
+
+def test_a_model_that_makes_its_logits_in_another_way_is_refused(nano, monkeypatch):
+    model = nano.load().model
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: torch.nn.Linear(1, 1))
+    with pytest.raises(ModelError, match="GPTNeoXForCausalLM does not make its logits token by token with its output"):
+        ScoredLogits(model)
 
 
 def test_a_text_is_scored_once_for_an_example(webnlg, monkeypatch):

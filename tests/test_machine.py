@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from gptfluence.common import files, machine
-from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError, RecordingError
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import NanoModel
-from gptfluence.recording import store
+from gptfluence.recording import store, workers
 from gptfluence.recording.dynamics import Source
 from gptfluence.workflow.cli import app
 
@@ -57,6 +57,20 @@ V1, V2 = "4:memory:/a\n3:cpu,cpuacct:/a/b\n", "0::/a/b\n"
 )  # fmt: skip
 def test_a_quota_of_cores_counts_and_those_around_it(tmp_path, eight_cores, membership, files, expected):
     assert machine.cores(control_groups(tmp_path, membership, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        (V1, {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "3000000\n"}, 3_000_000),
+        (V1, {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}, None),  # how version 1 says no limit
+        (V2, {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": "5000000\n"}, 5_000_000),
+        ("", {}, None),
+    ],
+)  # fmt: skip
+def test_a_limit_of_memory_counts_and_those_around_it(tmp_path, membership, files, expected):
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine.memory(control_groups(tmp_path, membership, files)) == (expected or whole)
 
 
 def test_a_machine_without_control_groups_counts_its_cores(tmp_path, eight_cores):
@@ -161,3 +175,11 @@ def test_the_command_speaks_utf8_in_an_old_locale():
     done = subprocess.run(command, capture_output=True, env={**os.environ, **OLD})
     assert done.returncode == 1
     assert done.stderr.decode("utf-8").startswith("error: notebook '评论' is not known")
+
+
+def test_a_recording_process_that_is_killed_says_what_it_may_have_lacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "START", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(
+        RecordingError, match=r"ended with code -9: .* where memory runs out: record fewer runs at once"
+    ):
+        workers._run_workers([workers.Job(tmp_path, ("run",))], lambda *_: None)

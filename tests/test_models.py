@@ -103,13 +103,6 @@ def test_a_corrupt_weight_file_is_an_error_with_the_folder(folder, content):
         local(folder).load()
 
 
-def test_a_truncated_weight_file_is_an_error(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        local(folder).load()
-
-
 def test_weights_that_are_not_all_there_are_an_error(gpt, folder):
     from safetensors.torch import load_file, save_file
 
@@ -203,6 +196,48 @@ def test_weights_that_are_no_numbers_are_named(nano, folder, value):
     model.save_pretrained(folder)
     with pytest.raises(ModelError, match=r"own weights give nan before the first update: gpt_neox\.final_layer_norm"):
         local(folder).load()
+
+
+def test_packed_weights_are_refused_also_where_they_can_be_read(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"its weights are quantized \(gptq\), and packed weights cannot be trained"):
+        local(folder).load()
+    config["quantization_config"] = {"quant_method": "fp8"}  # which is unpacked where there is no GPU
+    (folder / "config.json").write_text(json.dumps(config))
+    local(folder).load()
+    monkeypatch.setattr("transformers.PreTrainedModel.hf_quantizer", object(), raising=False)
+    with pytest.raises(ModelError, match=r"its weights are quantized \(fp8\)"):
+        local(folder).load()
+
+
+def test_a_model_that_memory_does_not_hold_is_refused_with_the_need(folder, monkeypatch):
+    size = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(loading.machine, "memory", lambda: 3 * size)
+    with pytest.raises(ModelError, match=r"model 'mine': training its .* needs 0\.0 GB .* this machine has .*\(lora\)"):
+        local(folder).load()
+    local(folder, lora=LoRA()).load()
+    monkeypatch.setattr(loading.machine, "memory", lambda: 5 * size)
+    local(folder).load()
+
+
+def test_a_tokenizer_that_makes_one_token_of_the_probe_tells_causal_models_from_encoders_all_the_same(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]").save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for causal in (True, False):
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=5, is_decoder=causal, initializer_range=0.3, **sizes)
+        BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
+        if causal:
+            local(tmp_path / "bert").load()
+        else:
+            with pytest.raises(ModelError, match="its tokens see those that come later"):
+                local(tmp_path / "bert").load()
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(folder):

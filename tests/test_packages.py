@@ -95,6 +95,7 @@ def test_a_file_that_the_archive_lacks_is_named(index):
         read(package, "texts/row.txt")
 
 
-def test_an_archive_is_a_wheel_or_a_source_distribution():
-    with pytest.raises(ValidationError, match=r"'texts\.rar' is not the name of a wheel"):
-        Package(archive="texts.rar", sha256="0" * 64, size=1, licence="MIT")
+@pytest.mark.parametrize("archive", ["texts.rar", "texts-1.0.zip"])
+def test_an_archive_is_a_wheel_or_a_source_distribution(archive):
+    with pytest.raises(ValidationError, match=rf"'{archive}' is not the name of a wheel"):
+        Package(archive=archive, sha256="0" * 64, size=1, licence="MIT")

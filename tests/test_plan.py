@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
 import pytest
 
 from gptfluence.common.errors import ModelError
@@ -57,14 +63,46 @@ def test_sums_are_of_what_is_missing_and_more_memory_than_there_is_is_an_error(s
         return Probe(load=100.0, run=1000.0, memory=3 * 10**9)
 
     monkeypatch.setattr(plan, "probe", probe)
-    monkeypatch.setattr(plan, "memory_of_machine", lambda: 5 * 10**9)
+    monkeypatch.setattr(plan.machine, "memory", lambda: 5 * 10**9)
     with pytest.raises(ModelError, match=r"6\.0 GB of memory are needed, and this machine has 5\.0: record fewer runs"):
         list(plan.lines(study, "tab02*"))
-    monkeypatch.setattr(plan, "memory_of_machine", lambda: 7 * 10**9)
+    monkeypatch.setattr(plan.machine, "memory", lambda: 7 * 10**9)
     said = list(plan.lines(study, "tab02*"))
     tasks = len(set(probed))
     hours = tasks * (100 + 4 * 1000) / 3600  # seven runs, two at a time
     assert f"recording: {hours:.2f} hours, 6.0 GB of memory" in said[-1]
+
+
+def test_what_is_recorded_of_the_pool_takes_disk_too(study):
+    one = next(iter(plan.recordings(study, "tab02*")))
+    with_pool, without = (
+        replace(
+            one, wanted=replace(one.wanted, recording=one.wanted.recording.model_copy(update={"record_pool": also}))
+        )
+        for also in (True, False)
+    )
+    assert with_pool.disk - without.disk == 7 * 4 * (one.curriculum.steps + 1) * len(one.wanted.texts.pool)
+
+
+def killed(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_probe_that_is_killed_says_that_there_is_too_little_memory(study, monkeypatch):
+    monkeypatch.setattr(plan, "_probe", killed)
+    with pytest.raises(ModelError, match=r"was killed; 2 at once are too many .* GB of memory: record fewer runs"):
+        plan.probe(study, next(iter(plan.recordings(study, "tab02*"))))
+
+
+def peak(_: object) -> int:
+    return plan._most_memory()
+
+
+def test_a_process_counts_its_own_memory_only(monkeypatch):
+    held = bytearray(600 * 2**20)  # more than the imports of this module take
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        [found] = pool.map(peak, [None])
+    assert 10**7 < found < len(held)
 
 
 def test_a_probe_measures_real_steps(smoke_store):

@@ -189,6 +189,22 @@ def test_rows_that_belong_to_no_example_are_asked_of_autograd(nano, webnlg, kind
     assert len(both_ways(gpt, webnlg)._direct) == 2
 
 
+class Shrunk(nn.Module):
+    """Without a derivative at 0, as what follows the embeddings of Gemma 3n."""
+
+    def forward(self, x):
+        return x / (1 + x.square().sum(-1, keepdim=True).sqrt())
+
+
+def test_what_has_no_derivative_at_padding_is_asked_of_autograd(nano, webnlg):
+    gpt = nano.load()
+    embeddings, gpt.model.gpt_neox.emb_dropout = gpt.model.gpt_neox.embed_in, Shrunk()
+    embeddings.padding_idx = 0
+    with torch.no_grad():
+        embeddings.weight[0] = 0
+    assert both_ways(gpt, webnlg, "all")._direct == {"gpt_neox.embed_in.weight"}
+
+
 def test_a_layer_called_with_heads_of_each_example_needs_no_autograd(gpt, webnlg):
     """Norms of queries and keys see [examples, heads, tokens, features]."""
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+_MEMORY_FILES = ("memory.max", "memory.limit_in_bytes")  # of control groups of version 2 and 1
+
 
 def cores(root: Path = Path("/")) -> int:
     """The CPU cores that this process may keep busy, 1 at least: every count of workers comes from here.
@@ -18,20 +20,27 @@ def cores(root: Path = Path("/")) -> int:
     them), rounded up. root: where `proc` and `sys` are found
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(root))]))
+    quotas = [quota for folder in _groups(root, "cpu") for quota in _quota(folder)]
+    return max(1, min([allowed, *(math.ceil(quota) for quota in quotas)]))
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """The CPU quotas, in cores, of the control groups that this process is in, and of the groups around them."""
+def memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that this process may fill: the machine's, and no more than its control groups let it have."""
+    words = [_read(folder / name) for folder in _groups(root, "memory") for name in _MEMORY_FILES]
+    limits = [int(word) for word in words if word and word.isdecimal()]  # not "max"
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, and of the groups around them. controller: cpu or memory"""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         # inside a container the path may be the host's, of which only the end of the way up is seen here
-        for mount in ("", "unified") if not controllers else ("cpu", controllers):
+        for mount in ("", "unified") if not controllers else (controller, controllers):
             group = root / "sys/fs/cgroup" / mount / path.lstrip("/")
-            for folder in (group, *group.parents[: len(Path(path).parts)]):
-                yield from _quota(folder)
+            yield from (group, *group.parents[: len(Path(path).parts)])
 
 
 def _quota(folder: Path) -> list[float]:

@@ -72,6 +72,8 @@ class PackagedFile(Package):
 
 
 def _parsed(archive: str) -> tuple[str, str]:
+    if archive.endswith(".zip"):
+        raise InvalidSdistFilename(archive)
     name, version = parse_wheel_filename(archive)[:2] if archive.endswith(".whl") else parse_sdist_filename(archive)
     return str(name), str(version)
 

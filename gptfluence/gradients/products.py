@@ -203,9 +203,10 @@ class ExampleGradients:
                 return None
         if all(bool(torch.isfinite(total).all()) for total in totals):
             return totals
-        # at padding a layer may have no derivative, and nothing times that is no number
+        # at padding a layer, or what follows it, may have no derivative, and nothing times that is no number
         for call in calls:
-            if not all(bool(torch.isfinite(self._tangent(call, direction)).all()) for direction in directions):
+            shares = (self._tangent(call, direction) * call.gradient for direction in directions)
+            if not all(bool(torch.isfinite(share).all()) for share in shares):
                 self._direct |= set(call.parameters.values())
         return None if self._direct & {name for call in calls for name in call.parameters.values()} else totals
 

@@ -74,12 +74,12 @@ class ModelSource:
         Raises ModelError or HubUnreachableError that say what was looked for and what to do.
         """
         config = self.config
-        if isinstance(config, NanoModel):
-            model, tokenizer = loading.from_folder(self.name, self._nano_folder())
-        elif isinstance(config, HubModel):
+        if isinstance(config, HubModel):
             model, tokenizer = loading.from_hub(self.name, config)
         else:
-            model, tokenizer = loading.from_folder(self.name, self._path())
+            folder = Path(self.location())
+            loading.check_memory(self.name, folder, adapters=config.lora is not None)
+            model, tokenizer = loading.from_folder(self.name, folder)
         positions = loading.longest(model, tokenizer)
         length = min(config.max_length or positions, positions)
         if config.lora is not None:

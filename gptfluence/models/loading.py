@@ -7,10 +7,12 @@ damaged or not finite, a tokenizer with more tokens than the model, a model whos
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gptfluence.common import machine
 from gptfluence.common.contents import POINTER, first_bytes, is_pointer
 from gptfluence.common.errors import HubUnreachableError, ModelError
 from gptfluence.common.hub import hub_reachable
@@ -93,10 +95,11 @@ def with_lora(name: str, model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
                 f"model {name!r}, lora.dropout: {_first_line(error)} Experts have no dropout: set it to 0, or name "
                 f"target_modules among {', '.join(sorted(linear))}"
             ) from error
+        for_all = ", or use all-linear for all" * (lora.target_modules != "all-linear")
         raise ModelError(
             f"model {name!r}, lora.target_modules: {_first_line(error)} The linear modules of {type(model).__name__} are "
-            f"{', '.join(sorted(linear))}: name some of them, or use all-linear for all, or null for peft's own choice, which "
-            "it has for some architectures (the default, query_key_value, is Pythia's)"
+            f"{', '.join(sorted(linear))}: name some of them{for_all}, or null for peft's own choice, which it has for some "
+            "architectures (the default, query_key_value, is Pythia's)"
         ) from error
 
 
@@ -134,6 +137,32 @@ def _check_pointers(what: str, folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.suffix in READ and path.is_file() and is_pointer(first_bytes(path)):
             raise ModelError(f"{what}: {path} {POINTER}")
+
+
+def check_memory(name: str, folder: Path, *, adapters: bool) -> None:
+    """Raises ModelError, with the need in GB, if this machine's memory is too small to train a model in float32.
+
+    adapters: they alone are trained, and what is kept for each weight that is trained does not count
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    numbers = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                numbers += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except SafetensorError:
+            return  # which is said when it is loaded
+    # trained on the CPU: its first weights, its weights, their gradients and the two moments of AdamW
+    needed = 4 * numbers * (1 if adapters or torch.cuda.is_available() else 5)
+    there = machine.memory()
+    if needed > there:
+        raise ModelError(
+            f"model {name!r}: {'training' if needed > 4 * numbers else 'loading'} its {numbers / 1e9:.1f} billion weights in "
+            f"float32 needs {needed / 1e9:.1f} GB of memory, and this machine has {there / 1e9:.1f}; take a smaller model, "
+            f"{'' if adapters else 'train adapters only (lora), '}or another machine"
+        )
 
 
 _NO_TOKENIZER = "it has no tokenizer with a vocabulary; put it there with tokenizer.save_pretrained(folder)"
@@ -175,7 +204,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _from_pretrained(
-    name: str, path: str, parts: list[Path], **options: object
+    name: str, path: str, parts: list[Path], **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """parts: the files, where they are known, to say which one is damaged."""
     import torch
@@ -201,6 +230,8 @@ def _from_pretrained(
         damage = next((found for part in parts if part.is_file() and (found := _damage(part))), None)
         if tokenizer is None and not damage and parts and not any(_of_tokenizer(part) for part in parts):
             damage = _NO_TOKENIZER
+        if not damage and (method := _quantization(path, options)):
+            damage = f"{_QUANTIZED.format(method)}; {_first_line(error)}"
         raise ModelError(
             f"model {name!r}: {path} cannot be loaded as a causal language model: {damage or _first_line(error)}"
         ) from error
@@ -208,6 +239,8 @@ def _from_pretrained(
         if bar:
             logging.enable_progress_bar()
     where = f"model {name!r}: {path}"
+    if getattr(model, "hf_quantizer", None) is not None and "gguf_file" not in options:
+        raise ModelError(f"{where}: {_QUANTIZED.format(_quantization(path, options))}")
     # transformers fills both gaps without an error: weights with random numbers, the vocabulary with nothing
     if report["missing_keys"]:
         missing, kind = sorted(report["missing_keys"]), type(model).__name__
@@ -223,6 +256,25 @@ def _from_pretrained(
     _check_outputs(where, model.eval(), tokenizer)
     _warn_of_router_losses(where, model.config.get_text_config(decoder=True))
     return model, tokenizer
+
+
+_QUANTIZED = (
+    "its weights are quantized ({}), and packed weights cannot be trained; take the model with plain weights, or save it so "
+    "(model.dequantize())"
+)
+
+
+def _quantization(path: str, options: dict[str, Any]) -> str | None:
+    """The method by which the weights of a folder or a model of the Hub are packed, if they are."""
+    from transformers import PreTrainedConfig
+
+    if "gguf_file" in options:
+        return None
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path, **options)
+    except Exception:  # said by whoever reads the model
+        return None
+    return (config.get("quantization_config") or {}).get("quant_method")
 
 
 def _check_vocabulary(where: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -248,8 +300,10 @@ def _check_outputs(where: str, model: PreTrainedModel, tokenizer: PreTrainedToke
     """That outputs are numbers, and that none depends on a later token."""
     import torch
 
-    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"][:12]
-    probe = torch.tensor([ids, [*ids[:-1], next((one for one in ids if one != ids[-1]), 0)]])
+    ids = (12 * tokenizer(PROBE, add_special_tokens=False)["input_ids"])[
+        :12
+    ]  # a small vocabulary makes few tokens of it
+    probe = torch.tensor([ids, [*ids[:-1], int(ids[-1] == 0)]])
     try:
         with torch.no_grad():
             logits = model(input_ids=probe, use_cache=False).logits

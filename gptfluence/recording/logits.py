@@ -35,12 +35,19 @@ class ScoredLogits:
         self._config = base.config.get_text_config(decoder=True)
         self._positions: torch.Tensor | None = None
         self._hooks = [head.register_forward_pre_hook(self._select)]
+        probe = torch.arange(8, device=head.weight.device).view(2, 4) % len(base.get_input_embeddings().weight)
+        expected = self._probed(probe)
+        if expected is None:
+            self.close()
+            raise ModelError(
+                f"{type(base).__name__} does not make its logits token by token with its output embedding, so its losses "
+                "cannot be measured; take a model of another architecture"
+            )
         mlp = _last_mlp(base)
         if mlp is not None:
-            probe = torch.arange(8, device=head.weight.device).view(2, 4) % len(base.get_input_embeddings().weight)
-            expected = self._logits(probe, PROBED)
             hooks = [mlp.register_forward_pre_hook(self._select), mlp.register_forward_hook(self._spread)]
-            if self._agrees(probe, expected):
+            found = self._probed(probe)
+            if found is not None and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
                 self._hooks += hooks
             else:
                 for hook in hooks:
@@ -61,23 +68,19 @@ class ScoredLogits:
         return whole.index_put((self._positions,), output).view(self._shape)
 
     @torch.inference_mode()
-    def _agrees(self, probe: torch.Tensor, expected: torch.Tensor) -> bool:
-        try:
-            found = self._logits(probe, PROBED)
-        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):  # an MLP that is no map of rows
-            return False
-        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-    @torch.inference_mode()
-    def _logits(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        self._positions = positions.to(input_ids.device)
+    def _probed(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """The logits at `PROBED` [2, vocabulary], with the model in evaluation mode; None if there are none of this shape."""
+        self._positions = PROBED.to(input_ids.device)
         training = self._model.training
         self._model.eval()
         try:
-            return self._model(input_ids=input_ids, use_cache=False).logits
+            logits = self._model(input_ids=input_ids, use_cache=False).logits
+        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):  # something that is no map of rows
+            return None
         finally:
             self._model.train(training)
             self.rest()
+        return logits if logits.dim() == 2 and len(logits) == len(PROBED) else None
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """float32 [scored tokens]: cross-entropy of each scored token, nats."""

@@ -140,7 +140,8 @@ class GeneratedTexts:
         if step % self._every and not last:
             return None
         tokens = self._generator.generate(seed, step)
-        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # blanks as they were written, which are those of the references (`tokens.encode`)
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return self._scorer.submit([text.strip() for text in texts])
 
     def trajectories(self, submitted: Sequence[list[tuple[int, str]] | None]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from gptfluence.common import files
@@ -103,7 +104,7 @@ class Wanted:
     generation: Generation = field(default_factory=Generation)
     ends_only: bool = False
 
-    @property
+    @cached_property  # whole weights are hashed for it
     def spec(self) -> RunSpec:
         """Everything that the runs' numbers depend on; the folder is named after it."""
         gpt, written = self.source.gpt, set(self.metrics) & set(TEXT_METRICS)

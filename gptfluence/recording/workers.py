@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -223,9 +224,10 @@ def _run_workers(work: Sequence[Job], report: Callable[[str, int], None]) -> Non
                 continue
             if line is None:
                 open_streams -= 1
-                if processes[index].wait() != 0:
+                if code := processes[index].wait():
+                    killed = "; it was killed, as where memory runs out: record fewer runs at once (jobs)"
                     raise RecordingError(
-                        f"a recording process ended with code {processes[index].returncode}: {tails[index].text()}"
+                        f"a recording process ended with code {code}: {tails[index].text()}{killed * (code == -signal.SIGKILL)}"
                     )
                 continue
             message = json.loads(line)

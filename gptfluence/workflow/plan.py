@@ -13,9 +13,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
+from gptfluence.common import machine
 from gptfluence.common.errors import ModelError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.record import Wanted, devices
@@ -27,6 +29,7 @@ from gptfluence.workflow.row import Runs
 
 STEPS = 4  # of a probe, or fewer if runs have fewer
 FILES = 40_000  # bytes that a run takes on the disk besides its numbers
+_LESS_MEMORY = "record fewer runs at once (--jobs), lower recording.token_budget, or choose a smaller model"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Recording:
     @property
     def disk(self) -> int:
         """Bytes of the runs that are missing: float32 numbers that hardly compress."""
-        numbers = (self.curriculum.steps + 1) * len(self.wanted.texts.tests) * len(self.wanted.metrics)
-        return self.missing * (4 * numbers + FILES)
+        texts = self.wanted.texts
+        each = len(texts.tests) * len(self.wanted.metrics) + len(texts.pool) * self.wanted.recording.record_pool
+        return self.missing * (4 * (self.curriculum.steps + 1) * each + FILES)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ def notebooks_that_record(study: Study, only: str = "*") -> list[str]:
 
 
 def probe(study: Study, recording: Recording) -> Probe:
-    """Record the first steps of a run, in as many processes at once as would be recording; nothing is kept."""
+    """Record the first steps of a run, in as many processes at once as would be recording; nothing is kept.
+
+    Raises ModelError if a process is killed, which means that they need more memory than there is.
+    """
     on_gpu = devices() != ["cpu"]
     processes = study.profile.jobs_per_device if on_gpu else min(study.jobs, recording.missing)
     context = multiprocessing.get_context("spawn")
@@ -94,6 +101,11 @@ def probe(study: Study, recording: Recording) -> Probe:
     try:
         with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
             probes = list(pool.map(_probe, [given] * processes))
+    except BrokenExecutor as error:
+        raise ModelError(
+            f"{recording.runs.name}: a process that recorded the first steps of a run was killed; {processes} at once are too "
+            f"many for this machine's {machine.memory() / 1e9:.1f} GB of memory: {_LESS_MEMORY}"
+        ) from error
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -131,8 +143,18 @@ def _probe(given: tuple[str, tuple[str, ...], str, Runs, str | None]) -> Probe:
     spent = [after - before for before, after in zip([loaded, *marks], marks, strict=False)]
     every = wanted.generation.every if wanted.spec.generation is not None else None
     seconds = _of_run(spent, curriculum.steps, every)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Probe(loaded - started, seconds, memory)
+    return Probe(loaded - started, seconds, _most_memory())
+
+
+def _most_memory() -> int:
+    """Bytes of this process at its largest."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # what `getrusage` says begins with the parent's here
+        [peak] = [
+            line.split()[1] for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:")
+        ]
+        return int(peak) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _of_run(spent: list[float], steps: int, every: int | None) -> float:
@@ -180,14 +202,8 @@ def lines(study: Study, only: str = "*") -> Iterator[str]:
     yield f"recording: {seconds / 3600:.2f} hours, {most / 1e9:.1f} GB of memory, {disk / 1e6:.0f} MB of disk for the runs"
     if more := notebooks_that_record(study, only):
         yield f"not in it: fits, and the runs that these record for themselves: {', '.join(more)}"
-    there = memory_of_machine()
+    there = machine.memory()
     if most > there:
         raise ModelError(
-            f"{most / 1e9:.1f} GB of memory are needed, and this machine has {there / 1e9:.1f}: record fewer runs at once "
-            "(--jobs), lower recording.token_budget, or choose a smaller model"
+            f"{most / 1e9:.1f} GB of memory are needed, and this machine has {there / 1e9:.1f}: {_LESS_MEMORY}"
         )
-
-
-def memory_of_machine() -> int:
-    """Bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

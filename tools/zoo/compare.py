@@ -56,7 +56,7 @@ def main() -> int:
     chosen = arguments.families or list(known)
     task = mini.generate("webnlg", pool_size=8, test_size=5)
     print(f"{'family':28}" + "".join(f"{check:>9}" for check in CHECKS) + "  seconds", flush=True)
-    wrong = []
+    wrong, unmade = [], []
     with tempfile.TemporaryDirectory() as folder, single_thread():
         tokenizer = byte_pairs(task)
         for name in chosen:
@@ -66,6 +66,7 @@ def main() -> int:
                 make(*known[name], tokenizer, place)
             except Exception as error:
                 print(f"{name:28} not made: {one_line(error)}", flush=True)
+                unmade.append(name)
                 continue
             expected = "(encoder)" not in name
             found = check(place, task, shown=arguments.traceback) if expected else refusal(place)
@@ -75,10 +76,9 @@ def main() -> int:
             )
             if any(value != "ok" for value in found):
                 wrong.append(name)
-    print(
-        f"{len(chosen) - len(wrong)} of {len(chosen)} as they should be"
-        + (f"; not: {', '.join(wrong)}" if wrong else "")
-    )
+    made = len(chosen) - len(unmade)
+    for what, names in ((f"{made - len(wrong)} of {made} as they should be; not", wrong), ("not made", unmade)):
+        print(f"{what}: {', '.join(names) or 'none'}")
     return int(bool(wrong))
 
 
