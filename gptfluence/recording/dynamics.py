@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from gptfluence.recording.curriculum import NOBODY, Curriculum
 from gptfluence.recording.settings import RunSpec
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.tasks.base import TaskPool
+
+if TYPE_CHECKING:
+    from gptfluence.recording.fed import FedTokens
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,14 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Source:
-    """The GPT that runs were recorded from, and the folder of artifacts that they lie in, for caches."""
+    """The GPT that runs were recorded from, and the folder of artifacts that they lie in, for caches.
+
+    tokens: of pool and tests, where they are not what the GPT's tokenizer makes of the texts: of runs that a Trainer trained
+    """
 
     gpt: ModelSource
     artifacts: Path
+    tokens: FedTokens | None = None
 
 
 @dataclass(frozen=True)
