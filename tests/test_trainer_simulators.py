@@ -20,17 +20,17 @@ from toy_dynamics import Hashed
 from trainings import model_of, rows, trained
 
 OPTIONS = {"learning_rate": 1e-3, "weight_decay": 0.1, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
-LORA = LoraConfig(r=2, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0)
+LORA = LoraConfig(r=2, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.0)
 
 
 @pytest.fixture(scope="module")
-def data(gpt, webnlg) -> Dataset:
-    return rows(webnlg.pool, gpt).select(range(11))
+def data(gpt, sst2) -> Dataset:
+    return rows(sst2.pool, gpt).select(range(11))
 
 
 @pytest.fixture(scope="module")
-def tests(gpt, webnlg) -> Dataset:
-    return rows(webnlg.tests, gpt)
+def tests(gpt, sst2) -> Dataset:
+    return rows(sst2.tests, gpt)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def explained(simulator, folder: Path, masked: list[int]) -> float:
 
 def test_one_recorded_run_is_enough_to_ask_what_if(run):
     dynamics = gf.load_dynamics(run)
-    simulator = gf.TangentSimulator(coordinates=10**6, checkpoints=(3, 6)).fit(dynamics)
+    simulator = gf.TangentSimulator(coordinates=4000, checkpoints=(6,)).fit(dynamics)
     fitted = simulator.predict(dynamics)
     went = np.square(dynamics.trajectories()[:, :1] - dynamics.trajectories()).sum()
-    assert np.square(fitted - dynamics.trajectories()).sum() < 0.01 * went
+    assert np.square(fitted - dynamics.trajectories()).sum() < 0.05 * went
     assert explained(simulator, run, [int(example) for example in dynamics.curricula[0].used[:3]]) > 0.9
 
 
@@ -73,7 +73,7 @@ def test_adapters_are_simulated_from_the_run_and_the_base_model(base, data, test
     """Only what is trained has tangents. Gradients of A are 0 before training, so checkpoints are needed."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LORA)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trained(model, data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), **{**OPTIONS, "learning_rate": 5e-3})
+    trained(model, data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), **{**OPTIONS, "learning_rate": 2e-3})
     facts = json.loads((tmp_path / "runs" / "start" / "start.json").read_text())
     assert facts["path"] == str(base)
     assert all(".lora_" in name for name in facts["trainable"])
@@ -82,7 +82,7 @@ def test_adapters_are_simulated_from_the_run_and_the_base_model(base, data, test
     start = dynamics.source.gpt.load().model
     for name, value in start.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name].numpy(), err_msg=name)
-    simulator = gf.TangentSimulator(coordinates=10**6, checkpoints=(1, 2, 4, 6)).fit(dynamics)
+    simulator = gf.TangentSimulator(coordinates=10**6, checkpoints=(2, 4, 6)).fit(dynamics)
     assert len(simulator.tangents.coordinates) == sum(p.numel() for p in start.parameters() if p.requires_grad)
     assert explained(simulator, tmp_path / "runs", [int(e) for e in dynamics.curricula[0].used[:3]]) > 0.8
 
@@ -167,11 +167,11 @@ def test_dropout_is_a_limit_that_is_said(data, tests, tmp_path):
         gf.TangentSimulator(coordinates=500).fit(gf.load_dynamics(tmp_path / "runs"))
 
 
-def test_examples_that_the_trainer_did_not_have_have_no_tokens(run, webnlg):
+def test_examples_that_the_trainer_did_not_have_have_no_tokens(run, sst2):
     simulator = gf.TangentSimulator(coordinates=500).fit(gf.load_dynamics(run))
     curriculum = gf.load_dynamics(run).curricula[0]
     with pytest.raises(DataError, match="is none of the tests of the training that was recorded"):
-        simulator.simulate([curriculum], np.ones((1, 1, 2)), tests=TaskPool("new/tests", webnlg.tests[:2]))
+        simulator.simulate([curriculum], np.ones((1, 1, 2)), tests=TaskPool("new/tests", sst2.tests[:2]))
 
 
 def test_other_simulators_and_replayed_methods_take_such_runs(data, tests, tmp_path):
@@ -182,7 +182,7 @@ def test_other_simulators_and_replayed_methods_take_such_runs(data, tests, tmp_p
     train, _, test = dynamics.split(test=1)
     for simulator in (gf.GPTfluence(encoder=Hashed(), max_epochs=2), gf.LowRank(encoder=Hashed())):
         assert np.isfinite(simulator.fit(train).predict(test)).all()
-    tangent = gf.TangentSimulator(coordinates=10**6, checkpoints=(6,)).fit(train).predict(test)
+    tangent = gf.TangentSimulator(coordinates=2000).fit(train).predict(test)
     spread = np.square(dynamics.trajectories().mean(axis=0) - test.trajectories()).sum()
     assert np.square(tangent - test.trajectories()).sum() < 0.5 * spread
     tracin = TracInAll(parameters="all", scale="none").bind(dynamics)
