@@ -26,15 +26,14 @@ profile: str = "mini"
 task: str = ""  # SST-2
 trainer: str = "Trainer"  # or "SFTTrainer", with LoRA; needs trl, as `pip install trl` installs it
 epochs: int = 3
-learning_rate: float = 0.0  # 0: the profile's; ten times that with LoRA
+learning_rate: float = 0.0  # 0: the profile's; four times that with LoRA
 mask: list[int] = []  # training examples to leave out; default: every fourth of the run
-coordinates: int = 6144  # of the GPT's parameters, which the tangent simulator works on
+coordinates: int = 0  # of the trained parameters, which the tangent simulator works on; 0: 6144, and with LoRA all
 examples: int = 5  # drawn, besides the mean
 overrides: list[str] = []  # changes to the profile, as field=value
 output_dir: str = ""  # default: figures/<profile>, or build/<profile>/figures if parameters are changed
 
 # %%
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
@@ -50,7 +49,7 @@ nb.choose("examples", examples, range(1, 12))
 campaign = nb.study.campaign("fine_tuning", nb.task)
 gpt, texts = nb.study.model(nb.model).load(), campaign.texts
 drawn, optimizer = campaign.setting.curriculum, campaign.setting.recording.optimizer
-rate = learning_rate or optimizer.learning_rate * (10 if trainer == "SFTTrainer" else 1)
+rate = learning_rate or optimizer.learning_rate * (4 if trainer == "SFTTrainer" else 1)
 folder = nb.study.artifacts / "trainings" / f"{nb.study.profile.name}-{nb.task}-{trainer}-{epochs}-{rate:g}"
 torch.set_num_threads(1)  # the order of additions must not depend on the machine's cores
 set_seed(0)
@@ -139,7 +138,7 @@ print(f"mean loss before {losses[0].mean():.3f}, after {losses[-1].mean():.3f} n
 #
 # *Masked*: their places stay empty, and nobody else moves. *Left out*: all later examples move up, so the run is shorter. The
 # simulator is fitted on the recorded run alone. Gradients are taken of the GPT as it was before training, which the folder
-# names or keeps, and once more after a third of the run.
+# names or keeps, and again after a sixth and after half of the run. (LoRA's first factors have none before training.)
 
 # %%
 curriculum = run.curriculum
@@ -149,7 +148,10 @@ changes = {
     "left out": curriculum.without(chosen),
     "all others masked": curriculum.masked([one for one in curriculum.used.tolist() if one not in set(chosen)]),
 }
-simulator = gf.TangentSimulator(coordinates=coordinates, checkpoints=(max(1, curriculum.steps // 3),)).fit(dynamics)
+simulator = gf.TangentSimulator(
+    coordinates=coordinates or (6144 if trainer == "Trainer" else 10**9),
+    checkpoints=(max(1, curriculum.steps // 6), max(1, curriculum.steps // 2)),
+).fit(dynamics)
 predicted = {name: trained_again.predicted(simulator, dynamics, changed) for name, changed in changes.items()}
 
 # %% [markdown]

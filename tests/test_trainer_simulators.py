@@ -149,9 +149,7 @@ def test_rates_that_differ_from_the_arguments_are_the_truth() -> None:
     [({"optim": "sgd"}, "SGD .sgd., not AdamW"), ({"label_smoothing_factor": 0.1}, "labels are smoothed")],
 )
 def test_trainings_that_cannot_be_followed_say_why(data, tests, tmp_path, options, message):
-    trained(
-        model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2, **options
-    )
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2, **options)
     dynamics = gf.load_dynamics(tmp_path / "runs")
     for work in (gf.TangentSimulator().fit, TracInAll().bind):
         with pytest.raises(ConfigurationError, match=f"in a way that this package cannot follow: .*{message}"):

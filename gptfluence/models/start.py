@@ -126,7 +126,11 @@ def _adapters(model: torch.nn.Module) -> str:
 
 
 def _named(base: torch.nn.Module) -> set[int]:
-    """Where the base model's weights lie in memory, if all of them are those of the files at its path; else nothing."""
+    """Where the base model's weights lie in memory, if all of them are those of the files at its path; else nothing.
+
+    Files may call a weight otherwise than the model does, which transformers knows when it loads them: so one that is not there
+    by its name may be any of the same shape.
+    """
     from safetensors import safe_open
 
     where: dict[str, Path] = {}
@@ -139,14 +143,20 @@ def _named(base: torch.nn.Module) -> set[int]:
             continue
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         key = next((k for k in (plain, plain.removeprefix(f"{base.base_model_prefix}.")) if k in where), None)
-        if key is None:
-            return set()
-        with safe_open(where[key], "pt") as content:
-            saved = content.get_tensor(key)
-        if saved.shape != value.shape or not bool((saved.to(value.dtype) == value.detach().cpu()).all()):
+        if not any(_holds(where[k], k, value) for k in ([key] if key else where)):
             return set()
         named.add(value.data_ptr())
     return named
+
+
+def _holds(path: Path, key: str, value: torch.Tensor) -> bool:
+    """Whether a weight in a file is this one, but for its precision."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as content:
+        if tuple(content.get_slice(key).get_shape()) != tuple(value.shape):
+            return False
+        return bool((content.get_tensor(key).to(value.dtype) == value.detach().cpu()).all())
 
 
 def _of_adapter(name: str) -> bool:
@@ -187,6 +197,7 @@ def _loaded(folder: Path, facts: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
             from peft import PeftConfig, get_peft_model
 
             adapters = json.loads((folder / "adapters.json").read_text(encoding="utf-8"))
+            adapters["base_model_name_or_path"] = model.config.name_or_path
             model = get_peft_model(model, PeftConfig.from_peft_type(**adapters))
     model.load_state_dict(load_file(folder / KEPT), strict=False)
     trainable = set(facts["trainable"])
