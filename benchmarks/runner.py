@@ -21,7 +21,7 @@ from common import RESULTS
 from readme import write_readme
 
 HERE = Path(__file__).resolve().parent
-MEASURED = ("recorder", "simulators", "tangents", "tracin", "published")
+MEASURED = ("recorder", "trainer", "simulators", "tangents", "tracin", "published")
 NOTED = "run_all"  # somebody else has timed it
 
 
