@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.experiments import trained_again
 from gptfluence.recording.settings import AdamW
 from gptfluence.simulators.tracin import TracInAll
 from gptfluence.tasks import TaskPool
@@ -170,6 +171,41 @@ def test_examples_that_the_trainer_did_not_have_have_no_tokens(run, sst2):
     curriculum = gf.load_dynamics(run).curricula[0]
     with pytest.raises(DataError, match="is none of the tests of the training that was recorded"):
         simulator.simulate([curriculum], np.ones((1, 1, 2)), tests=TaskPool("new/tests", sst2.tests[:2]))
+
+
+def test_a_run_that_was_measured_now_and_then_is_enough(run, data, tests, tmp_path):
+    """The losses between are interpolated; what the simulator says hardly depends on them."""
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs", every=4)
+    trained(model_of("gpt_neox"), data, tmp_path, recorder, **OPTIONS)
+    seldom, always = gf.load_dynamics(tmp_path / "runs"), gf.load_dynamics(run)
+    with pytest.raises(DataError, match=r"give dynamics.interpolated\(\)"):
+        gf.TangentSimulator().fit(seldom)
+    filled = seldom.interpolated().trajectories()[0]
+    losses = always.trajectories()[0]
+    np.testing.assert_array_equal(filled[[0, 4, 6]], losses[[0, 4, 6]])
+    np.testing.assert_allclose(filled[1], 0.75 * losses[0] + 0.25 * losses[4], rtol=1e-6)
+    one, other = (
+        gf.TangentSimulator(coordinates=500).fit(each).predict(always) for each in (seldom.interpolated(), always)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_an_answer_stands_beside_what_costs_nothing(run):
+    dynamics = gf.load_dynamics(run)
+    [curriculum], recorded = dynamics.curricula, dynamics.trajectories()[0]
+    simulator = gf.TangentSimulator(coordinates=500).fit(dynamics)
+    np.testing.assert_allclose(trained_again.predicted(simulator, dynamics, curriculum), recorded, atol=1e-6)
+    longer = curriculum.repeated(int(curriculum.used[0]), times=4)
+    assert longer.steps > curriculum.steps
+    assert trained_again.predicted(simulator, dynamics, longer).shape == (longer.steps + 1, len(dynamics.tests))
+    truth = recorded + np.linspace(0, 1, len(recorded), dtype=np.float32)[:, None]
+    row = trained_again.row("masked", recorded, truth - 0.5, truth)
+    assert row["error of no change"] == pytest.approx(1)
+    assert row["share explained"] == pytest.approx(0.75)
+    assert row["error of persistence"] == pytest.approx(np.sqrt(np.square(truth[0] - truth[-1]).mean()))
+    frame = trained_again.frame(recorded, truth - 0.5, truth, 2)
+    assert frame["panel"].nunique() == 3
+    assert set(frame["series"]) == {"before", "recorded", "tangent"}
 
 
 def test_other_simulators_and_replayed_methods_take_such_runs(data, tests, tmp_path):

@@ -149,6 +149,13 @@ class GPTDynamics:
             return steps
         return steps[(steps % generation.every == 0) | (steps == steps[-1])]
 
+    def interpolated(self) -> GPTDynamics:
+        """The same runs with values between the steps that were measured, linear in the steps (`TrainerRecorder(every=...)`).
+
+        For simulators, which want a value at each step. Raises ConfigurationError if the first or the last step was not measured.
+        """
+        return replace(self, runs=tuple(replace(run, trajectories=_interpolated(run)) for run in self.runs))
+
     def of_tests(self, positions: Sequence[int]) -> GPTDynamics:
         """The same runs with these test examples only, in this order (positions in `tests`)."""
         chosen = np.asarray(positions, dtype=np.int64)
@@ -223,6 +230,17 @@ class GPTDynamics:
                 )
             )
         return pd.concat(frames, ignore_index=True)
+
+
+def _interpolated(run: TrainingRun) -> dict[str, np.ndarray]:
+    found, steps = {}, np.arange(run.curriculum.steps + 1)
+    for metric, values in run.trajectories.items():
+        measured = np.flatnonzero(~np.isnan(values).all(axis=1))
+        if not {0, run.curriculum.steps} <= {*measured.tolist()}:
+            raise ConfigurationError(f"run {run.name}: {metric} was not measured at the first and at the last step")
+        columns = [np.interp(steps, measured, column) for column in values[measured].T]
+        found[metric] = np.stack(columns, axis=1).astype(np.float32)
+    return found
 
 
 def join_tests(task: str, parts: Sequence[GPTDynamics]) -> GPTDynamics:

@@ -126,7 +126,7 @@ class TrainerRecorder(TrainerCallback):
         self, args, state, control, *, model, train_dataloader, processing_class=None, optimizer=None, **given
     ) -> None:
         check_supported(args)
-        self._feeding = Feeding(train_dataloader, model)
+        self._feeding = Feeding(train_dataloader, model, packed=getattr(args, "packing", False))
         if not state.is_world_process_zero:
             return
         with same_random_numbers():
