@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.experiments import trained_again
+from gptfluence.models import start
 from gptfluence.recording.settings import AdamW
 from gptfluence.simulators.tracin import TracInAll
 from gptfluence.tasks import TaskPool
@@ -80,11 +82,11 @@ def test_adapters_are_simulated_from_the_run_and_the_base_model(base, data, test
     assert all(".lora_" in name for name in facts["trainable"])
     assert (tmp_path / "runs" / "start" / "kept.safetensors").stat().st_size < 40_000, "the base model is kept, too"
     dynamics = gf.load_dynamics(tmp_path / "runs")
-    start = dynamics.source.gpt.load().model
-    for name, value in start.state_dict().items():
+    loaded = dynamics.source.gpt.load().model
+    for name, value in loaded.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name].numpy(), err_msg=name)
     simulator = gf.TangentSimulator(coordinates=10**6, checkpoints=(2, 4, 6)).fit(dynamics)
-    assert len(simulator.tangents.coordinates) == sum(p.numel() for p in start.parameters() if p.requires_grad)
+    assert len(simulator.tangents.coordinates) == sum(p.numel() for p in loaded.parameters() if p.requires_grad)
     assert explained(simulator, tmp_path / "runs", [int(e) for e in dynamics.curricula[0].used[:3]]) > 0.8
 
 
@@ -99,6 +101,26 @@ def test_a_gpt_that_is_not_as_it_was_is_an_error(base, data, tests, tmp_path):
     other.save_pretrained(folder)
     with pytest.raises(ArtifactError, match="has other weights now"):
         gf.train_again(tmp_path / "runs")
+
+
+def test_a_gpt_that_cannot_be_kept_can_be_recorded(data, tests, tmp_path, monkeypatch):
+    def broken(*_):
+        raise TypeError("no such adapters")
+
+    monkeypatch.setattr(start, "_named", broken)
+    with pytest.warns(UserWarning, match="is not kept .TypeError: no such adapters"):
+        trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=1)
+    assert len(gf.load_dynamics(tmp_path / "runs")) == 1
+
+
+def test_a_gpt_in_lower_precision_than_its_files_is_kept(base, data, tests, tmp_path):
+    """The files would give it other weights. Its training in bfloat16 is recorded, and not followed."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    trained(model, data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=1)
+    dynamics = gf.load_dynamics(tmp_path / "runs")
+    assert dynamics.source.gpt.load().model.dtype == torch.float32
+    with pytest.raises(ConfigurationError, match="trained weights are not float32"):
+        gf.TangentSimulator().fit(dynamics)
 
 
 def test_a_gpt_that_was_not_kept_is_an_error_that_says_what_to_do(data, tests, tmp_path):

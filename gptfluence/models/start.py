@@ -86,9 +86,11 @@ class StartingModel(ModelSource):
 
 
 def keep(folder: Path, model: torch.nn.Module, tokenizer: Any) -> None:
-    """Write `start/` into the folder of the runs; `model` is left as it is."""
+    """Write `start/` into the folder of the runs, if it is not there; `model` is left as it is."""
     from safetensors.torch import save_file
 
+    if (folder / FOLDER / files.CHECKSUMS).is_file():
+        return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapted = base is not model
     named = _named(base)
@@ -150,13 +152,13 @@ def _named(base: torch.nn.Module) -> set[int]:
 
 
 def _holds(path: Path, key: str, value: torch.Tensor) -> bool:
-    """Whether a weight in a file is this one, but for its precision."""
+    """Whether a weight in a file is this one; the file may have it in a lower precision, but not in a higher one."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as content:
         if tuple(content.get_slice(key).get_shape()) != tuple(value.shape):
             return False
-        return bool((content.get_tensor(key).to(value.dtype) == value.detach().cpu()).all())
+        return bool((content.get_tensor(key).float() == value.detach().cpu().float()).all())
 
 
 def _of_adapter(name: str) -> bool:
@@ -192,7 +194,8 @@ def _loaded(folder: Path, facts: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
                 facts["path"], dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **options
             )
         else:
-            model = transformers.AutoModelForCausalLM.from_config(config).float()
+            made = kind.from_config if kind is transformers.AutoModelForCausalLM else kind
+            model = made(config).float()
         if (folder / "adapters.json").is_file():
             from peft import PeftConfig, get_peft_model
 

@@ -222,7 +222,7 @@ class TrainerRecorder(TrainerCallback):
         for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True):
             store.write_table(kept.path_of(self.folder, side), kept.columns(examples))
         if self._keep_start and not state.global_step:  # the weights of a training that goes on are others
-            start.keep(self.folder, model, tokenizer)
+            self._keep(model, tokenizer)
         self._measuring = Measuring(
             _gpt(model, tokenizer),
             tests,
@@ -232,6 +232,17 @@ class TrainerRecorder(TrainerCallback):
             token_budget=self._budget,
         )
         self._journal = Journal(self.folder / "journal" / f"{self.run}.jsonl", header, done=state.global_step)
+
+    def _keep(self, model: torch.nn.Module, tokenizer: Any) -> None:
+        """A GPT of a kind that cannot be kept can be recorded."""
+        try:
+            start.keep(self.folder, model, tokenizer)
+        except Exception as error:
+            warnings.warn(
+                f"{self.folder}: the GPT as it was before training is not kept ({type(error).__name__}: {error}); the training is "
+                "recorded, but to simulate or repeat it you must give the GPT yourself",
+                stacklevel=2,
+            )
 
     def _tests_of(
         self, args: TrainingArguments, model: torch.nn.Module, tokenizer: Any
