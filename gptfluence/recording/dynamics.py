@@ -156,6 +156,16 @@ class GPTDynamics:
         """
         return replace(self, runs=tuple(replace(run, trajectories=_interpolated(run)) for run in self.runs))
 
+    def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
+        """Share the runs as the data set `name` ("user/name") of the Hugging Face Hub, in Parquet and with a card.
+
+        `load_dynamics(name)` reads them. The GPT, its tokens and what was measured of the pool stay here. Returns the address of
+        the commit; raises what `sharing.push` raises.
+        """
+        from gptfluence.recording.sharing import push
+
+        return push(self, name, private=private)
+
     def of_tests(self, positions: Sequence[int]) -> GPTDynamics:
         """The same runs with these test examples only, in this order (positions in `tests`)."""
         chosen = np.asarray(positions, dtype=np.int64)

@@ -227,10 +227,16 @@ def lock_path(folder: Path, name: str) -> Path:
 
 
 def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
-    """Read a dynamics folder: the runs of these names, or all there are.
+    """Read a dynamics folder, or what was shared on the Hub as "user/name": the runs of these names, or all there are.
 
-    Raises ArtifactError that names the file if something is missing or damaged.
+    Raises ArtifactError that names the file if something is missing or damaged, HubUnreachableError if there is no such folder
+    and no network.
     """
+    from gptfluence.recording import sharing
+
+    if isinstance(folder, str) and sharing.NAME.match(folder) and not Path(folder).exists():
+        shared = sharing.pull(folder)
+        return shared if names is None else shared.select(names)
     folder = Path(folder)
     values = spec_values(folder)
     task = read_task(folder)
