@@ -10,15 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerState, TrainingArguments
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
 from gptfluence.experiments import trained_again
 from gptfluence.models import start
+from gptfluence.recording.recorder import build_optimizer
 from gptfluence.recording.settings import AdamW
 from gptfluence.simulators.tracin import TracInAll
 from gptfluence.tasks import TaskPool
+from gptfluence.trainers.arguments import recording_of
 from toy_dynamics import Hashed
 from trainings import model_of, rows, trained
 
@@ -165,6 +167,23 @@ def test_rates_that_differ_from_the_arguments_are_the_truth() -> None:
     assert said.with_rates_of([used, used]).learning_rates(3) == used.tolist()
     assert said.with_rates_of([used, used[::-1]]) == said, "several rates are no rates"
     assert "rates" not in said.model_dump_json(), "names of recorded runs would change"
+    with pytest.raises(ConfigurationError, match="these runs do not share theirs"):
+        AdamW(schedule="recorded").with_rates_of([used, used[::-1]]).learning_rates(3)
+
+
+def test_an_optimizer_of_ones_own_is_read_and_not_the_arguments() -> None:
+    """Groups with rates of their own, and decay of other parameters, are nothing that this package does."""
+    model, args = model_of("gpt_neox"), TrainingArguments(weight_decay=0.1, use_cpu=True, report_to="none")
+    given = build_optimizer(model, AdamW(weight_decay=0.3, betas=(0.8, 0.9)), fused=False)
+    recording, _ = recording_of(args, TrainerState(max_steps=3), model, given)
+    assert (recording.optimizer.weight_decay, recording.optimizer.betas) == (0.3, (0.8, 0.9))
+    for changed, message in (
+        ({"initial_lr": 0.1}, "rates of their own"),
+        ({"weight_decay": 0.3}, "on other parameters"),
+    ):
+        given = build_optimizer(model, AdamW(weight_decay=0.3), fused=False)
+        given.param_groups[1] |= changed
+        assert message in recording_of(args, TrainerState(max_steps=3), model, given)[1]
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,16 @@ class AdamW(Settings):
         Raises ConfigurationError for recorded rates that are those of another number of steps.
         """
         if self.schedule == "recorded":
-            if self.rates is None or len(self.rates) != steps:
-                known = (
-                    "not known" if self.rates is None else f"known for the {len(self.rates)} steps of the recorded run"
-                )
+            if self.rates is None:
                 raise ConfigurationError(
-                    f"learning rates follow no schedule that is known here, and are {known}, not for {steps} steps; change the "
-                    "curriculum so that it keeps its steps (`masked`), or give an optimizer with a schedule (`trained_with`)"
+                    "learning rates follow no schedule that is known here, and these runs do not share theirs; load runs that do "
+                    "(load_dynamics(folder, names))"
+                )
+            if len(self.rates) != steps:
+                raise ConfigurationError(
+                    "learning rates follow no schedule that is known here, and are known for the "
+                    f"{len(self.rates)} steps of the recorded run, not for {steps} steps; change the curriculum so that it keeps "
+                    "its steps (`masked`), or give an optimizer with a schedule (`trained_with`)"
                 )
             return list(self.rates)
         rate, rates = self.learning_rate, []

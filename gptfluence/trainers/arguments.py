@@ -55,6 +55,7 @@ def recording_of(
     groups = [] if found is None else found.param_groups
     decays = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
     expected = decayed_names(model)
+    highest = {group.get("initial_lr", group["lr"]) for group in groups}  # now they may all be 0, before the warm-up
     problems = {
         f"the optimizer is {named if found is None else type(found).__name__} ({named}), not AdamW of torch": (
             named not in ("adamw_torch", "adamw_torch_fused") if found is None else type(found) is not torch.optim.AdamW
@@ -64,7 +65,7 @@ def recording_of(
         "noise is added to embeddings (neftune_noise_alpha)": bool(getattr(args, "neftune_noise_alpha", None)),
         "the loss is not the mean over tokens (loss_type)": getattr(args, "loss_type", "nll") != "nll",
         "trained weights are not float32": any(p.dtype != torch.float32 for _, p in trained),
-        "groups of parameters have learning rates of their own": len({group["lr"] for group in groups}) > 1,
+        "groups of parameters have learning rates of their own": len(highest) > 1,
         "weight decay acts on other parameters than those that the Trainer chooses": bool(decays)
         and decays != {id(p) for name, p in trained if name in expected},
     }
@@ -92,8 +93,6 @@ def dropout_of(model: torch.nn.Module) -> float:
     rates += [
         value
         for name, value in settings.items()
-        if ("drop" in name or name.endswith("pdrop"))
-        and isinstance(value, int | float)
-        and not any(word in name for word in NO_DROPOUT)
+        if "drop" in name and isinstance(value, float) and not any(word in name for word in NO_DROPOUT)
     ]
     return float(max(rates, default=0.0))
