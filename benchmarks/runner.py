@@ -22,7 +22,7 @@ from common import RESULTS
 from readme import write_readme
 
 HERE = Path(__file__).resolve().parent
-MEASURED = ("recorder", "simulators", "tangents", "tracin", "published")
+MEASURED = ("recorder", "trainer", "simulators", "tangents", "tracin", "published")
 ON_A_GPU = "gpu"  # where there is one
 NOTED = "run_all"  # somebody else has timed it
 KNOWN = (*MEASURED, ON_A_GPU, NOTED)

@@ -15,7 +15,7 @@ _WHERE = {
     "Study": "study.study",
     "record": "recording.record",
     "TrainerRecorder": "trainers.callback",
-    "train_again": "trainers.tokens",
+    "train_again": "trainers.again",
     "Notebook": "workflow.notebook",
     "AdamW": "recording.settings",
     "Recording": "recording.settings",

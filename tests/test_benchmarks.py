@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("recorder", "simulators", "tangents", "tracin", "published")
+SCRIPTS = ("recorder", "trainer", "simulators", "tangents", "tracin", "published")
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_times_of_run_all_are_noted_with_their_commands(load, tmp_path, caps
     [
         (
             ["nonsense"],
-            "'nonsense' is no benchmark; known: recorder, simulators, tangents, tracin, published, gpu, run_all",
+            "'nonsense' is no benchmark; known: recorder, trainer, simulators, tangents, tracin, published, gpu, run_all",
         ),
         (["--seconds", "everything=3"], "--seconds and --build are for run_all alone"),
         (["--", "--steps", "3"], "options behind -- go to one benchmark; name it"),

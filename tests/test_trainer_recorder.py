@@ -20,7 +20,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
@@ -28,23 +28,8 @@ from gptfluence.models.gpt import GPT
 from gptfluence.recording.settings import Generation
 from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import TaskPool
-from gptfluence.trainers.callback import _check_supported
-from trainings import CONFIGS, model_of, weights
-
-
-def rows(pool, gpt) -> Dataset:
-    tokens = tokenize(pool, gpt)
-    labels = [np.where(np.arange(len(each.ids)) < each.target_start, -100, each.ids).tolist() for each in tokens]
-    return Dataset.from_dict({"input_ids": [each.ids.tolist() for each in tokens], "labels": labels})
-
-
-def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """Padded on the right, as the collators of transformers do."""
-    width = max(len(each["input_ids"]) for each in examples)
-    padded = lambda name, by: [each[name] + [by] * (width - len(each[name])) for each in examples]  # noqa: E731
-    mask = [[1] * len(each["input_ids"]) + [0] * (width - len(each["input_ids"])) for each in examples]
-    columns = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100), "attention_mask": mask}
-    return {name: torch.tensor(values) for name, values in columns.items()}
+from gptfluence.trainers.arguments import check_supported
+from trainings import CONFIGS, collate, model_of, rows, trained, weights
 
 
 class Seen(TrainerCallback):
@@ -66,24 +51,6 @@ class Seen(TrainerCallback):
     def on_step_end(self, args, state, control, **given) -> None:
         self.steps.append(self._now)
         self._now = []
-
-
-def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, **options) -> Trainer:
-    defaults = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-2, "save_strategy": "no"}
-    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
-    arguments = TrainingArguments(output_dir=str(folder / "checkpoints"), **{**defaults, **quiet, **options})
-    set_seed(arguments.seed)
-    trainer = Trainer(
-        model,
-        arguments,
-        collate,
-        train_dataset=data,
-        eval_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[*callbacks],
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -201,7 +168,7 @@ def test_a_step_that_the_optimizer_left_out_is_told(gpt, data, tests, tmp_path, 
     trained(model_of("gpt_neox"), data, tmp_path, recorder, max_steps=2)
     [run] = gf.load_dynamics(tmp_path / "runs").runs
     assert run.skipped.tolist() == [True, True]
-    with pytest.raises(ArtifactError, match="has skipped steps"):
+    with pytest.raises(ArtifactError, match="steps that the optimizer skipped"):
         gf.train_again(tmp_path / "runs", gpt)
 
 
@@ -343,7 +310,7 @@ def test_packed_rows_are_refused(data, tests, tmp_path):
 def test_ways_of_training_that_are_not_supported_are_named(option, value, name):
     arguments = SimpleNamespace(**{"n_gpu": 1, "fsdp": [], "deepspeed": None, "torch_compile": False, option: value})
     with pytest.raises(ConfigurationError, match=f"a training with {name}.* cannot be recorded"):
-        _check_supported(arguments)
+        check_supported(arguments)
 
 
 def test_a_folder_of_another_training_is_left_alone(data, tests, tmp_path):

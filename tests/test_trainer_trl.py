@@ -59,8 +59,10 @@ def test_an_sft_trainer_is_recorded_as_it_trains(gpt, webnlg, tmp_path):
     np.testing.assert_allclose(again.gradient_norm, run.gradient_norm, rtol=1e-3)
 
 
-def test_packed_rows_are_refused(gpt, webnlg, tmp_path):
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+def test_packed_rows_are_refused(gpt, webnlg, tmp_path, strategy):
     data = Dataset.from_list([{"text": each.text} for each in webnlg.pool])
     recorder = gf.TrainerRecorder(data, tmp_path / "runs")
+    options = {"packing": True, "packing_strategy": strategy, "max_length": 64, "max_steps": 1}
     with pytest.warns(UserWarning, match="rows of the training data are packed"):
-        trained(model_of("llama"), data, gpt.tokenizer, tmp_path, recorder, packing=True, max_length=64, max_steps=1)
+        trained(model_of("llama"), data, gpt.tokenizer, tmp_path, recorder, **options)

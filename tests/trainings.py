@@ -1,12 +1,24 @@
-"""GPTs of three architectures, small enough for a Trainer to train in a moment."""
+"""GPTs of three architectures, small enough for a Trainer to train in a moment, and trainings of them."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from gptfluence.recording.tokens import tokenize
 
 SIZES = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {
@@ -27,3 +39,36 @@ def model_of(name: str, *, dropout: float = 0.0) -> torch.nn.Module:
 
 def weights(model) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+def rows(pool, gpt) -> Dataset:
+    tokens = tokenize(pool, gpt)
+    labels = [np.where(np.arange(len(each.ids)) < each.target_start, -100, each.ids).tolist() for each in tokens]
+    return Dataset.from_dict({"input_ids": [each.ids.tolist() for each in tokens], "labels": labels})
+
+
+def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """Padded on the right, as the collators of transformers do."""
+    width = max(len(each["input_ids"]) for each in examples)
+    padded = lambda name, by: [each[name] + [by] * (width - len(each[name])) for each in examples]  # noqa: E731
+    mask = [[1] * len(each["input_ids"]) + [0] * (width - len(each["input_ids"])) for each in examples]
+    columns = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100), "attention_mask": mask}
+    return {name: torch.tensor(values) for name, values in columns.items()}
+
+
+def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, **options) -> Trainer:
+    defaults = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-2, "save_strategy": "no"}
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+    arguments = TrainingArguments(output_dir=str(folder / "checkpoints"), **{**defaults, **quiet, **options})
+    set_seed(arguments.seed)
+    trainer = Trainer(
+        model,
+        arguments,
+        collate,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[*callbacks],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer

@@ -31,10 +31,11 @@ from gptfluence.gradients.coordinates import Coordinates, Tangents, digest_of, s
 from gptfluence.gradients.outputs import OutputGradients
 from gptfluence.models.gpt import GPT, ModelSource
 from gptfluence.recording.curriculum import Curriculum
+from gptfluence.recording.fed import Fed, FedTokens
 from gptfluence.recording.logits import ScoredLogits, example_losses
 from gptfluence.recording.recorder import build_optimizer, decayed_names, update, update_loss
 from gptfluence.recording.settings import Recording
-from gptfluence.recording.tokens import Batch, bucketed, collate, label_words, tokenize
+from gptfluence.recording.tokens import Batch, TokenizedExample, bucketed, collate, label_words, tokenize
 from gptfluence.tasks.base import Example, TaskPool, fingerprint
 
 FORMAT = 3
@@ -57,6 +58,7 @@ class TangentFeatures:
         cache: Path | None = None,
         device: str = "cpu",
         seed: int = 0,
+        tokens: FedTokens | None = None,
     ) -> None:
         """
         Args:
@@ -72,6 +74,8 @@ class TangentFeatures:
             cache: folder for what was taken; a source is needed to tell GPTs apart there.
             device: where a GPT that is loaded from its source computes; numbers agree between devices to rounding.
             seed: of the sample.
+            tokens: those of the pool and of all examples that are asked for, where a Trainer fed them (`Source.tokens`); None:
+                what the GPT's tokenizer makes of the texts.
 
         Raises ConfigurationError that names the argument.
         """
@@ -83,6 +87,7 @@ class TangentFeatures:
         if cache is not None and isinstance(gpt, GPT):
             raise ConfigurationError("tangents: a cache needs a ModelSource, which tells this GPT from others")
         self._given, self.pool, self.recording, self.cache, self.seed = gpt, pool, recording, cache, seed
+        self.tokens = tokens
         self.size, self.candidates, self.mass, self.device = coordinates, candidates, mass, device
         self.reference, self.checkpoints = reference, _checked_steps(reference, checkpoints)
         self._states: list[dict[str, torch.Tensor]] | None = None
@@ -97,6 +102,8 @@ class TangentFeatures:
             "pool": self.pool.fingerprint,
             "tokens": [self.recording.train_tokens, self.recording.truncation],
         }
+        if self.tokens is not None:
+            trained["fed"] = digest_of(*(each.ids for each in self._tokens(self.pool, trained=True)))
         base = fingerprint([trained, self.size, self.candidates, self.mass, self.seed])
         run = [canonical(self.recording.optimizer), self.reference.fingerprint if self.reference else None]
         whole = fingerprint([base, self.recording.loss_tokens, *run, self.checkpoints])
@@ -109,6 +116,12 @@ class TangentFeatures:
         loaded = self._given.load()
         loaded.model.to(self.device)
         return loaded
+
+    def _tokens(self, examples: TaskPool, *, trained: bool) -> Sequence[TokenizedExample | Fed]:
+        """trained: of examples of the pool, else of tests; a Trainer may have fed the two differently."""
+        if self.tokens is not None:
+            return self.tokens.of(examples, trained=trained)
+        return tokenize(examples, self.gpt, truncation=self.recording.truncation)
 
     @cached_property
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -141,8 +154,8 @@ class TangentFeatures:
         Raises DataError (text too long, no target), RecordingError, ArtifactError (damaged cache).
         """
         which = self.recording.train_tokens if trained else self.recording.loss_tokens
-        base = self._at(examples, which, 0)
-        later = [self._at(examples, which, checkpoint, base) for checkpoint in self._later]
+        base = self._at(examples, which, trained, 0)
+        later = [self._at(examples, which, trained, checkpoint, base) for checkpoint in self._later]
         outputs, tokens = [len(one["token"]) for one in base], [int(one["token"][-1]) + 1 for one in base]
         ends, several = np.cumsum(outputs), {}
         for key in ("outputs", "gradients", "scale"):
@@ -178,6 +191,7 @@ class TangentFeatures:
         self,
         examples: TaskPool,
         which: str,
+        trained: bool,
         checkpoint: int,
         base: Sequence[dict[str, np.ndarray]] | None = None,
     ) -> list[dict[str, np.ndarray]]:
@@ -186,12 +200,13 @@ class TangentFeatures:
         base: what was taken before training, which says what the outputs are
         """
         drawn = digest_of(self.coordinates.index)
+        known_tokens = None if self.tokens is None else self.tokens.of(examples, trained=trained)
         with ExitStack() as stack:
             ready: list[tuple[ScoredLogits, list[Batch]]] = []
 
             def make(row: int) -> dict[str, np.ndarray]:
                 if not ready:
-                    batches = self._batches(examples, which)
+                    batches = self._batches(examples, which, trained=trained)
                     ready.append((stack.enter_context(self._brought_to(checkpoint)), batches))
                 scored, batches = ready[0]
                 known = (base[row]["token"], base[row]["word"]) if base else None
@@ -200,7 +215,10 @@ class TangentFeatures:
             taken = []
             for row, example in enumerate(examples):
                 outputs = digest_of(base[row]["token"], base[row]["word"]) if base else ""
-                key = fingerprint([example.to_dict(), drawn, outputs])
+                named = [example.to_dict(), drawn, outputs]
+                if known_tokens is not None:  # the text need not tell them
+                    named.append(digest_of(known_tokens[row].ids, known_tokens[row].scored(which)))
+                key = fingerprint(named)
                 taken.append(self._cached(self._folder(checkpoint), f"{which}-{key}", partial(make, row)))
             return taken
 
@@ -248,7 +266,7 @@ class TangentFeatures:
 
     def _reference_run(self, reference: Curriculum, steps: int) -> Iterator[tuple[int, ScoredLogits]]:
         """Trains from the initial weights; yields before the first step and after every one. Call inside `_model`."""
-        tokens = tokenize(self.pool, self.gpt, truncation=self.recording.truncation)
+        tokens = self._tokens(self.pool, trained=True)
         settings = self.recording.optimizer
         optimizer = build_optimizer(self.gpt.model, settings, fused=False)
         rates = settings.learning_rates(reference.steps)
@@ -274,7 +292,7 @@ class TangentFeatures:
 
     def _measured(self, examples: TaskPool, reference: Curriculum) -> dict[str, np.ndarray]:
         """ "losses": what `along_reference` returns."""
-        tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
+        tokens = self._tokens(examples, trained=False)
         batches = bucketed(tokens, self.recording.token_budget, self.recording.loss_tokens, self._device)
         losses = np.empty((reference.steps + 1, len(examples)), np.float32)
         with self._model():
@@ -303,9 +321,9 @@ class TangentFeatures:
         finally:
             scored.close()
 
-    def _batches(self, examples: TaskPool, which: str) -> list[Batch]:
+    def _batches(self, examples: TaskPool, which: str, *, trained: bool) -> list[Batch]:
         """Each example by itself."""
-        tokens = tokenize(examples, self.gpt, truncation=self.recording.truncation)
+        tokens = self._tokens(examples, trained=trained)
         return [collate(tokens, [row], which, self._device) for row in range(len(tokens))]
 
     @property
@@ -354,7 +372,7 @@ class TangentFeatures:
         total = [torch.zeros_like(p) for p in self._parameters.values()]
         parameters = list(self._parameters.values())
         with self._scored() as scored:
-            for batch in self._batches(self.pool, self.recording.train_tokens):
+            for batch in self._batches(self.pool, self.recording.train_tokens, trained=True):
                 loss = scored.token_losses(batch).mean()
                 for sum_, gradient in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
                     if gradient is not None:

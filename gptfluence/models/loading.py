@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,23 +211,21 @@ def _from_pretrained(
     """parts: the files, where they are known, to say which one is damaged."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     tokenizer = None
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it floods executed notebooks
     try:
         weights = gguf.dequantized() if "gguf_file" in options else {"use_safetensors": True}
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation=None,  # sdpa where the model has it, else eager; not what its configuration says
-            output_loading_info=True,
-            **weights,
-            **options,
-        )
+        with no_progress_bar():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                attn_implementation=None,  # sdpa where the model has it, else eager; not what its configuration says
+                output_loading_info=True,
+                **weights,
+                **options,
+            )
     except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own
         damage = next((found for part in parts if part.is_file() and (found := _damage(part))), None)
         if tokenizer is None and not damage and parts and not any(_of_tokenizer(part) for part in parts):
@@ -235,9 +235,6 @@ def _from_pretrained(
         raise ModelError(
             f"model {name!r}: {path} cannot be loaded as a causal language model: {damage or _first_line(error)}"
         ) from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
     where = f"model {name!r}: {path}"
     if getattr(model, "hf_quantizer", None) is not None and "gguf_file" not in options:
         raise ModelError(f"{where}: {_QUANTIZED.format(_quantization(path, options))}")
@@ -275,6 +272,20 @@ def _quantization(path: str, options: dict[str, Any]) -> str | None:
     except Exception:  # said by whoever reads the model
         return None
     return (config.get("quantization_config") or {}).get("quant_method")
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Inside the block transformers draws none: it floods executed notebooks."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_vocabulary(where: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from gptfluence.recording.curriculum import NOBODY, Curriculum
 from gptfluence.recording.settings import RunSpec
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.tasks.base import TaskPool
+
+if TYPE_CHECKING:
+    from gptfluence.recording.fed import FedTokens
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,14 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Source:
-    """The GPT that runs were recorded from, and the folder of artifacts that they lie in, for caches."""
+    """The GPT that runs were recorded from, and the folder of artifacts that they lie in, for caches.
+
+    tokens: of pool and tests, where they are not what the GPT's tokenizer makes of the texts: of runs that a Trainer trained
+    """
 
     gpt: ModelSource
     artifacts: Path
+    tokens: FedTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,23 @@ class GPTDynamics:
             return steps
         return steps[(steps % generation.every == 0) | (steps == steps[-1])]
 
+    def interpolated(self) -> GPTDynamics:
+        """The same runs with values between the steps that were measured, linear in the steps (`TrainerRecorder(every=...)`).
+
+        For simulators, which want a value at each step. Raises ConfigurationError if the first or the last step was not measured.
+        """
+        return replace(self, runs=tuple(replace(run, trajectories=_interpolated(run)) for run in self.runs))
+
+    def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
+        """Share the runs as the data set `name` ("user/name") of the Hugging Face Hub, in Parquet and with a card.
+
+        `load_dynamics(name)` reads them. The GPT, its tokens and what was measured of the pool stay here. Returns the address of
+        the commit; raises what `sharing.push` raises.
+        """
+        from gptfluence.recording.sharing import push
+
+        return push(self, name, private=private)
+
     def of_tests(self, positions: Sequence[int]) -> GPTDynamics:
         """The same runs with these test examples only, in this order (positions in `tests`)."""
         chosen = np.asarray(positions, dtype=np.int64)
@@ -215,6 +240,17 @@ class GPTDynamics:
                 )
             )
         return pd.concat(frames, ignore_index=True)
+
+
+def _interpolated(run: TrainingRun) -> dict[str, np.ndarray]:
+    found, steps = {}, np.arange(run.curriculum.steps + 1)
+    for metric, values in run.trajectories.items():
+        measured = np.flatnonzero(~np.isnan(values).all(axis=1))
+        if not {0, run.curriculum.steps} <= {*measured.tolist()}:
+            raise ConfigurationError(f"run {run.name}: {metric} was not measured at the first and at the last step")
+        columns = [np.interp(steps, measured, column) for column in values[measured].T]
+        found[metric] = np.stack(columns, axis=1).astype(np.float32)
+    return found
 
 
 def join_tests(task: str, parts: Sequence[GPTDynamics]) -> GPTDynamics:

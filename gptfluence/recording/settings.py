@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from gptfluence.common.errors import ConfigurationError
 from gptfluence.common.settings import Settings
+
+SAME_RATE = 1e-3  # relative; schedules are computed in float64 and recorded in float32
 
 
 class AdamW(Settings):
@@ -17,22 +23,61 @@ class AdamW(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-6, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
-    schedule: Literal["linear_decay", "constant"] = "linear_decay"
+    # recorded: of no rule that is known here; `rates` are those of a run that was recorded
+    schedule: Literal["linear_decay", "constant", "cosine", "recorded"] = "linear_decay"
     warmup_steps: int = Field(0, ge=0)
     max_gradient_norm: float | None = Field(None, gt=0)  # None: gradients are not clipped
+    rates: tuple[float, ...] | None = None  # of each update, where the schedule is `recorded`
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without rates that there are none of: what was recorded before there could be any keeps its name."""
+        return {name: value for name, value in write(self).items() if name != "rates" or value is not None}
 
     def learning_rates(self, steps: int) -> list[float]:
-        """The rate of each update: warm-up from 0, then constant or linear to 0 after the last one, as in transformers."""
+        """The rate of each update: warm-up from 0, then constant, or linear or by a cosine to 0 after the last one, as in
+        transformers.
+
+        Raises ConfigurationError for recorded rates that are those of another number of steps.
+        """
+        if self.schedule == "recorded":
+            if self.rates is None:
+                raise ConfigurationError(
+                    "learning rates follow no schedule that is known here, and these runs do not share theirs; load runs that do "
+                    "(load_dynamics(folder, names))"
+                )
+            if len(self.rates) != steps:
+                raise ConfigurationError(
+                    "learning rates follow no schedule that is known here, and are known for the "
+                    f"{len(self.rates)} steps of the recorded run, not for {steps} steps; change the curriculum so that it keeps "
+                    "its steps (`masked`), or give an optimizer with a schedule (`trained_with`)"
+                )
+            return list(self.rates)
         rate, rates = self.learning_rate, []
         for step in range(steps):
             if step < self.warmup_steps:
                 factor = step / self.warmup_steps
             elif self.schedule == "linear_decay":
                 factor = (steps - step) / max(1, steps - self.warmup_steps)
+            elif self.schedule == "cosine":
+                factor = 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, steps - self.warmup_steps)))
             else:
                 factor = 1.0
             rates.append(rate * factor)
         return rates
+
+    def with_rates_of(self, runs: Sequence[np.ndarray]) -> Self:
+        """These settings with the rates that were recorded, float [steps] of each run, where the schedule gives others.
+
+        Runs that differ in their rates are left to the schedule.
+        """
+        follows = [
+            self.schedule != "recorded" and np.allclose(rates, self.learning_rates(len(rates)), rtol=SAME_RATE)
+            for rates in runs
+        ]
+        if all(follows) or any(not np.array_equal(rates, runs[0]) for rates in runs):
+            return self
+        return self.model_copy(update={"schedule": "recorded", "rates": tuple(map(float, runs[0]))})
 
 
 class Recording(Settings):
@@ -122,6 +167,7 @@ class RunSpec(Settings):
     metrics: list[Metric] = ["loss"]
     ends_only: bool = False  # measured before the first and after the last step only
     generation: Generation | None = None  # if texts are scored
+    dropout: float = 0.0  # the highest that a Trainer trained with; this package's recorder finds it in the model
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as they are written and hashed."""
@@ -130,7 +176,7 @@ class RunSpec(Settings):
             del values["metrics"]
         else:
             values["metrics"] = sorted(self.metrics)
-        for field in ("ends_only", "generation"):
+        for field in ("ends_only", "generation", "dropout"):
             if not values[field]:
                 del values[field]
         if values["curriculum"] and not values["curriculum"]["groups"]:

@@ -10,7 +10,8 @@ A *dynamics folder* is named after everything its numbers depend on and holds
                         checksums.json (written last; the folder then gets its name)
 
 curriculum.parquet has a row for each place of each step; where places are masked, a column says which. What a `TrainerRecorder`
-wrote holds the tokens of its examples besides (pool_tokens.parquet, tests_tokens.parquet), and journal/.
+wrote holds the tokens of its examples besides (pool_tokens.parquet, tests_tokens.parquet), the GPT before training (start/,
+see `models.start`) in place of model.json, and journal/.
 Any reader of Parquet can open them. A folder without its checksums is not a run.
 """
 
@@ -32,6 +33,8 @@ from gptfluence.common.errors import ArtifactError, unknown
 from gptfluence.common.settings import canonical, expanded
 from gptfluence.models.gpt import ModelSource
 from gptfluence.models.settings import HubModel, ModelConfig
+from gptfluence.models.start import StartingModel
+from gptfluence.recording import fed
 from gptfluence.recording.curriculum import NOBODY, Curriculum, flipped, named
 from gptfluence.recording.dynamics import GPTDynamics, Source, TrainingRun
 from gptfluence.recording.settings import RunSpec
@@ -39,6 +42,7 @@ from gptfluence.tasks.base import Example, Task, TaskPool
 
 FORMAT = 1
 SOURCE = "model.json"
+TRAINER = "trainer"  # the setting of runs that a Trainer trained
 RUN_NAME = re.compile(r"^[a-z_]+-[0-9a-f]{3,}$")
 
 
@@ -223,10 +227,16 @@ def lock_path(folder: Path, name: str) -> Path:
 
 
 def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
-    """Read a dynamics folder: the runs of these names, or all there are.
+    """Read a dynamics folder, or what was shared on the Hub as "user/name": the runs of these names, or all there are.
 
-    Raises ArtifactError that names the file if something is missing or damaged.
+    Raises ArtifactError that names the file if something is missing or damaged, HubUnreachableError if there is no such folder
+    and no network.
     """
+    from gptfluence.recording import sharing
+
+    if isinstance(folder, str) and sharing.NAME.match(folder) and not Path(folder).exists():
+        shared = sharing.pull(folder)
+        return shared if names is None else shared.select(names)
     folder = Path(folder)
     values = spec_values(folder)
     task = read_task(folder)
@@ -239,12 +249,38 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     sums = {name: files.sha256(folder / name / files.CHECKSUMS)[:12] for name in chosen}
     devices = {run_facts(folder, name).get("device") for name in chosen}
     provenance = {"folder": folder.name, "spec": values, "runs": sums, "device": "/".join(sorted(map(str, devices)))}
-    spec = read_spec(folder) if "recording" in values else None  # imported runs were recorded elsewhere
+    # imported runs were recorded elsewhere; of a Trainer's that this package cannot repeat, `unsupported` says why
+    spec = read_spec(folder) if "recording" in values else None
+    source = read_source(folder)
+    if values.get("setting") == TRAINER:
+        tokens = fed.FedTokens(folder, task)
+        source = Source(StartingModel(folder, values["model"]), folder, tokens)
+        if spec is not None:
+            spec = _with_recorded_rates(spec, runs)
     if spec is not None and spec.generation is not None:
         provenance["tokenization"] = spec.generation.tokenization or "english"  # see `text_metrics`
-    return GPTDynamics(
-        values["task"], values["model"]["name"], task.pool, task.tests, runs, provenance, spec, read_source(folder)
-    )
+    return GPTDynamics(values["task"], values["model"]["name"], task.pool, task.tests, runs, provenance, spec, source)
+
+
+def _with_recorded_rates(spec: RunSpec, runs: Sequence[TrainingRun]) -> RunSpec:
+    """With the learning rates that a Trainer really used, where its arguments tell others."""
+    optimizer = spec.recording.optimizer.with_rates_of([run.learning_rate for run in runs])
+    return spec.model_copy(update={"recording": spec.recording.model_copy(update={"optimizer": optimizer})})
+
+
+def not_repeatable(dynamics: GPTDynamics) -> str:
+    """Why runs cannot be trained again, or linearised, in words; empty if they can."""
+    if dynamics.source is None:
+        return (
+            f"the runs of {dynamics.task} do not say which GPT they are of; record them again where they are (gf.record, Study: "
+            "no run is lost)"
+        )
+    if dynamics.spec is None:
+        why = dynamics.provenance.get("spec", {}).get("unsupported") or "they do not say how they were recorded"
+        return f"the runs of {dynamics.task} were trained in a way that this package cannot follow: {why}"
+    if skipped := [run.name for run in dynamics.runs if run.skipped is not None]:
+        return f"run {skipped[0]} has steps that the optimizer skipped, as half precision does; train in float32 or bfloat16"
+    return ""
 
 
 def _long(trajectories: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ def checked_runs(dynamics: GPTDynamics, metric: str, role: str) -> tuple[np.ndar
     if not finite.all():
         raise DataError(
             f"fit: run {dynamics.names[int(np.argmin(finite))]} holds values of {metric} that are not finite; leave "
-            "the run out or record it again"
+            "the run out or record it again (of runs that were measured at some steps only, give dynamics.interpolated())"
         )
     return values, batches
 

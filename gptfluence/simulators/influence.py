@@ -24,6 +24,7 @@ from gptfluence.recording.dynamics import GPTDynamics, Source, TrainingRun
 from gptfluence.recording.record import devices
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.settings import RunSpec
+from gptfluence.recording.store import not_repeatable
 from gptfluence.recording.workers import run_seed
 from gptfluence.simulators import replay
 from gptfluence.tasks.base import fingerprint
@@ -42,11 +43,10 @@ class Scaled(replay.Scoring, Protocol):
 
 def origin(dynamics: GPTDynamics) -> tuple[Source, RunSpec]:
     """The GPT that runs are of, and how they were recorded. Raises ConfigurationError where that is not known."""
-    if dynamics.source is None or dynamics.spec is None:
-        raise ConfigurationError(
-            f"the runs of {dynamics.task} do not say which GPT they are of, and how it was trained, so they cannot be "
-            "replayed; record them here (gf.record, Study), once more if they were recorded by an earlier version"
-        )
+    if problem := not_repeatable(dynamics):
+        raise ConfigurationError(f"runs cannot be replayed: {problem}")
+    assert dynamics.source is not None
+    assert dynamics.spec is not None
     return dynamics.source, dynamics.spec
 
 
@@ -137,7 +137,13 @@ class Influences:
                                 continue
                             if recorder is None:
                                 texts = self.dynamics.pool, self.dynamics.tests
-                                recorder = Replayer(source.gpt.load(), *texts, spec.recording, device=devices()[0])
+                                recorder = Replayer(
+                                    source.gpt.load(),
+                                    *texts,
+                                    spec.recording,
+                                    device=devices()[0],
+                                    tokens=None if source.tokens is None else source.tokens.both,
+                                )
                             seed, step = run_seed(spec.seed, run.name), partial(progress.step, run.name)
                             found = replay.influences(recorder, run, missing, seed=seed, on_step=step)
                             for name, influence in found.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import warnings
@@ -15,21 +14,23 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.models import start
 from gptfluence.models.gpt import GPT
+from gptfluence.recording import fed as kept
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import TrainingRun
-from gptfluence.recording.settings import AdamW, Generation, Metric, ModelIdentity, Recording, RunSpec
+from gptfluence.recording.fed import Fed
+from gptfluence.recording.settings import Generation, Metric, ModelIdentity, Recording, RunSpec
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.recording.tokens import TokenizedExample, tokenize
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
-from gptfluence.trainers import tokens as kept
+from gptfluence.trainers.arguments import check_supported, dropout_of, recording_of, run_facts
 from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
 from gptfluence.trainers.measuring import Measuring
-from gptfluence.trainers.texts import Fed, by_sft_trainer, fed, pool_of, same_random_numbers
+from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
 
-SCHEDULES = {"linear": "linear_decay", "constant": "constant", "constant_with_warmup": "constant"}
 _clip = torch.nn.utils.clip_grad_norm_
 
 
@@ -73,6 +74,7 @@ class TrainerRecorder(TrainerCallback):
         metrics: Sequence[Metric] = ("loss",),
         generation: Generation | None = None,
         token_budget: int = 1024,
+        keep_start: bool = True,
     ) -> None:
         """
         Args:
@@ -85,6 +87,9 @@ class TrainerRecorder(TrainerCallback):
                 their labels; BLEU and ROUGE-L compare with the tokens that count.
             generation: how texts are generated for BLEU and ROUGE-L, at the steps that are measured; None: the defaults.
             token_budget: padded tokens that a measuring batch may hold.
+            keep_start: let the folder say which GPT the training began with, which the tangent simulator, replayed methods
+                and `train_again` need: its path where its weights are those there, and what is not there is saved (adapters;
+                a whole model if it was made in memory).
 
         Raises ConfigurationError for a name that is no run's, or if there are no tests.
         """
@@ -100,7 +105,7 @@ class TrainerRecorder(TrainerCallback):
         self.stopped = ""
         self.metrics = ["loss", *(metric for metric in metrics if metric != "loss")]
         self.generation = (generation or Generation()).model_copy(update={"every": every})
-        self._budget = token_budget
+        self._budget, self._keep_start = token_budget, keep_start
         self._feeding: Feeding | None = None
         self._journal: Journal | None = None
         self._measuring: Measuring | None = None
@@ -117,13 +122,15 @@ class TrainerRecorder(TrainerCallback):
         self._begin(args, state, control, **given)
 
     @_never_harming
-    def _begin(self, args, state, control, *, model, train_dataloader, processing_class=None, **given) -> None:
-        _check_supported(args)
-        self._feeding = Feeding(train_dataloader, model)
+    def _begin(
+        self, args, state, control, *, model, train_dataloader, processing_class=None, optimizer=None, **given
+    ) -> None:
+        check_supported(args)
+        self._feeding = Feeding(train_dataloader, model, packed=getattr(args, "packing", False))
         if not state.is_world_process_zero:
             return
         with same_random_numbers():
-            self._prepare(args, state, model, processing_class)
+            self._prepare(args, state, model, processing_class, optimizer)
         if not state.global_step:
             self._journal.add(self._measuring.measure(0))
 
@@ -200,17 +207,22 @@ class TrainerRecorder(TrainerCallback):
 
     # --- what they do -------------------------------------------------------------------------------------------------
 
-    def _prepare(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, tokenizer: Any) -> None:
+    def _prepare(
+        self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, tokenizer: Any, optimizer: Any
+    ) -> None:
         """Read texts, say in the folder what is recorded, and open the journal."""
         tokens, tests = self._tests_of(args, model, tokenizer)
         dataset = self._feeding.dataset
         pool_tokens = fed(dataset, self._feeding.collate, "training data", needs_loss=False)
         pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
-        header = _run_facts(args, state)
-        spec = self._spec(args, state, model, pool, tests)
+        header = run_facts(args, state)
+        spec = self._spec(args, state, model, optimizer, pool, tests)
         self._check_folder(spec, header, resumed=state.global_step > 0)
         store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True))
-        kept.write(self.folder, pool_tokens, tokens)
+        for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True):
+            store.write_table(kept.path_of(self.folder, side), kept.columns(examples))
+        if self._keep_start and not state.global_step:  # the weights of a training that goes on are others
+            self._keep(model, tokenizer)
         self._measuring = Measuring(
             _gpt(model, tokenizer),
             tests,
@@ -220,6 +232,17 @@ class TrainerRecorder(TrainerCallback):
             token_budget=self._budget,
         )
         self._journal = Journal(self.folder / "journal" / f"{self.run}.jsonl", header, done=state.global_step)
+
+    def _keep(self, model: torch.nn.Module, tokenizer: Any) -> None:
+        """A GPT of a kind that cannot be kept can be recorded."""
+        try:
+            start.keep(self.folder, model, tokenizer)
+        except Exception as error:
+            warnings.warn(
+                f"{self.folder}: the GPT as it was before training is not kept ({type(error).__name__}: {error}); the training is "
+                "recorded, but to simulate or repeat it you must give the GPT yourself",
+                stacklevel=2,
+            )
 
     def _tests_of(
         self, args: TrainingArguments, model: torch.nn.Module, tokenizer: Any
@@ -238,16 +261,25 @@ class TrainerRecorder(TrainerCallback):
         return tokens, pool_of("training", tokens, tokenizer)
 
     def _spec(
-        self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, pool: TaskPool, tests: TaskPool
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: torch.nn.Module,
+        optimizer: Any,
+        pool: TaskPool,
+        tests: TaskPool,
     ) -> dict[str, Any]:
-        """The folder's `spec.json`: how its runs are recorded, as far as this package can train so itself."""
-        recording = _recording(args, state)
+        """The folder's `spec.json`: how its runs are recorded, or why this package cannot train so itself (`unsupported`)."""
+        recording, unsupported = recording_of(args, state, model, optimizer)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        identity = {"class": type(model).__name__, "weights": _weights(model) if not state.global_step else None}
+        identity = {
+            "class": type(model).__name__,
+            "weights": start.weights_of(model) if not state.global_step else None,
+        }
         identity["config"] = fingerprint(base.config.to_json_string(use_diff=False))
         values = RunSpec(
             format=store.FORMAT,
-            setting="trainer",
+            setting=store.TRAINER,
             task=tests.name.split("/")[0],
             pool_fingerprint=pool.fingerprint,
             tests_fingerprint=tests.fingerprint,
@@ -258,9 +290,11 @@ class TrainerRecorder(TrainerCallback):
             seed=0,
             metrics=self.metrics,
             generation=self.generation if {*self.metrics} & {*TEXT_METRICS} else None,
+            dropout=dropout_of(model),
         ).to_json()
         if recording is None:
             del values["recording"]
+            values["unsupported"] = unsupported
         return values
 
     def _check_folder(self, spec: dict[str, Any], header: dict[str, Any], *, resumed: bool) -> None:
@@ -307,55 +341,8 @@ def _gpt(model: torch.nn.Module, tokenizer: Any) -> GPT:
     return GPT("the model", model, tokenizer, int(positions))
 
 
-def _check_supported(args: TrainingArguments) -> None:
-    for name, used in {
-        "DataParallel (several GPUs in one process)": args.n_gpu > 1,
-        "FSDP": bool(getattr(args, "fsdp", None)),
-        "DeepSpeed": bool(getattr(args, "deepspeed", None)),
-        "torch.compile": bool(getattr(args, "torch_compile", False)),
-    }.items():
-        if used:
-            raise ConfigurationError(
-                f"a training with {name} cannot be recorded; train without it, with one process for each GPU (torchrun)"
-            )
-
-
 def _gathered(seen: tuple[list[int], float, int]) -> list[tuple[list[int], float, int]]:
     """What all processes have noted, in their order."""
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, seen)
     return parts
-
-
-def _run_facts(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-    """What tells one training on the same data from another."""
-    names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
-    strategy = str(getattr(args, "train_sampling_strategy", "random"))
-    return {**{name: getattr(args, name) for name in names}, "max_steps": state.max_steps, "sampling": strategy}
-
-
-def _recording(args: TrainingArguments, state: TrainerState) -> Recording | None:
-    """How this package would train so, if it can."""
-    name, optimizer = (str(getattr(one, "value", one)) for one in (args.lr_scheduler_type, args.optim))
-    others = (args.fp16, args.label_smoothing_factor, getattr(args, "neftune_noise_alpha", None))
-    if name not in SCHEDULES or optimizer not in ("adamw_torch", "adamw_torch_fused") or any(others):
-        return None
-    settings = AdamW(
-        learning_rate=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-        schedule=SCHEDULES[name],
-        warmup_steps=0 if name == "constant" else args.get_warmup_steps(state.max_steps),
-        max_gradient_norm=args.max_grad_norm or None,
-    )
-    return Recording(optimizer=settings, precision="bf16" if args.bf16 else "fp32")
-
-
-def _weights(model: torch.nn.Module) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of all parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -62,8 +62,11 @@ class Feeding:
     dataset, collate: the Trainer's own, for reading single rows as it would
     """
 
-    def __init__(self, loader: Any, model: torch.nn.Module) -> None:
-        """loader: the Trainer's `train_dataloader`. Raises ConfigurationError for data without positions."""
+    def __init__(self, loader: Any, model: torch.nn.Module, *, packed: bool = False) -> None:
+        """loader: the Trainer's `train_dataloader`; packed: whether its arguments say that rows are packed.
+
+        Raises ConfigurationError for data without positions.
+        """
         # accelerate wraps the loader of torch, and makes another one from its data set where a resumed training skips batches
         self._loader: DataLoader = getattr(loader, "base_dataloader", loader)
         self.dataset, self.collate = self._loader.dataset, self._loader.collate_fn
@@ -72,7 +75,7 @@ class Feeding:
                 "TrainerRecorder: the training data is a stream, whose examples have no positions that a curriculum could "
                 "name; load it as a data set with a length (streaming=False)"
             )
-        if "seq_lengths" in getattr(self.dataset, "column_names", None) or ():
+        if packed or "seq_lengths" in (getattr(self.dataset, "column_names", None) or ()):
             raise ConfigurationError(
                 "TrainerRecorder: the rows of the training data are packed, several examples in each, so which example "
                 "is in a batch cannot be told; train with packing=False"

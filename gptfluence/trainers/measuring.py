@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.models.gpt import GPT
+from gptfluence.recording.fed import Fed
 from gptfluence.recording.logits import ScoredLogits, example_losses
 from gptfluence.recording.measures import Accuracy, GeneratedTexts
 from gptfluence.recording.settings import Generation, Metric, Recording
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.recording.tokens import TokenizedExample, bucketed
 from gptfluence.tasks.base import TaskPool
-from gptfluence.trainers.texts import Fed, same_random_numbers
+from gptfluence.trainers.texts import same_random_numbers
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,24 +13,8 @@ import numpy as np
 import torch
 
 from gptfluence.common.errors import DataError
+from gptfluence.recording.fed import Fed
 from gptfluence.tasks.base import Example, TaskPool
-
-
-@dataclass(frozen=True)
-class Fed:
-    """`ids`: int64 [tokens]; `positions`: int64 [scored], of the tokens whose loss counts. Read as a `TokenizedExample`."""
-
-    ids: np.ndarray
-    positions: np.ndarray
-
-    @property
-    def target_start(self) -> int:
-        """The first token that counts; the number of tokens if none does."""
-        return int(self.positions[0]) if len(self.positions) else len(self.ids)
-
-    def scored(self, which: str) -> np.ndarray:
-        """int64: `positions`, whatever is asked for: the labels have said it."""
-        return self.positions
 
 
 @contextmanager

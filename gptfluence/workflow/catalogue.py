@@ -288,6 +288,13 @@ ROWS: tuple[Row, ...] = (
         tasks=first_of("sst2", "webnlg"),
         methods=each_of("tangent"),
     ),
+    _beyond(
+        "explore_your_training",
+        "A training by a Trainer, recorded and asked",
+        tasks=first_of("sst2", "webnlg"),
+        methods=each_of("tangent"),
+        own_runs=True,
+    ),
 )
 
 

@@ -14,6 +14,7 @@ each test example and step, and how far deviations are to be trusted. Other metr
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics
 from gptfluence.recording.record import devices
 from gptfluence.recording.settings import AdamW
+from gptfluence.recording.store import not_repeatable
 from gptfluence.simulators.base import FitReport, Predictor, Simulator
 from gptfluence.simulators.tangent.choice import KINDS, Choice, Chosen, Compared
 from gptfluence.simulators.tangent.correction import Correction
@@ -129,11 +131,18 @@ class TangentSimulator(Simulator):
     def _take_from(self, dynamics: GPTDynamics, reference: Curriculum | None) -> None:
         """Let `tangents` be of the GPT and the settings of these runs."""
         source, spec = dynamics.source, dynamics.spec
-        if source is None or spec is None:
+        if problem := not_repeatable(dynamics):
             raise ConfigurationError(
-                f"tangent: it needs the GPT's gradients, but the runs of {dynamics.task} do not say which GPT they are of; "
-                "record them again where they are (gf.record, Study: no run is lost), or call bind_features with "
+                f"tangent: it needs the GPT's gradients, but {problem}; or call bind_features with "
                 "TangentFeatures(gpt, pool, recording)"
+            )
+        assert source is not None
+        assert spec is not None
+        if spec.dropout:
+            warnings.warn(
+                f"tangent: the runs of {dynamics.task} were trained with dropout ({spec.dropout:g}), which is not simulated: "
+                "predictions are those of a training without it",
+                stacklevel=2,
             )
         tangents = TangentFeatures(
             source.gpt,
@@ -147,6 +156,7 @@ class TangentSimulator(Simulator):
             checkpoints=self.checkpoints,
             cache=source.artifacts / "tangents",
             device=devices()[0],
+            tokens=source.tokens,
         )
         if self.tangents is None or self._given or self.tangents.fingerprint != tangents.fingerprint:
             self.tangents = tangents  # else they are the same, and those there are may hold a loaded GPT
