@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def test_a_value_that_is_not_allowed_is_shown_with_its_field(override, field, gi
 def test_a_truth_value_is_no_number(field):
     message = complaint("smoke", f"{field}=true")
     assert message.replace(": ", ".").startswith(f"profile 'smoke'.{field}.a number is needed, not true")
+
+
+def test_a_profile_may_be_json_with_escaped_characters(tmp_path):
+    title, task = "\U0001f600 for \u8bc4", "\U0001f1e6"
+    text = json.dumps({"base": "smoke", "name": "own", "title": title, "tasks": {task: {"source": "mini"}}})
+    (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+    profile = load_profile(tmp_path / "own.yaml", [f"title={json.dumps(title)}"])
+    assert (profile.title, task in profile.tasks) == (title, True)
+    assert "not a YAML value" in complaint("smoke", 'title="\\ud83d"')
 
 
 def test_a_missing_field_is_named(written):

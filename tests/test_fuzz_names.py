@@ -9,7 +9,7 @@ from functools import cache
 
 import papermill.cli
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -57,6 +57,7 @@ def test_names_that_differ_have_files_that_differ(one, other):
 
 @settings(FUZZ, max_examples=FUZZ.max_examples // 10)  # a profile takes a while to be read
 @given(st.sampled_from(["tasks", "models", "simulators"]), TEXT)
+@example("tasks", "\U0001f1e6")  # which JSON writes as two surrogates
 def test_a_profile_takes_a_usable_name_and_names_any_other(tmp_path_factory, field, name):
     value = {"tasks": {"source": "mini"}, "models": {"source": "hub", "path": "a/b"}, "simulators": {"kind": "counts"}}
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"

@@ -149,9 +149,9 @@ def _yaml(text: str) -> Any:
     reader = YAML(typ="safe", pure=True)
     reader.Constructor, reader.Resolver = _PlainData, _CoreSchema
     try:
-        value = reader.load(text)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair, no list that holds itself
-        return _unshared(value)
+        value = _unshared(reader.load(text))
+        json.dumps(value)  # no number of thousands of digits
+        return value
     except YAMLError:
         raise
     except Exception as error:  # `!!int x`, a number of thousands of digits, a thousand brackets: each another kind
@@ -159,9 +159,15 @@ def _yaml(text: str) -> Any:
 
 
 def _unshared(value: Any) -> Any:
-    """What an alias repeats is a value of its own, so that an override of one place leaves the other as it is."""
+    """What an alias repeats is a value of its own, so that an override of one place leaves the other as it is.
+
+    A character that is written as a pair of surrogates, as JSON does ("\\ud83d\\ude00"), is one. Raises UnicodeDecodeError for
+    half of a pair, RecursionError for a list that holds itself.
+    """
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     if isinstance(value, dict):
-        return {key: _unshared(one) for key, one in value.items()}
+        return {_unshared(key): _unshared(one) for key, one in value.items()}
     return [_unshared(one) for one in value] if isinstance(value, list) else value
 
 
