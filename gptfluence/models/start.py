@@ -102,7 +102,7 @@ def keep(folder: Path, model: torch.nn.Module, tokenizer: Any) -> None:
         seen.add(value.data_ptr())
     path = base.config.name_or_path if named else ""
     facts = {
-        "path": str(Path(path).expanduser().resolve()) if Path(path or ".").expanduser().is_dir() and path else path,
+        "path": str(Path(path).resolve()) if path and Path(path).is_dir() else path,
         "revision": getattr(base.config, "_commit_hash", None) if named else None,
         "class": type(base).__name__,
         "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
@@ -167,7 +167,7 @@ def _of_adapter(name: str) -> bool:
 
 def _files_of(path: str, commit: str | None) -> list[Path]:
     """The safetensors files of a folder, or of a model of the Hub in the local cache."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if path and not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
