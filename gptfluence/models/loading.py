@@ -61,7 +61,7 @@ def from_hub(name: str, config: HubModel) -> tuple[PreTrainedModel, PreTrainedTo
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokens that the model was built for; where it has no limit, its tokenizer's."""
     config = model.config.get_text_config(decoder=True)
-    positions = next((value for key in POSITIONS if (value := getattr(config, key, None))), None)
+    positions = next((found for key in POSITIONS if (found := getattr(config, key, None) or 0) > 0), None)  # XLNet: -1
     if positions and config.model_type in OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1  # they count from there
     positions = positions or tokenizer.model_max_length
