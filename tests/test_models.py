@@ -260,14 +260,15 @@ def test_the_attention_that_a_configuration_names_need_not_be_installed(folder):
 
 
 def test_the_length_of_a_model_that_sees_pictures_is_that_of_its_text():
-    from transformers import BloomConfig, Gemma3Config, RobertaConfig
+    from transformers import BloomConfig, DeepseekV32Config, Gemma3Config, RobertaConfig, XLNetConfig
 
     tokenizer = SimpleNamespace(model_max_length=77)
     sighted, offset = (
         Gemma3Config(text_config={"max_position_embeddings": 50}),
         RobertaConfig(max_position_embeddings=514),
     )
-    for config, length in ((sighted, 50), (offset, 512), (BloomConfig(), 77)):
+    indexed = DeepseekV32Config(index_topk=8)  # sees all of a text that is no longer
+    for config, length in ((sighted, 50), (offset, 512), (BloomConfig(), 77), (XLNetConfig(), 77), (indexed, 8)):
         assert loading.longest(SimpleNamespace(config=config), tokenizer) == length
 
 

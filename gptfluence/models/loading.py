@@ -29,6 +29,7 @@ READ = (".safetensors", ".json", ".txt", ".model", ".gguf")  # the files of a mo
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 OFFSET_POSITIONS = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text")
 PROBE = "One, two, three, four, five, six, seven."
+PROBED = 40  # tokens, the second half of which is changed
 AGREEMENT = 1e-3  # of the largest logit; what only rounding changes differs by 1e-6
 
 
@@ -62,10 +63,12 @@ def from_hub(name: str, config: HubModel) -> tuple[PreTrainedModel, PreTrainedTo
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokens that the model was built for; where it has no limit, its tokenizer's."""
     config = model.config.get_text_config(decoder=True)
-    positions = next((value for key in POSITIONS if (value := getattr(config, key, None))), None)
+    positions = next((found for key in POSITIONS if (found := getattr(config, key, None) or 0) > 0), None)  # XLNet: -1
     if positions and config.model_type in OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1  # they count from there
-    return int(positions or tokenizer.model_max_length)
+    positions = positions or tokenizer.model_max_length
+    # an indexer chooses so many of all tokens, padding too: beyond it, what a token sees depends on what it is beside
+    return int(min(positions, getattr(config, "index_topk", None) or positions))
 
 
 def with_lora(name: str, model: PreTrainedModel, lora: LoRA) -> torch.nn.Module:
@@ -308,20 +311,23 @@ def _check_vocabulary(where: str, model: PreTrainedModel, tokenizer: PreTrainedT
 
 
 def _check_outputs(where: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """That outputs are numbers, and that none depends on a later token."""
+    """That outputs are numbers, that none depends on what follows, and that they have gradients."""
     import torch
 
-    ids = (12 * tokenizer(PROBE, add_special_tokens=False)["input_ids"])[
-        :12
-    ]  # a small vocabulary makes few tokens of it
-    probe = torch.tensor([ids, [*ids[:-1], int(ids[-1] == 0)]])
+    length = min(PROBED, longest(model, tokenizer))
+    ids = (PROBED * tokenizer(PROBE, add_special_tokens=False)["input_ids"])[:length]  # of some tokenizers few tokens
+    kept = length // 2
+    probe = torch.tensor([ids, [*ids[:kept], *[int(not any(ids[kept:]))] * (length - kept)]])
     try:
         with torch.no_grad():
             logits = model(input_ids=probe, use_cache=False).logits
+        _check_gradients(model, probe[:, :4])
     except Exception as error:
         raise ModelError(
             f"{where} cannot be used as a causal language model: {type(error).__name__}: {_first_line(error)}"
         ) from error
+    finally:
+        model.eval()
     if not bool(torch.isfinite(logits).all()):
         bad = next((key for key, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
         raise ModelError(
@@ -329,13 +335,28 @@ def _check_outputs(where: str, model: PreTrainedModel, tokenizer: PreTrainedToke
             + (f": {bad} is not finite" if bad else "")
             + "; get the weights again"
         )
-    first, second = logits[:, :-1]
+    first, second = logits[:, :kept]
     if float((first - second).abs().max()) > AGREEMENT * float(first.abs().max()):
         raise ModelError(
             f"{where} is no causal language model: its tokens see those that come later, so it knows what it is to predict "
             f"({type(model).__name__}; encoders such as BERT are causal only if they were trained with `is_decoder: true`); "
             "take a model that was trained to write text"
         )
+
+
+def _check_gradients(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Runs a backward pass from logits to embeddings, as in training and as where nothing is random. Raises what fails."""
+    import torch
+
+    seen: list[torch.Tensor] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        for training in (True, False):
+            with torch.random.fork_rng(devices=[]):
+                logits = model.train(training)(input_ids=ids, use_cache=False).logits
+            torch.autograd.grad(logits.sum(), seen.pop())
+    finally:
+        hook.remove()
 
 
 def _warn_of_router_losses(where: str, config: PreTrainedConfig) -> None:

@@ -34,6 +34,7 @@ LATENT = {  # multi-head latent attention
     **dict.fromkeys(["qk_nope_head_dim", "v_head_dim"], 8),
     **dict.fromkeys(["qk_rope_head_dim", "head_dim", "num_key_value_heads"], 4),
 }
+INDEXED = {**LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 128}
 STATES = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_d_conv": 4}
 DELTA = {
     "linear_num_key_heads": 2,
@@ -76,6 +77,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, and w
     **{name: (name, DECODER) for name in DECODERS.split()},
     **{f"{name} (decoder)": (name, ENCODER_AS_DECODER) for name in ENCODERS.split()},
     **{name: (name, GPT_J) for name in ("codegen", "gptj")},
+    **{name: (name, INDEXED) for name in ("deepseek_v32", "glm_moe_dsa")},
     "bamba": ("bamba", {**COMMON, **STATES, "attn_layer_indices": [1]}),
     "ctrl": ("ctrl", {**COMMON, "dff": 64}),
     "dots1": ("dots1", {**EXPERTS, "layer_types": ["full_attention", "full_attention"]}),
@@ -242,7 +244,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, and w
     "zaya": ("zaya", {**EXPERTS, "num_experts_per_tok": 1}),
 }
 
-REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # tokens see those after them
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # tokens see those after them, unless it is said
     **{name: (name, COMMON) for name in ENCODERS.split()},
     "xlnet": (
         "xlnet",
@@ -255,4 +257,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # tokens see those after the
         },
     ),
     "xlm": ("xlm", {**COMMON, "emb_dim": 32, "n_layers": 2, "n_heads": 4}),
+    "cpmant": ("cpmant", {**COMMON, "dim_head": 8, "dim_ff": 64}),
+    # trained on texts of a certain length alone
+    "reformer": (
+        "reformer",
+        {
+            **ENCODER_AS_DECODER,
+            "attn_layers": ["local", "local"],
+            "local_attn_chunk_length": 8,
+            "axial_pos_shape": [8, 16],
+            "axial_pos_embds_dim": [16, 16],
+            "attention_head_size": 8,
+            "feed_forward_size": 64,
+        },
+    ),
 }
