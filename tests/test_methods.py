@@ -62,7 +62,7 @@ def complaint(override: str) -> str:
         ("simfluence.method=closed", "simfluence.method", "known: gradient_descent, closed_form"),
         ("tangent.checkpoints=[a]", "tangent.checkpoints", "valid integer (got 'a')"),
         ("tangent.mass=2", "tangent.mass", "at most 1, not 2"),
-        ("tracin_cp_10.checkpoints=true", "tracin_cp_10.checkpoints", "valid integer (got True)"),
+        ("tracin_cp_10.checkpoints=true", "tracin_cp_10.checkpoints", "a number is needed, not true"),
         ("tangent={tangents: {coordinates: 3}}", "tangent.tangents", "one level higher now"),
         ("gptfluence=3", "gptfluence", "must be a mapping of options"),
         ("mine={}", "mine", "mine: {kind: ...}"),

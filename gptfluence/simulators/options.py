@@ -106,7 +106,9 @@ def _explain(error: ValidationError, where: str, kind: str) -> str:
     said: dict[str, list[str]] = {}  # by field: of a union each part complains
     for problem in error.errors():
         option = str((problem["loc"] or ("",))[0])
-        if problem["type"] == "extra_forbidden":
+        if not option:  # of the options as a whole; the message begins with the name of one
+            option, _, text = problem["msg"].removeprefix("Value error, ").partition(": ")
+        elif problem["type"] == "extra_forbidden":
             text = moved.get(option) or unknown("option", option, known)
         else:
             text = f"{problem['msg']} (got {problem['input']!r})"
