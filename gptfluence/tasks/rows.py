@@ -6,6 +6,7 @@ stands in `values`.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class RowMapping:
     def __post_init__(self) -> None:
         try:
             for name in ("prompt", "target"):
-                list(_pieces(values.checked(getattr(self, name), f"{name}: the template"), name))
+                _pieces(values.checked(getattr(self, name), f"{name}: the template"), name)
             words = {} if self.labels is None else values.words_of(self.labels)
         except DataError as error:
             raise ConfigurationError(str(error)) from None
@@ -155,28 +156,30 @@ def check_size(name: str, asked: int | None, there: int, where: str) -> None:
         raise DataError(f"{where}: {name} asks for {asked} examples, but there are only {there}; lower it or add rows")
 
 
-def _pieces(template: str, name: str) -> Iterator[tuple[str, str | None]]:
+@functools.lru_cache(maxsize=256)  # every row of a task has the same few templates and fields
+def _pieces(template: str, name: str) -> tuple[tuple[str, str | None], ...]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
         raise ConfigurationError(
             f"{name}: the template {template!r} cannot be read: {error}; write {{{{ and }}}} for literal braces"
         ) from None
-    for literal, path, format_spec, conversion in parsed:
+    for _, path, format_spec, conversion in parsed:
         if path is not None:
             if format_spec or conversion:
                 raise ConfigurationError(f"{name}: {template!r}: format codes after '!' or ':' are not supported")
             _split(path, name)
-        yield literal, path
+    return tuple((literal, path) for literal, path, _, _ in parsed)
 
 
-def _split(path: str, name: str) -> tuple[str, list[str]]:
+@functools.lru_cache(maxsize=256)
+def _split(path: str, name: str) -> tuple[str, tuple[str, ...]]:
     match = _PATH.fullmatch(path)
     if match is None:
         raise ConfigurationError(
             f"{name}: {path!r} is not a field; write a field's name, possibly with an index: references[0]"
         )
-    return match["field"], re.findall(r"\[([^\[\]]+)\]", match["keys"])
+    return match["field"], tuple(re.findall(r"\[([^\[\]]+)\]", match["keys"]))
 
 
 def _value(path: str, row: Row, at: str, name: str) -> Any:
