@@ -270,13 +270,12 @@ def _with_recorded_rates(spec: RunSpec, runs: Sequence[TrainingRun]) -> RunSpec:
 
 def not_repeatable(dynamics: GPTDynamics) -> str:
     """Why runs cannot be trained again, or linearised, in words; empty if they can."""
-    unsupported = dynamics.provenance.get("spec", {}).get("unsupported")
-    if unsupported:
-        return f"the runs of {dynamics.task} were trained in a way that this package cannot follow: {unsupported}"
+    if dynamics.spec is None and (why := dynamics.provenance.get("spec", {}).get("unsupported")):
+        return f"the runs of {dynamics.task} were trained in a way that this package cannot follow: {why}"
     if dynamics.source is None or dynamics.spec is None:
         return (
-            f"the runs of {dynamics.task} do not say which GPT they are of, or how it was trained; record them again where they "
-            "are (gf.record, Study: no run is lost)"
+            f"the runs of {dynamics.task} do not say which GPT they are of, or how it was trained; record them again where they are "
+            "(gf.record, Study: no run is lost)"
         )
     if skipped := [run.name for run in dynamics.runs if run.skipped is not None]:
         return f"run {skipped[0]} has steps that the optimizer skipped, as half precision does; train in float32 or bfloat16"
