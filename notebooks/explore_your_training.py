@@ -174,7 +174,7 @@ picture
 caption = (
     f"A training by {trainer} of {gf.names.task(nb.task)}, recorded once, and what it would have been with {len(chosen)} of its "
     f"{len(curriculum.used)} examples masked: simulated by {gf.names.method('tangent')} from that one run, and then really "
-    f"trained again. {nb.study.profile.title} ({nb.model}){', LoRA' if trainer == 'SFTTrainer' else ''}. Panels: the mean of all "
+    f"trained again. {nb.study.profile.subject} ({nb.model}){', LoRA' if trainer == 'SFTTrainer' else ''}. Panels: the mean of all "
     "tests, and those that are simulated to change most."
 )
 reading = gf.readings_beyond.of_trained_again(table)
