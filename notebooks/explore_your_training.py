@@ -19,6 +19,8 @@
 # the tangent simulator says what the losses would have been without some of the examples. Then the GPT is really trained
 # again without them, and the answers are compared.
 #
+# ![A recorded training, what was simulated, and what training again gave](../figures/mini/explore_your_training.png)
+#
 # `papermill notebooks/explore_your_training.ipynb out.ipynb -p trainer SFTTrainer -p task webnlg`
 
 # %% tags=["parameters"]
