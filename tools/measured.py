@@ -54,9 +54,7 @@ BESIDE = {  # notebook -> statistics with a table of their own below that of R²
 }
 TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the GPT is trained
     "mini": "generated text, learning",
-    "laptop": "real text, learning",
-    "laptop-slow": "real text, slow drift",
-    "laptop-webnlg": "real text, learning",
+    "laptop": "public text, learning",
 }
 CLAIMS = (  # the tables in which the paper compares methods
     "tab01_instruction_tuning_loss",
