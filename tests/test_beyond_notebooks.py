@@ -195,7 +195,7 @@ def test_what_if_from_the_shell(tmp_path: Path):
     arguments = ["--repeat", "3", "--times", "4", "--method", "mean_trajectory", "--figure", str(picture)]
     done = subprocess.run([*command, *arguments, "--drop", "99"], **options)
     assert done.returncode == 1
-    assert "example 99 is not in this curriculum" in done.stderr
+    assert "drop: there is no training example 99; choose 0 to" in done.stderr
     done = subprocess.run([*command, "--last", "3", *arguments[4:], "--check"], **options)
     if "is not in this curriculum" in done.stderr:  # the run may not have drawn example 3
         arguments = arguments[4:]
