@@ -50,6 +50,7 @@ DECLARED = {"profile": ("str", "mini"), "rates": ("list[float]", []), "runs": ("
     ("namespace", "said"),
     [
         ({"profile": "mini", "rates": ["1e-5"], "runs": 3}, "'rates' must be of type list[float]"),
+        ({"profile": "mini", "rates": "1e-5", "runs": 3}, "papermill takes a list as -y 'rates: [1e-5]'"),
         ({"profile": "mini", "rates": [], "runs": "3"}, "'runs' must be of type int"),
         ({"profile": "mini", "rates": [], "runs": True}, "'runs' must be of type int"),
         ({"profile": "mini", "rates": [], "runs": 3, "run": 4}, "parameter 'run' is not known.*did you mean 'runs'"),

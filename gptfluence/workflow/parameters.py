@@ -77,9 +77,11 @@ def check_parameters(
         except ValidationError as error:
             problem = error.errors()[0]
             place = "".join(f"[{part}]" for part in problem["loc"])
+            lone = annotation.startswith("list") and isinstance(namespace[name], str)
+            remedy = f"; papermill takes a list as -y '{name}: [{namespace[name]}]'" if lone else ""
             raise ConfigurationError(
                 f"{notebook}: parameter {name!r} must be of type {annotation}; {name}{place} is "
-                f"{problem['input']!r} ({type(problem['input']).__name__})"
+                f"{problem['input']!r} ({type(problem['input']).__name__}){remedy}"
             ) from None
     return values
 
