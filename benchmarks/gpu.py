@@ -27,7 +27,7 @@ from typing import Any
 import gpu_work
 import numpy as np
 import torch
-from common import Comparison, Load, Side, as_text, write
+from common import RESULTS, Comparison, Load, Side, as_text, write
 from gpu_work import Work, made
 
 from gptfluence.gradients.outputs import OutputGradients
@@ -400,7 +400,7 @@ def run(name: str, bench: Bench, limit: float) -> dict[str, Any]:
             comparisons.append(comparison.facts())
             print(as_text(comparisons[-1]), flush=True)
     except Exception:
-        error = traceback.format_exc()
+        error = traceback.format_exc().replace(f"{RESULTS.parents[1]}/", "")  # results name no folder of the machine
         print(f"\n{name}: {error}", flush=True)
     finally:
         signal.alarm(0)
