@@ -54,6 +54,7 @@ BESIDE = {  # notebook -> statistics with a table of their own below that of R²
 }
 TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the GPT is trained
     "mini": "generated text, learning",
+    "confirmation": "the same from other seeds",
     "laptop": "public text, learning",
 }
 CLAIMS = (  # the tables in which the paper compares methods
