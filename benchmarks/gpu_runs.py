@@ -32,7 +32,6 @@ from gptfluence.common import files
 
 PROFILE, MODEL, TASKS = "laptop", "smollm2-135m", ("movies", "operations")
 FINE = "settings.fine_tuning"
-HELD_OUT = [f"{FINE}.runs.test=10", f"{FINE}.unseen_runs=5"]
 SLOW = [
     "regime=slow drift",
     f"{FINE}.recording.optimizer.learning_rate=1e-6",
@@ -41,21 +40,21 @@ SLOW = [
     f"{FINE}.metrics=[loss]",
 ]
 PAPER = [f"{FINE}.runs={{train: 25, validation: 2, test: 10}}"]
-SEED = ["seed=1", *HELD_OUT]
+SEED = ["seed=1"]
 OTHER = ("few", "sorted", "biased")
 FURTHER = ("dropped", "added", "faster", "longer")
 OF_A_KIND = 5
 # (name, changes to the profile, what is recorded); the first are the most wanted
 GROUPS: list[tuple[str, list[str], Sequence[str]]] = [
-    ("profile", HELD_OUT, ["profile"]),
-    ("other kinds", HELD_OUT, OTHER),
-    ("unseen examples", HELD_OUT, ["unseen training", "unseen test"]),
+    ("profile", [], ["profile"]),
+    ("other kinds", [], OTHER),
+    ("unseen examples", [], ["unseen training", "unseen test"]),
     ("slow drift, 96 steps", SLOW, ["profile"]),
     ("mixture", [], ["mixture", "mixture unseen training", "mixture unseen test"]),
     ("another seed", SEED, ["profile", *OTHER]),
     ("as many runs as the paper has", PAPER, ["profile"]),
-    ("further kinds", HELD_OUT, FURTHER),
-    ("again, for the ceiling", HELD_OUT, ["again"]),
+    ("further kinds", [], FURTHER),
+    ("again, for the ceiling", [], ["again"]),
 ]
 RUNS = "runs.json"
 EVERY = 20.0  # seconds between two archives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from gptfluence.models.gpt import GPT, ModelSource
 from gptfluence.models.settings import NanoModel
 from gptfluence.tasks import Task, mini
 from gptfluence.workflow.notebook import NOTEBOOKS
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def pytest_configure() -> None:
@@ -61,6 +64,17 @@ def smoke_store(tmp_path_factory) -> Path:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     return folder / "smoke-artifacts"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module of benchmarks/, as its scripts do; it is forgotten after the test."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == BENCHMARKS:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = ("recorder", "trainer", "simulators", "tangents", "tracin", "published")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a module of benchmarks/, as its scripts do; it is forgotten after the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == FOLDER:
-            del sys.modules[name]
 
 
 @pytest.fixture

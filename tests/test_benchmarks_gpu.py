@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,19 +15,6 @@ from gptfluence.recording import store
 from gptfluence.recording.dynamics import Source
 from gptfluence.recording.record import Wanted, record_missing
 from gptfluence.recording.settings import DrawnCurricula, Generation, Recording
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a module of benchmarks/, as its scripts do; it is forgotten after the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == FOLDER:
-            del sys.modules[name]
 
 
 @pytest.fixture
