@@ -31,6 +31,7 @@ from gptfluence.workflow.row import (
     of_size,
     one_of_each,
     one_of_each_sort,
+    pretrained,
     resolve,
     simulating,
     those,
@@ -280,6 +281,14 @@ ROWS: tuple[Row, ...] = (
         "Ablation of the tangent simulator",
         tasks=first_of("sst2", "webnlg"),
         methods=each_of("tangent"),
+    ),
+    _beyond(
+        "ext08_adapters",
+        "All weights or LoRA, recorded by a Trainer",
+        models=pretrained,
+        tasks=first,
+        methods=each_of("mean_trajectory", "counts", "gptfluence", "low_rank", "tangent"),
+        own_runs=True,
     ),
     _beyond(
         "explore_what_if",
