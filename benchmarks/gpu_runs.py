@@ -63,9 +63,9 @@ GROUPS: list[tuple[str, list[str], Sequence[str]]] = [
     ("mixture", [], ["mixture", "mixture unseen training", "mixture unseen test"]),
     ("Gemma", GEMMA, ["profile", *OTHER]),
     ("slow drift, 96 steps", SLOW, ["profile"]),
+    ("further kinds", [], FURTHER),
     ("again, for the ceiling", [], ["again"]),
     ("as many runs as the paper has", PAPER, ["profile"]),
-    ("further kinds", [], FURTHER),
 ]
 RUNS = "runs.json"
 EVERY = 20.0  # seconds between two archives
