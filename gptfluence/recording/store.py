@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from gptfluence.common import files
+from gptfluence.common import files, hub
 from gptfluence.common.errors import ArtifactError, unknown
 from gptfluence.common.settings import canonical, expanded
 from gptfluence.models.gpt import ModelSource
@@ -234,8 +234,8 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     """
     from gptfluence.recording import sharing
 
-    if isinstance(folder, str) and sharing.NAME.match(folder) and not Path(folder).exists():
-        shared = sharing.pull(folder)
+    if hub.is_name(folder):
+        shared = sharing.pull(str(folder))
         return shared if names is None else shared.select(names)
     folder = Path(folder)
     values = spec_values(folder)
