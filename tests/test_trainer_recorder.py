@@ -21,6 +21,8 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
@@ -184,6 +186,37 @@ def test_other_metrics_are_those_of_our_own_recorder(gpt, sst2, webnlg, data, tm
         again = gf.train_again(tmp_path / metric, before, metrics=["loss", metric], generation=generation)
         assert list(run.trajectories) == ["loss", metric]
         np.testing.assert_allclose(again.trajectories[metric], run.trajectories[metric], atol=1e-5)
+
+
+class Tracker(TrainerCallback):
+    """In the place of what a Trainer reports to: before all callbacks that a user gives."""
+
+    logs: list[tuple[int, dict[str, float]]] = []
+
+    def on_log(self, args, state, control, *, logs, **given) -> None:
+        self.logs.append((state.global_step, dict(logs)))
+
+
+def test_what_the_trainer_reports_to_gets_mean_and_quantiles(data, tests, tmp_path, monkeypatch):
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    monkeypatch.setattr(Tracker, "logs", [])
+    on_log = CallbackHandler.on_log
+    options = {"logging_strategy": "steps", "logging_steps": 1, "report_to": "tracker", "max_steps": 5}
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs", every=2), **options)
+    losses = gf.load_dynamics(tmp_path / "runs").trajectories("loss")[0]
+    *steps, (_, summary) = Tracker.logs
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5]
+    for step, logs in steps:
+        found = {name: value for name, value in logs.items() if name.startswith("test_")}
+        expected = {"test_loss_mean": losses[step].mean()} if step in (2, 4, 5) else {}
+        for quantile in (0.1, 0.5, 0.9) if expected else ():
+            expected[f"test_loss_quantile_{quantile}"] = np.quantile(losses[step], quantile)
+        assert found == pytest.approx(expected)
+    assert not [name for name in summary if name.startswith("test_")]
+    Tracker.logs.clear()
+    assert CallbackHandler.on_log is on_log
+    trained(model_of("gpt_neox"), data, tmp_path, **options)
+    assert not [name for _, logs in Tracker.logs for name in logs if name.startswith("test_")]
 
 
 class Kill(TrainerCallback):

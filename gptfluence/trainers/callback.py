@@ -29,6 +29,7 @@ from gptfluence.trainers.arguments import check_supported, dropout_of, recording
 from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
 from gptfluence.trainers.measuring import Measuring
+from gptfluence.trainers.reporting import Reporting
 from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
 
 _clip = torch.nn.utils.clip_grad_norm_
@@ -109,6 +110,7 @@ class TrainerRecorder(TrainerCallback):
         self._feeding: Feeding | None = None
         self._journal: Journal | None = None
         self._measuring: Measuring | None = None
+        self._reporting: Reporting | None = None
         self._norm = self._rate = math.nan
         self._skipped = False
 
@@ -169,8 +171,11 @@ class TrainerRecorder(TrainerCallback):
             )
         tokens = sum(count for _, _, count in seen)
         last = state.global_step >= state.max_steps
+        measured = self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None
+        if measured is not None:
+            self._reporting.update(measured["loss"])
         self._journal.add(
-            self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None,
+            measured,
             rows=rows,
             learning_rate=self._rate,
             batch_loss=sum(loss for _, loss, _ in seen) / tokens if tokens else math.nan,
@@ -231,6 +236,7 @@ class TrainerRecorder(TrainerCallback):
             generation=self.generation,
             token_budget=self._budget,
         )
+        self._reporting = Reporting(self)
         self._journal = Journal(self.folder / "journal" / f"{self.run}.jsonl", header, done=state.global_step)
 
     def _keep(self, model: torch.nn.Module, tokenizer: Any) -> None:
@@ -330,10 +336,10 @@ class TrainerRecorder(TrainerCallback):
 
     def _close(self) -> None:
         torch.nn.utils.clip_grad_norm_ = _clip
-        for part in (self._feeding, self._measuring, self._journal):
+        for part in (self._feeding, self._measuring, self._reporting, self._journal):
             if part is not None:
                 part.close()
-        self._feeding = self._measuring = self._journal = None
+        self._feeding = self._measuring = self._reporting = self._journal = None
 
 
 def _gpt(model: torch.nn.Module, tokenizer: Any) -> GPT:
