@@ -32,6 +32,14 @@ from gptfluence.trainers.measuring import Measuring
 from gptfluence.trainers.reporting import Reporting
 from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
 
+WORDS = {  # of what is in `spec.json`
+    "pool_fingerprint": "training data",
+    "tests_fingerprint": "tests",
+    "task": "tests",
+    "recording": "training arguments (optimizer, schedule or precision)",
+    "unsupported": "training arguments",
+    "model": "model or weights",
+}
 _clip = torch.nn.utils.clip_grad_norm_
 
 
@@ -222,10 +230,12 @@ class TrainerRecorder(TrainerCallback):
         pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
         header = run_facts(args, state)
         spec = self._spec(args, state, model, optimizer, pool, tests)
-        self._check_folder(spec, header, resumed=state.global_step > 0)
-        store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True))
-        for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True):
-            store.write_table(kept.path_of(self.folder, side), kept.columns(examples))
+        tables = {
+            kept.path_of(self.folder, side): kept.columns(examples)
+            for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True)
+        }
+        self._check_folder(spec, header, tables, resumed=state.global_step > 0)
+        store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True), tables=tables)
         if self._keep_start and not state.global_step:  # the weights of a training that goes on are others
             self._keep(model, tokenizer)
         self._measuring = Measuring(
@@ -303,17 +313,20 @@ class TrainerRecorder(TrainerCallback):
             values["unsupported"] = unsupported
         return values
 
-    def _check_folder(self, spec: dict[str, Any], header: dict[str, Any], *, resumed: bool) -> None:
+    def _check_folder(
+        self, spec: dict[str, Any], header: dict[str, Any], tables: dict[Path, dict[str, Any]], *, resumed: bool
+    ) -> None:
         """Raises ArtifactError if the folder, or the run in it, belongs to another training."""
         if not (self.folder / "spec.json").is_file():
             return
         there = store.spec_values(self.folder)
         if resumed:  # the weights are those of the checkpoint now
             spec["model"]["identity"]["weights"] = there.get("model", {}).get("identity", {}).get("weights")
-        different = sorted(key for key in {*spec, *there} if spec.get(key) != there.get(key))
+        different = sorted(WORDS.get(key, key) for key in {*spec, *there} if spec.get(key) != there.get(key))
+        different = different or [path.name for path, columns in tables.items() if not store.holds(path, columns)]
         if different:
             raise ArtifactError(
-                f"{self.folder} belongs to another training: {', '.join(different)} differ; give another folder"
+                f"{self.folder} belongs to another training, with other {', '.join(different)}; give another folder"
             )
         if (self.folder / self.run).is_dir() and not resumed:
             recorded = store.run_facts(self.folder, self.run).get("training")
