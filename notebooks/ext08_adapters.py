@@ -32,7 +32,7 @@
 # `papermill notebooks/ext08_adapters.ipynb out.ipynb -p profile laptop`
 
 # %% tags=["parameters"]
-profile: str = "laptop"
+profile: str = "mini"  # has nano GPTs only, so name one in `models`, or take profile laptop
 tasks: list[str] = []  # default: the first
 models: list[str] = []  # default: the profile's first that is no nano GPT
 methods: list[str] = []  # mean trajectory, counts, GPTfluence, low-rank deviations, tangent simulator
