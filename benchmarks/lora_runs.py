@@ -124,8 +124,7 @@ def record(options: argparse.Namespace) -> None:
     artifacts = next(iter(options.folder.rglob("artifacts/models")), path.parent / "artifacts" / "models").parent
     (artifacts / "models").mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    if next(options.folder.rglob(carried.INDEX), None):
-        carried.unpack(options.folder, artifacts / "models")
+    carried.unpack(options.folder, artifacts / "models")
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("spawn")
     workers = ProcessPoolExecutor(options.processes, mp_context=context)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import gptfluence as gf
-from gptfluence.common.errors import ArtifactError
+from gptfluence.common.errors import ArtifactError, ConfigurationError
 from gptfluence.experiments import adapters
 from gptfluence.recording.recorder import Recorder, single_thread
+from gptfluence.recording.settings import AdamW
 from gptfluence.workflow import catalogue
 from gptfluence.workflow.notebook import NOTEBOOKS
 from gptfluence.workflow.parameters import declared_parameters
@@ -113,3 +114,10 @@ def test_the_row_is_of_a_pretrained_gpt(campaign):
     assert {name: declared[name][1] for name in ("train", "held_out", "sets")} == {
         name: adapters.COUNTS[name] for name in ("train", "held_out", "sets")
     }, "lora_runs.py would prepare other runs than the notebook asks for"
+
+
+def test_a_schedule_that_no_trainer_has_is_refused_before_training(tuned):
+    one = tuned[adapters.FULL]
+    rates = one.recording.model_copy(update={"optimizer": AdamW(schedule="recorded", rates=(1e-3, 1e-4))})
+    with pytest.raises(ConfigurationError, match="no Trainer has the schedule 'recorded'"):
+        replace(one, recording=rates).record([gf.Curriculum([[0, 1], [2, 3]])])
