@@ -28,7 +28,7 @@ from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
 from gptfluence.trainers.arguments import check_supported, dropout_of, recording_of, run_facts
 from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
-from gptfluence.trainers.measuring import Measuring
+from gptfluence.trainers.measuring import Measuring, learns_next_tokens
 from gptfluence.trainers.reporting import Reporting
 from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
 
@@ -229,7 +229,11 @@ class TrainerRecorder(TrainerCallback):
         pool_tokens = fed(dataset, self._feeding.collate, "training data", needs_loss=False)
         pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
         header = run_facts(args, state)
-        spec = self._spec(args, state, model, optimizer, pool, tests)
+        recording, unsupported = recording_of(args, state, model, optimizer)
+        counted = next((each for each in pool_tokens if len(each.positions)), None)
+        if recording and counted and not learns_next_tokens(model, counted):
+            recording, unsupported = None, "the model's loss is not the mean cross-entropy of the next tokens"
+        spec = self._spec(state, model, pool, tests, recording, unsupported)
         tables = {
             kept.path_of(self.folder, side): kept.columns(examples)
             for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True)
@@ -278,15 +282,14 @@ class TrainerRecorder(TrainerCallback):
 
     def _spec(
         self,
-        args: TrainingArguments,
         state: TrainerState,
         model: torch.nn.Module,
-        optimizer: Any,
         pool: TaskPool,
         tests: TaskPool,
+        recording: Recording | None,
+        unsupported: str,
     ) -> dict[str, Any]:
         """The folder's `spec.json`: how its runs are recorded, or why this package cannot train so itself (`unsupported`)."""
-        recording, unsupported = recording_of(args, state, model, optimizer)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         identity = {
             "class": type(model).__name__,

@@ -34,6 +34,23 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+def learns_next_tokens(model: torch.nn.Module, example: Fed) -> bool:
+    """Whether the model's own loss of an example is the mean cross-entropy of its next tokens; True if it shows no logits.
+
+    Decoders of BART and its kin want labels that are shifted already.
+    """
+    device = next(model.parameters()).device
+    ids, positions = (torch.from_numpy(part).to(device) for part in (example.ids, example.positions))
+    labels = torch.full_like(ids, -100)
+    labels[positions] = ids[positions]
+    with undisturbed(model):
+        output = model(input_ids=ids[None], labels=labels[None], use_cache=False)
+        if output.logits is None:
+            return True
+        expected = F.cross_entropy(output.logits[0, positions - 1].float(), ids[positions])
+    return bool(torch.isclose(output.loss.float(), expected, rtol=0.02))
+
+
 class Measuring:
     """Measures the tests of a training, with the model as it is."""
 
