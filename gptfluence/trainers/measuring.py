@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,27 @@ def learns_next_tokens(model: torch.nn.Module, example: Fed) -> bool:
         if output.logits is None:
             return True
         expected = F.cross_entropy(output.logits[0, positions - 1].float(), ids[positions])
-    return bool(torch.isclose(output.loss.float(), expected, rtol=0.02))
+    return output.loss is not None and bool(torch.isclose(output.loss.float(), expected, rtol=0.02))
+
+
+def keeps_apart(model: torch.nn.Module, batch: dict[str, Any]) -> bool:
+    """Whether what the last example of a packed row predicts does not depend on its first.
+
+    batch: of one row, as the Trainer's collator makes it
+    """
+    device, tokens = next(model.parameters()).device, len(model.get_input_embeddings().weight)
+    given = {
+        name: each.to(device) if torch.is_tensor(each) else each for name, each in batch.items() if name != "labels"
+    }
+    begins = (given["position_ids"][0] == 0).nonzero().flatten().tolist()
+    changed = given["input_ids"].clone()
+    changed[0, : begins[1]] = (changed[0, : begins[1]] + 1) % tokens
+    with undisturbed(model):
+        one, other = (
+            model(**{**given, "input_ids": ids}, use_cache=False).logits[0, begins[-1] :]
+            for ids in (given["input_ids"], changed)
+        )
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 class Measuring:
