@@ -2,7 +2,8 @@
 
 A machine that is lent for minutes reaches no network and takes files up to a limit. A GGUF holds a model in a fifth of the
 bytes of its safetensors. `pack` compresses its quantized numbers and cuts them into pieces of equal size, once they are
-seen to give the safetensors that are here; `unpack` needs nothing but numpy.
+seen to give the safetensors that are here; `unpack` needs numpy and the package gguf. Files are named after the model's
+folder, so that several models can be carried together.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from gguf import GGUFReader, quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-INDEX = "weights.json"
-SMALL = "model.zip"  # config and tokenizer
-BLOCK = {"F32": 4, "Q8_0": 34, "Q4_1": 20}  # bytes, the scales first
-SCALES = {"F32": 0, "Q8_0": 2, "Q4_1": 4}  # bytes of these
+INDEX, SMALL = ".index.json", ".zip"  # behind the name of the model's folder: of its pieces; its config and tokenizer
+SCALES = {
+    "Q8_0": 2,
+    "Q4_1": 4,
+    "Q5_0": 2,
+}  # bytes of these, which a block of the kind begins with; of others none are told apart
 MAPPED = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -30,54 +35,60 @@ MAPPED = {
     **{f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"},
     **{f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
+GEMMA = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+OF_TYPE = {"gemma3_text": MAPPED | GEMMA}  # by the configuration's model_type; others as a Llama
 
 
 def plain(kind: str, raw: bytes) -> np.ndarray:
-    """float32 [numbers] of a tensor's bytes in a GGUF. kind: F32, Q8_0 or Q4_1 (blocks of 32 numbers)."""
+    """float32 [numbers] of a tensor's bytes in a GGUF. kind: F32, or one of gguf's quantizations."""
     if kind == "F32":
         return np.frombuffer(raw, np.float32)
-    blocks = np.frombuffer(raw, np.uint8).reshape(-1, BLOCK[kind])
-    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    if kind == "Q8_0":
-        return (scale * blocks[:, 2:].view(np.int8).astype(np.float32)).ravel()
-    least = blocks[:, 2:4].copy().view(np.float16).astype(np.float32)
-    nibbles = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1)
-    return (scale * nibbles.astype(np.float32) + least).ravel()
+    blocks = np.frombuffer(raw, np.uint8).reshape(-1, _block(kind))
+    return quants.dequantize(blocks, GGMLQuantizationType[kind]).ravel()
 
 
 def pack(gguf: Path, model: Path, target: Path, pieces: int) -> None:
-    """Write `pieces` files weights.0, weights.1, ... and, beside an index, the small files of the model's folder.
+    """Write `pieces` files FOLDER.0, FOLDER.1, ... and, beside an index, the small files of the model's folder.
 
-    gguf: of a Llama; model: the folder that the package made of it. Ends the program where the two do not agree.
+    gguf: of a Llama or a Gemma 3; model: the folder that the package made of it. Ends the program where the two do not agree.
     """
-    from gguf import GGUFReader
-
     weights = model / "model.safetensors"
     with weights.open("rb") as file:
         header = _header(file)
-    tensors = {_named(tensor.name): tensor for tensor in GGUFReader(gguf).tensors}
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    tensors_of: dict[str, list[bytes]] = {kind: [] for kind in BLOCK}
+    mapped = OF_TYPE.get(config.get("model_type"), MAPPED)
+    tensors = {_named(tensor.name, mapped): tensor for tensor in GGUFReader(gguf).tensors}
+    heads = (
+        {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]} if mapped is MAPPED else {}
+    )
+    tensors_of: dict[str, list[bytes]] = {}
     order = []
     numbers = np.memmap(weights, np.float32, "r", offset=len(header))
     for name, start, end in _places(header):
-        rows = np.asarray(tensors[name].data)
-        if (part := name.split(".")[-2]) in heads:  # a GGUF interleaves what rotary embeddings turn together
+        rows, kind = np.asarray(tensors[name].data), tensors[name].tensor_type.name
+        if kind == "F32":  # few; a Gemma's norms are there with 1 added
+            rows = numbers[start // 4 : end // 4]
+        if (part := name.split(".")[-2]) in heads:  # a Llama's GGUF interleaves what rotary embeddings turn together
             rows = rows[np.arange(len(rows)).reshape(heads[part], -1, 2).swapaxes(1, 2).ravel()]
-        kind, raw = tensors[name].tensor_type.name, rows.tobytes()
+        raw = rows.tobytes()
         if not np.array_equal(plain(kind, raw), numbers[start // 4 : end // 4]):
             raise SystemExit(f"{name}: the GGUF's numbers are not those of {weights}")
         order.append([kind, len(raw)])
-        tensors_of[kind].append(raw)
-    streams = [stream for kind in BLOCK for stream in _squeezed(kind, b"".join(tensors_of[kind]))]
+        tensors_of.setdefault(kind, []).append(raw)
+    streams = [stream for kind, parts in tensors_of.items() for stream in _squeezed(kind, b"".join(parts))]
     whole = b"".join(streams)
     size = -(-len(whole) // pieces)
     for number in range(pieces):
         folder = target / str(number)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"weights.{number}").write_bytes(whole[number * size : (number + 1) * size])
-    with zipfile.ZipFile(target / "0" / SMALL, "w", zipfile.ZIP_DEFLATED) as archive:
+        (folder / f"{model.name}.{number}").write_bytes(whole[number * size : (number + 1) * size])
+    with zipfile.ZipFile(target / "0" / f"{model.name}{SMALL}", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(model.iterdir()):
             if path.is_file() and path != weights:
                 archive.write(path, path.name)
@@ -86,30 +97,37 @@ def pack(gguf: Path, model: Path, target: Path, pieces: int) -> None:
         "pieces": pieces,
         "header": header.decode("latin-1"),
         "tensors": order,
+        "kinds": list(tensors_of),
         "streams": [len(stream) for stream in streams],
         "sha256": hashlib.sha256(whole).hexdigest(),
     }
-    (target / "0" / INDEX).write_text(json.dumps(facts), encoding="utf-8")
+    (target / "0" / f"{model.name}{INDEX}").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def unpack(carried: Path, models: Path) -> Path:
-    """Make the model's folder below `models` of what was carried; the pieces may lie in any folders below `carried`."""
-    index = next(carried.rglob(INDEX))
+def unpack(carried: Path, models: Path) -> list[Path]:
+    """Make the folders below `models` of those models whose pieces are all there, in any folders below `carried`."""
+    return [folder for index in sorted(carried.rglob(f"*{INDEX}")) if (folder := _unpacked(carried, index, models))]
+
+
+def _unpacked(carried: Path, index: Path, models: Path) -> Path | None:
     facts = json.loads(index.read_text(encoding="utf-8"))
     folder = models / facts["folder"]
     if folder.is_dir():
         return folder
-    whole = b"".join(next(carried.rglob(f"weights.{number}")).read_bytes() for number in range(facts["pieces"]))
+    pieces = [next(carried.rglob(f"{folder.name}.{number}"), None) for number in range(facts["pieces"])]
+    if None in pieces:
+        return None
+    whole = b"".join(piece.read_bytes() for piece in pieces)
     if hashlib.sha256(whole).hexdigest() != facts["sha256"]:
-        raise SystemExit("the pieces of the weights are not those that were packed")
+        raise SystemExit(f"{folder.name}: the pieces of the weights are not those that were packed")
     ends = np.cumsum(facts["streams"]).tolist()
     streams = iter(whole[end - size : end] for end, size in zip(ends, facts["streams"], strict=True))
-    raw = {kind: _whole(kind, [next(streams) for _ in range(SCALES[kind] + 1)]) for kind in BLOCK}
+    raw = {kind: _whole(kind, [next(streams) for _ in range(_streams(kind))]) for kind in facts["kinds"]}
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    with zipfile.ZipFile(index.parent / SMALL) as archive:
+    with zipfile.ZipFile(index.parent / f"{folder.name}{SMALL}") as archive:
         archive.extractall(new)
-    at = dict.fromkeys(BLOCK, 0)
+    at = dict.fromkeys(raw, 0)
     with (new / "model.safetensors").open("wb") as file:
         file.write(facts["header"].encode("latin-1"))
         for kind, size in facts["tensors"]:
@@ -119,9 +137,18 @@ def unpack(carried: Path, models: Path) -> Path:
     return folder
 
 
+def _block(kind: str) -> int:
+    """Bytes of a block of this kind."""
+    return GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
+
+
+def _streams(kind: str) -> int:
+    return SCALES.get(kind, 0) + 1
+
+
 def _squeezed(kind: str, raw: bytes) -> list[bytes]:
     """Each byte of the scales by itself, then the numbers: bytes of a kind lie together, which saves a tenth."""
-    blocks, scales = np.frombuffer(raw, np.uint8).reshape(-1, BLOCK[kind]), SCALES[kind]
+    blocks, scales = np.frombuffer(raw, np.uint8).reshape(-1, _block(kind)), SCALES.get(kind, 0)
     found = []
     for part in [*blocks[:, :scales].T, blocks[:, scales:]]:
         squeezer = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
@@ -132,7 +159,7 @@ def _squeezed(kind: str, raw: bytes) -> list[bytes]:
 def _whole(kind: str, streams: list[bytes]) -> bytes:
     """The opposite of `_squeezed`."""
     *scales, numbers = (np.frombuffer(zlib.decompress(stream), np.uint8) for stream in streams)
-    numbers = numbers.reshape(-1, BLOCK[kind] - SCALES[kind])
+    numbers = numbers.reshape(-1, _block(kind) - len(scales))
     return np.concatenate([*(scale[:, None] for scale in scales), numbers], axis=1).tobytes()
 
 
@@ -149,9 +176,9 @@ def _places(header: bytes) -> Iterator[tuple[str, int, int]]:
         yield name, start, end
 
 
-def _named(name: str) -> str:
-    """What transformers calls a tensor of a GGUF of a Llama."""
+def _named(name: str, mapped: dict[str, str]) -> str:
+    """What transformers calls a tensor of a GGUF."""
     parts = name.split(".")
     if parts[0] == "blk":
-        return f"model.layers.{parts[1]}.{MAPPED[parts[2]]}.{parts[3]}"
-    return f"{MAPPED[parts[0]]}.{parts[1]}"
+        return f"model.layers.{parts[1]}.{mapped[parts[2]]}.{parts[3]}"
+    return f"{mapped[parts[0]]}.{parts[1]}"

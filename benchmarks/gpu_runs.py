@@ -1,13 +1,14 @@
 """Recordings of a study that are made on another machine, for example a GPU that is lent for minutes.
 
-    python benchmarks/gpu_runs.py prepare FOLDER --pieces 3            # here: texts, curricula and the GPT, ready to be carried
+    python benchmarks/gpu_runs.py prepare FOLDER --pieces 3            # here: texts, curricula and the GPTs, ready to be carried
     python benchmarks/gpu_runs.py record FOLDER --out OUT --deadline 300   # there: as many runs as there is time for
     tar -xzf OUT/recordings.tar.gz --skip-old-files -C artifacts       # here again: notebooks find the runs as recorded
 
 `prepare` writes what the study itself would write before it records (`Wanted`), so the runs have the names and keys of this
 machine's; a key does not depend on the device. The device is written down in each run's run.json. `record` needs neither the
-packages that texts come from nor a hub. Runs come in the order of `GROUPS`, each is stored when it is done, the archive
-is written anew every 20 seconds, and recording ends at the deadline or when the process is told to end.
+packages that texts come from nor a hub. Runs come in the order of `GROUPS`, those of a GPT whose weights have not come yet
+wait for them; each is stored when it is done, the archive is written anew every 20 seconds, and recording ends at the deadline
+or when the process is told to end.
 """
 
 from __future__ import annotations
@@ -30,31 +31,41 @@ import carried
 
 from gptfluence.common import files
 
-PROFILE, MODEL, TASKS = "laptop", "smollm2-135m", ("movies", "operations")
+PROFILE, TASKS = "laptop", ("movies", "operations")
 FINE = "settings.fine_tuning"
+LOSSES = [f"{FINE}.metrics=[loss]"]
 SLOW = [
     "regime=slow drift",
     f"{FINE}.recording.optimizer.learning_rate=1e-6",
     f"{FINE}.curriculum.epochs=8",
     f"{FINE}.runs={{train: 25, validation: 2, test: 5}}",
-    f"{FINE}.metrics=[loss]",
+    *LOSSES,
 ]
 PAPER = [f"{FINE}.runs={{train: 25, validation: 2, test: 10}}"]
-SEED = ["seed=1"]
+SEED = ["seed=1", *LOSSES]
+GEMMA = [
+    f"{FINE}.models=[gemma3-270m]",
+    f"{FINE}.tasks=[movies]",
+    f"{FINE}.runs={{train: 10, validation: 1, test: 5}}",
+    *LOSSES,
+]
 OTHER = ("few", "sorted", "biased")
 FURTHER = ("dropped", "added", "faster", "longer")
 OF_A_KIND = 5
+SLOWLY, LEFT_OUT = 0.1, 12  # the defaults of ext00_tasks
 # (name, changes to the profile, what is recorded); the first are the most wanted
 GROUPS: list[tuple[str, list[str], Sequence[str]]] = [
     ("profile", [], ["profile"]),
     ("other kinds", [], OTHER),
     ("unseen examples", [], ["unseen training", "unseen test"]),
-    ("slow drift, 96 steps", SLOW, ["profile"]),
-    ("mixture", [], ["mixture", "mixture unseen training", "mixture unseen test"]),
+    ("what tasks teach", [], ["slow drift", "accuracy", "left out"]),
     ("another seed", SEED, ["profile", *OTHER]),
-    ("as many runs as the paper has", PAPER, ["profile"]),
+    ("mixture", [], ["mixture", "mixture unseen training", "mixture unseen test"]),
+    ("Gemma", GEMMA, ["profile", *OTHER]),
+    ("slow drift, 96 steps", SLOW, ["profile"]),
     ("further kinds", [], FURTHER),
     ("again, for the ceiling", [], ["again"]),
+    ("as many runs as the paper has", PAPER, ["profile"]),
 ]
 RUNS = "runs.json"
 EVERY = 20.0  # seconds between two archives
@@ -74,6 +85,7 @@ def prepare(options: argparse.Namespace) -> None:
 
     target = options.folder
     runs: dict[tuple[str, str], dict[str, Any]] = {}  # a run that several groups want belongs to the first of them
+    models = {}
     for group, changes, what in GROUPS:
         study = gf.Study.load(options.profile, changes)
         for each in what:
@@ -81,25 +93,31 @@ def prepare(options: argparse.Namespace) -> None:
                 there = replace(wanted, source=source_there(wanted.source, (target / "0" / "artifacts").resolve()))
                 store.write_folder(there.folder, there.spec, there.texts, there.source)
                 folder = there.folder.relative_to(there.source.artifacts).as_posix()
+                model = wanted.source.gpt
+                models[model.name] = model
                 for name in wanted.names:
+                    if options.missing and (wanted.folder / name).is_dir():
+                        continue
                     given = wanted.curricula.get(name)
                     batches = None if given is None else given.batches.tolist()
                     run = {"group": group, "folder": folder, "name": name, "curriculum": batches}
-                    runs.setdefault((folder, name), run)
+                    runs.setdefault((folder, name), run | {"model": Path(model.location()).name})
     files.write_json(target / "0" / RUNS, list(runs.values()))
-    pack_model(gf.Study.load(options.profile).model(MODEL), target, options.pieces)
+    for model in models.values():
+        pack_model(model, target, options.pieces)
     print(f"{len(runs)} runs in {len({folder for folder, _ in runs})} folders; {target} holds what is to be carried")
 
 
 def pack_model(source: Any, target: Path, pieces: int) -> None:
-    """The weights of a GGUF that a package holds (`ModelSource`), in pieces."""
+    """The weights of a GGUF that packages hold (`ModelSource`), in pieces."""
     from gptfluence.common.packages import opened
 
-    model, (part,) = Path(source.location()), source.config.parts
-    with opened(part) as contents, contents.open(part.file) as file:
-        whole = target / "whole.gguf"
-        whole.write_bytes(file.read())
-    carried.pack(whole, model, target, pieces)
+    whole = target / "whole.gguf"
+    with whole.open("wb") as joined:
+        for part in source.config.parts:
+            with opened(part) as contents, contents.open(part.file) as file:
+                joined.write(file.read())
+    carried.pack(whole, Path(source.location()), target, pieces)
     whole.unlink()
 
 
@@ -112,27 +130,50 @@ def source_there(source: Any, artifacts: Path) -> Any:
 
 
 def wanted_of(study: Any, what: str, tasks: Sequence[str]) -> Iterator[Any]:
-    """What a study would record (`Wanted`): runs of the profile, on unseen examples, of a kind, of the mixture."""
+    """What a study would record (`Wanted`) with its first GPT: runs of the profile, on unseen examples, of a kind, of the mixture."""
     from gptfluence.experiments import shifted
+
+    if what.startswith("mixture"):
+        yield study.campaign("instruction_tuning").wanted(what.partition("unseen ")[2] or None)
+        return
+    setting = study.setting("fine_tuning")
+    tasks = [task for task in setting.tasks if task in tasks]
+    for campaign in study.campaigns("fine_tuning", tasks, models=[setting.model]):
+        if what == "profile" or what.startswith("unseen "):
+            yield campaign.wanted(what.partition("unseen ")[2] or None)
+        elif what in ("slow drift", "accuracy", "left out"):
+            yield from _teaching(campaign, what)
+        elif what == "again":  # the held-out curricula once more, with other random numbers for the texts
+            if not study.is_labelled(campaign.task):
+                yield given(campaign, _held_out(campaign))
+        else:
+            other = campaign.losses_only
+            if what == "faster":
+                other = other.with_(learning_rate=2 * campaign.setting.recording.optimizer.learning_rate)
+            yield given(other, shifted.draw(campaign, what, OF_A_KIND))
+
+
+def given(campaign: Any, curricula: Sequence[Any], *, ends_only: bool = False) -> Any:
+    """`Wanted` of runs on these curricula, as `Campaign.record` names them."""
     from gptfluence.recording.record import named
     from gptfluence.study.texts import Texts
 
-    if what.startswith("mixture"):
-        yield study.campaign("instruction_tuning", model=MODEL).wanted(what.partition("unseen ")[2] or None)
-        return
-    for campaign in study.campaigns("fine_tuning", tasks, models=[MODEL]):
-        if what == "profile" or what.startswith("unseen "):
-            yield campaign.wanted(what.partition("unseen ")[2] or None)
-            continue
-        if what == "again":  # the held-out curricula once more, with other random numbers for the texts
-            if study.is_labelled(campaign.task):
-                continue
-            other, drawn = campaign, _held_out(campaign)
-        else:
-            other, drawn = campaign.losses_only, shifted.draw(campaign, what, OF_A_KIND)
-            if what == "faster":
-                other = other.with_(learning_rate=2 * campaign.setting.recording.optimizer.learning_rate)
-        yield other.source.wanted(other.setting, Texts(other.texts), named(drawn))
+    return campaign.source.wanted(campaign.setting, Texts(campaign.texts), named(curricula), ends_only=ends_only)
+
+
+def _teaching(campaign: Any, what: str) -> Iterator[Any]:
+    """What ext00_tasks records (`Wanted`) with its defaults: in the regime of slow drift, for accuracies, and with examples left out."""
+    from gptfluence.experiments import leave_out, task_statistics
+
+    held_out = _held_out(campaign)
+    if what == "slow drift":
+        runs = campaign.setting.runs
+        yield task_statistics.slowly(campaign, SLOWLY, min(12, runs.train), min(3, runs.test)).wanted()
+    if what == "accuracy" and campaign.study.is_labelled(campaign.task):
+        yield given(task_statistics.with_accuracy(campaign), held_out[:3], ends_only=True)
+    if what == "left out":
+        without = leave_out.drawn(campaign, held_out[0], [1], LEFT_OUT)
+        yield given(campaign.losses_only, [one.curriculum for one in without], ends_only=True)
 
 
 def _held_out(campaign: Any) -> list[Any]:
@@ -155,25 +196,28 @@ def record(options: argparse.Namespace) -> None:
     if not (artifacts / "models").exists():
         (artifacts / "models").mkdir()
     options.out.mkdir(parents=True, exist_ok=True)
-    carried.unpack(options.folder, artifacts / "models")
+    here = carried.unpack(options.folder, artifacts / "models")
     unpacked = time.time()
-    print(f"the GPT was unpacked in {unpacked - started:.1f} s; {len(runs)} runs", flush=True)
+    print(f"{len(here)} GPTs were unpacked in {unpacked - started:.1f} s; {len(runs)} runs", flush=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("spawn")
-    counter, deadline = context.Value("i", 0), context.Value("d", started + options.deadline)
+    deadline = context.Value("d", started + options.deadline)
     signal.signal(signal.SIGTERM, lambda *_: setattr(deadline, "value", 0.0))
     logs = store / "logs"
     logs.mkdir(exist_ok=True)
     workers = [
-        context.Process(target=work, args=(logs / f"{k}.jsonl", artifacts, runs, counter, deadline, options.device))
+        context.Process(target=work, args=(logs / f"{k}.jsonl", artifacts, runs, deadline, options.device))
         for k in range(options.processes)
     ]
     for worker in workers:
         worker.start()
-    packed = time.time()
+    packed = looked = time.time()
     try:
         while any(worker.is_alive() for worker in workers) and time.time() < deadline.value + 5:
             time.sleep(0.2)
+            if time.time() - looked > 1.0:  # for what has come since
+                carried.unpack(options.folder, artifacts / "models")
+                looked = time.time()
             if time.time() - packed > EVERY:
                 pack(artifacts, options.out / "recordings.tar.gz")
                 packed = time.time()
@@ -201,23 +245,34 @@ def record(options: argparse.Namespace) -> None:
         print(error)
 
 
-def work(log: Path, artifacts: Path, runs: list[dict[str, Any]], counter: Any, deadline: Any, device: str) -> None:
-    """Take one run after another until none is left, and note a line of JSON for each; in a process of its own."""
+def work(log: Path, artifacts: Path, runs: list[dict[str, Any]], deadline: Any, device: str) -> None:
+    """Take one run after another until none is left, and note a line of JSON for each; in a process of its own.
+
+    A run that fails is tried once more, and runs of a GPT that is not there yet wait for it.
+    """
     import torch
 
     torch.set_num_threads(1)
-    recorders, failures = Recorders(artifacts, device), 0
+    recorders, failures, left = Recorders(artifacts, device), 0, dict.fromkeys(range(len(runs)), 2)
 
     def in_time(_: int) -> None:
         if time.time() > deadline.value:
             raise Late
 
-    while time.time() < deadline.value and failures < 3:
-        with counter.get_lock():
-            number, counter.value = counter.value, counter.value + 1
-        if number >= 2 * len(runs):  # the second time round those are left that failed
+    def free() -> Iterator[int]:
+        """Runs that nobody has recorded, as often as they may be tried."""
+        while left:
+            for number in list(left):
+                if (artifacts / runs[number]["folder"] / runs[number]["name"]).is_dir():
+                    del left[number]
+                elif (artifacts / "models" / runs[number].get("model", "")).is_dir():
+                    yield number
+            time.sleep(0.1)
+
+    for number in free():
+        if time.time() > deadline.value or failures > 2:
             return
-        run = runs[number % len(runs)]
+        run = runs[number]
         noted = {key: run[key] for key in ("group", "folder", "name")} | {"began": time.time()}
         try:
             if not recorders.record(run, in_time):
@@ -229,6 +284,9 @@ def work(log: Path, artifacts: Path, runs: list[dict[str, Any]], counter: Any, d
         except Exception:
             failures += 1
             noted["error"] = traceback.format_exc()[-2000:]
+            left[number] -= 1
+            if not left[number]:
+                del left[number]
             recorders = Recorders(artifacts, device)
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(noted) + "\n")
@@ -327,6 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
     here.add_argument("folder", type=Path)
     here.add_argument("--profile", default=PROFILE)
     here.add_argument("--tasks", nargs="+", default=list(TASKS))
+    here.add_argument("--missing", action="store_true", help="only runs that are not recorded here")
     here.add_argument("--pieces", type=int, default=3, help="of the weights, a folder for each")
     here.set_defaults(run=prepare)
     there = commands.add_parser("record", help="record what was carried")

@@ -63,8 +63,8 @@ def test_weights_are_put_together_again_byte_for_byte(load, llama, tmp_path, pie
     carried.pack(whole, model, tmp_path / "carry", pieces)
     there = tmp_path / "there"
     there.mkdir()
-    assert len(list((tmp_path / "carry").glob("*/weights.*[0-9]"))) == pieces
-    found = carried.unpack(tmp_path / "carry", there)
+    assert len(list((tmp_path / "carry").glob("*/gguf-tiny.[0-9]"))) == pieces
+    (found,) = carried.unpack(tmp_path / "carry", there)
     assert found == there / "gguf-tiny"
     assert files.damage(found) is None
     assert (found / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
@@ -73,7 +73,7 @@ def test_weights_are_put_together_again_byte_for_byte(load, llama, tmp_path, pie
 def test_weights_that_are_damaged_on_the_way_are_noticed(load, llama, tmp_path):
     carried, (whole, model) = load("carried"), llama
     carried.pack(whole, model, tmp_path / "carry", 2)
-    piece = tmp_path / "carry" / "1" / "weights.1"
+    piece = tmp_path / "carry" / "1" / "gguf-tiny.1"
     piece.write_bytes(piece.read_bytes()[:-1] + b"?")
     with pytest.raises(SystemExit, match="not those that were packed"):
         carried.unpack(tmp_path / "carry", tmp_path)
@@ -106,7 +106,7 @@ def elsewhere(load, nano, webnlg, tmp_path, monkeypatch):
     ]
     runs.insert(0, {**runs[0], "name": "run-bad", "curriculum": [[10**6]]})
     files.write_json(carry / "runs.json", runs)
-    monkeypatch.setattr(gpu_runs.carried, "unpack", lambda *_: None)
+    monkeypatch.setattr(gpu_runs.carried, "unpack", lambda *_: [])
     arguments = ["record", str(tmp_path / "carry"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     return gpu_runs, [*arguments, "--processes", "1"], wanted
 
@@ -135,7 +135,6 @@ def test_runs_are_prepared_in_the_order_of_the_groups_each_once(load, tmp_path, 
     small = ["settings.fine_tuning.runs.test=1"]
     groups = [("first", small, ["profile"]), ("kinds", small, ["few"]), ("more", ["settings.fine_tuning.runs.test=2"], ["profile"])]  # fmt: skip
     monkeypatch.setattr(gpu_runs, "GROUPS", groups)
-    monkeypatch.setattr(gpu_runs, "MODEL", "nano-smoke")
     monkeypatch.setattr(gpu_runs, "pack_model", lambda *_: None)
     gpu_runs.main(["prepare", str(tmp_path), "--profile", "smoke", "--tasks", "sst2"])
     runs = json.loads((tmp_path / "0" / "runs.json").read_text())

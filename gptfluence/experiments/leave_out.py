@@ -71,6 +71,12 @@ def counterfactuals(
     return found
 
 
+def drawn(campaign: Campaign, curriculum: Curriculum, sizes: Sequence[int], draws: int) -> list[Counterfactual]:
+    """`counterfactuals` with the seed of a campaign, which differs between tasks."""
+    seed = [campaign.study.profile.seed, seed_of("leave-out", campaign.task)]
+    return counterfactuals(curriculum, sizes, draws, seed=seed)
+
+
 class Retrained(NamedTuple):
     """Counterfactuals of the first of the held-out runs `base`, and the runs that were trained on them.
 
@@ -86,8 +92,7 @@ class Retrained(NamedTuple):
 def retrained(campaign: Campaign, sizes: Sequence[int], draws: int) -> Retrained:
     """Train the GPT of a campaign on `draws` counterfactuals of each size. Raises ConfigurationError as `counterfactuals`."""
     base = campaign.held_out()
-    seed = [campaign.study.profile.seed, seed_of("leave-out", campaign.task)]
-    chosen = counterfactuals(base.runs[0].curriculum, sizes, draws, seed=seed)
+    chosen = drawn(campaign, base.runs[0].curriculum, sizes, draws)
     recorded = campaign.losses_only.record([one.curriculum for one in chosen], ends_only=True)
     by_run = {curriculum: r for r, curriculum in enumerate(recorded.curricula)}
     return Retrained(base, chosen, recorded, [by_run[one.curriculum] for one in chosen])

@@ -49,12 +49,7 @@ def of_tasks(campaigns: Sequence[Campaign], *, slow_drift: float, train: int, he
     rows: list[tuple] = []
     sources: list[GPTDynamics] = []
     for campaign in campaigns:
-        slow = campaign.with_(
-            learning_rate=slow_drift * campaign.setting.recording.optimizer.learning_rate,
-            metrics=["loss", "accuracy"],
-            runs={"train": train, "validation": 0, "test": held_out},
-            record_pool=False,
-        )
+        slow = slowly(campaign, slow_drift, train, held_out)
         own = campaign.study.profile.regime
         for regime, one in [(own, campaign), *([(SLOW_DRIFT, slow)] if own == LEARNING else [])]:
             found, used = _described(one, train, held_out)
@@ -65,6 +60,21 @@ def of_tasks(campaigns: Sequence[Campaign], *, slow_drift: float, train: int, he
             rows += [(campaign.model, campaign.task, regime, *pair) for pair in found.items()]
             sources += used
     return Measured(pd.DataFrame(rows, columns=COLUMNS), sources)
+
+
+def slowly(campaign: Campaign, slow_drift: float, train: int, held_out: int) -> Campaign:
+    """The campaign in the regime of slow drift, with so many runs; arguments as of `of_tasks`."""
+    return campaign.with_(
+        learning_rate=slow_drift * campaign.setting.recording.optimizer.learning_rate,
+        metrics=["loss", "accuracy"],
+        runs={"train": train, "validation": 0, "test": held_out},
+        record_pool=False,
+    )
+
+
+def with_accuracy(campaign: Campaign) -> Campaign:
+    """The campaign, with accuracies measured."""
+    return campaign.with_(metrics=["loss", "accuracy"], record_pool=False)
 
 
 def chance(campaign: Campaign, draws: int) -> str:
@@ -98,8 +108,7 @@ def _described(campaign: Campaign, train: int, test: int) -> tuple[dict[str, flo
     if any(example.choices for example in campaign.texts.tests):
         measured = held_out
         if "accuracy" not in campaign.setting.metrics:
-            again = campaign.with_(metrics=["loss", "accuracy"], record_pool=False)
-            measured = again.record(held_out.curricula, ends_only=True)
+            measured = with_accuracy(campaign).record(held_out.curricula, ends_only=True)
             sources.append(measured)
         found["accuracy_before"], found["accuracy_after"] = variation.before_and_after(measured, "accuracy")
     found["first_component_share"] = variation.first_component_share(dynamics)
