@@ -63,7 +63,7 @@ def texts_of(examples) -> Dataset:
     return Dataset.from_list([{"text": each.text} for each in examples])
 
 
-PACKED = {"packing": True, "max_length": 64, "max_steps": 3, "gradient_accumulation_steps": 1}
+PACKED = {"packing": True, "max_length": 128, "max_steps": 3, "gradient_accumulation_steps": 1}
 
 
 def test_packed_rows_are_recorded_as_their_examples(gpt, webnlg, tmp_path):
