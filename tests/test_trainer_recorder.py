@@ -280,10 +280,10 @@ def test_what_cannot_be_recorded_is_said(data, tests, tmp_path):
     spoilt(data, tests, tmp_path, "a file is in the way of a folder")
 
 
-def test_packed_rows_are_refused(data, tests, tmp_path):
+def test_packed_rows_of_a_collator_that_says_nothing_of_them_are_refused(data, tests, tmp_path):
     packed = data.add_column("seq_lengths", [[1, 2]] * len(data))
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
-    with pytest.warns(UserWarning, match="are packed"):
+    with pytest.warns(UserWarning, match="row 0 is packed, but the collator does not say"):
         trained(model_of("gpt_neox"), packed, tmp_path, recorder, max_steps=1, remove_unused_columns=False)
 
 

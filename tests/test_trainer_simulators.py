@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, TrainerState, TrainingArguments
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, TrainerState, TrainingArguments
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
@@ -207,6 +207,34 @@ def test_trainings_that_cannot_be_followed_say_why(data, tests, tmp_path, option
         with pytest.raises(ConfigurationError, match=f"in a way that this package cannot follow: .*{message}"):
             work(dynamics)
     with pytest.raises(ArtifactError, match=message):
+        gf.train_again(tmp_path / "runs")
+
+
+def test_parts_of_a_batch_that_weigh_the_same_are_nothing_that_this_package_does(data, tests, tmp_path, monkeypatch):
+    """As of models that are not told how many tokens the whole batch has."""
+    monkeypatch.setattr(GPTNeoXForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    for name, accumulated in (("one", 1), ("two", 2)):
+        recorder = gf.TrainerRecorder(tests, tmp_path / name)
+        trained(model_of("gpt_neox"), data, tmp_path, recorder, max_steps=2, gradient_accumulation_steps=accumulated)
+    recorded = gf.load_dynamics(tmp_path / "one").trajectories("loss")[0]
+    again = gf.train_again(tmp_path / "one").trajectories["loss"]
+    np.testing.assert_allclose(again, recorded, atol=1e-5)
+    with pytest.raises(ArtifactError, match="each part of a batch weighs the same, however many tokens it has"):
+        gf.train_again(tmp_path / "two")
+
+
+def test_a_loss_of_ones_own_is_nothing_that_this_package_can_follow(data, tests, tmp_path):
+    def twice(outputs, labels, num_items_in_batch=None):
+        tokens = labels[:, 1:].flatten()
+        return 2 * torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), tokens, ignore_index=-100)
+
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    trained(model_of("gpt_neox"), data, tmp_path, recorder, max_steps=2, compute_loss_func=twice)
+    dynamics = gf.load_dynamics(tmp_path / "runs")
+    assert not np.isnan(dynamics.trajectories("loss")).any()
+    with pytest.raises(ConfigurationError, match="with a loss that is not the model's own"):
+        gf.TangentSimulator().fit(dynamics)
+    with pytest.raises(ArtifactError, match="with a loss that is not the model's own"):
         gf.train_again(tmp_path / "runs")
 
 

@@ -59,10 +59,38 @@ def test_an_sft_trainer_is_recorded_as_it_trains(gpt, webnlg, tmp_path):
     np.testing.assert_allclose(again.gradient_norm, run.gradient_norm, rtol=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
-def test_packed_rows_are_refused(gpt, webnlg, tmp_path, strategy):
-    data = Dataset.from_list([{"text": each.text} for each in webnlg.pool])
+def texts_of(examples) -> Dataset:
+    return Dataset.from_list([{"text": each.text} for each in examples])
+
+
+PACKED = {"packing": True, "max_length": 128, "max_steps": 3, "gradient_accumulation_steps": 1}
+
+
+def test_packed_rows_are_recorded_as_their_examples(gpt, webnlg, tmp_path):
+    data, tests = (texts_of(examples) for examples in (webnlg.pool, webnlg.tests))
+    plain, model = model_of("llama"), model_of("llama")
+    trained(plain, data, gpt.tokenizer, tmp_path, **PACKED)
+    trained(model, data, gpt.tokenizer, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), **PACKED)
+    for name, value in weights(plain).items():
+        np.testing.assert_array_equal(weights(model)[name], value)
+    dynamics = gf.load_dynamics(tmp_path / "runs")
+    [run] = dynamics.runs
+    assert sorted(example.text.strip() for example in dynamics.pool) == sorted(
+        each.text.strip() for each in webnlg.pool
+    )
+    assert sum(len(run.curriculum.examples(step)) for step in range(3)) > 3 * 2, "nothing was packed"
+    again = gf.train_again(tmp_path / "runs")
+    np.testing.assert_allclose(again.trajectories["loss"], run.trajectories["loss"], atol=1e-5)
+    np.testing.assert_allclose(again.batch_loss, run.batch_loss, rtol=1e-4)
+
+
+def test_packed_rows_whose_examples_cannot_be_told_apart_are_refused(gpt, webnlg, tmp_path, monkeypatch):
+    data = texts_of(webnlg.pool)
     recorder = gf.TrainerRecorder(data, tmp_path / "runs")
-    options = {"packing": True, "packing_strategy": strategy, "max_length": 64, "max_steps": 1}
-    with pytest.warns(UserWarning, match="rows of the training data are packed"):
-        trained(model_of("llama"), data, gpt.tokenizer, tmp_path, recorder, **options)
+    with pytest.warns(UserWarning, match="are packed without regard to where examples begin.*packing_strategy='bfd'"):
+        trained(model_of("llama"), data, gpt.tokenizer, tmp_path, recorder, **PACKED, packing_strategy="wrapped")
+    model = model_of("llama")
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *args, position_ids=None, **named: forward(*args, **named))
+    with pytest.warns(UserWarning, match="examples of a packed row see each other in this model"):
+        trained(model, data, gpt.tokenizer, tmp_path, gf.TrainerRecorder(data, tmp_path / "runs"), **PACKED)

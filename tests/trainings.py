@@ -57,7 +57,9 @@ def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(values) for name, values in columns.items()}
 
 
-def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, **options) -> Trainer:
+def trained(
+    model, data, folder: Path, *callbacks, resume=None, tokenizer=None, compute_loss_func=None, **options
+) -> Trainer:
     defaults = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-2, "save_strategy": "no"}
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
     arguments = TrainingArguments(output_dir=str(folder / "checkpoints"), **{**defaults, **quiet, **options})
@@ -69,6 +71,7 @@ def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, 
         train_dataset=data,
         eval_dataset=data,
         processing_class=tokenizer,
+        compute_loss_func=compute_loss_func,
         callbacks=[*callbacks],
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -291,6 +291,12 @@ def not_repeatable(dynamics: GPTDynamics) -> str:
         )
     if skipped := [run.name for run in dynamics.runs if run.skipped is not None]:
         return f"run {skipped[0]} has steps that the optimizer skipped, as half precision does; train in float32 or bfloat16"
+    unknown_loss = [run.name for run in dynamics.runs if run.batch_loss is not None and np.isnan(run.batch_loss).all()]
+    if unknown_loss and dynamics.spec.setting == TRAINER:
+        return (
+            f"run {unknown_loss[0]} was trained with a loss that is not the model's own (compute_loss_func, say), which this package "
+            "cannot follow"
+        )
     return ""
 
 

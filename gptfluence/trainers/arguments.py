@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ def recording_of(
     groups = [] if found is None else found.param_groups
     decays = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
     expected = decayed_names(model)
+    parts = args.gradient_accumulation_steps > 1 or args.world_size > 1
+    by_tokens = takes_number_of_tokens(model) and (args.world_size == 1 or args.average_tokens_across_devices)
     highest = {group.get("initial_lr", group["lr"]) for group in groups}  # now they may all be 0, before the warm-up
     problems = {
         f"the optimizer is {named if found is None else type(found).__name__} ({named}), not AdamW of torch": (
@@ -69,6 +72,8 @@ def recording_of(
         "labels are smoothed (label_smoothing_factor)": bool(args.label_smoothing_factor),
         "noise is added to embeddings (neftune_noise_alpha)": bool(getattr(args, "neftune_noise_alpha", None)),
         "the loss is not the mean over tokens (loss_type)": getattr(args, "loss_type", "nll") != "nll",
+        "each part of a batch weighs the same, however many tokens it has (the model takes no num_items_in_batch, or "
+        "average_tokens_across_devices is False)": parts and not by_tokens,
         "trained weights are not float32": any(p.dtype != torch.float32 for _, p in trained),
         "groups of parameters have learning rates of their own": len(highest) > 1,
         "weight decay acts on other parameters than those that the Trainer chooses": bool(decays)
@@ -89,6 +94,14 @@ def recording_of(
         max_gradient_norm=args.max_grad_norm or None,
     )
     return Recording(optimizer=settings, precision="bf16" if args.bf16 else "fp32"), ""
+
+
+def takes_number_of_tokens(model: torch.nn.Module) -> bool:
+    """Whether the Trainer tells the model how many tokens the whole batch has, so that each token weighs the same."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "accepts_loss_kwargs"):
+        return bool(base.accepts_loss_kwargs)
+    return any(each.kind == each.VAR_KEYWORD for each in inspect.signature(base.forward).parameters.values())
 
 
 def dropout_of(model: torch.nn.Module) -> float:

@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -28,7 +29,7 @@ from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
 from gptfluence.trainers.arguments import check_supported, dropout_of, recording_of, run_facts
 from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
-from gptfluence.trainers.measuring import Measuring
+from gptfluence.trainers.measuring import Measuring, keeps_apart, learns_next_tokens
 from gptfluence.trainers.reporting import Reporting
 from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
 
@@ -119,6 +120,7 @@ class TrainerRecorder(TrainerCallback):
         self._journal: Journal | None = None
         self._measuring: Measuring | None = None
         self._reporting: Reporting | None = None
+        self._examples: list[range] = []  # in each row of the training data: one, of packed rows several
         self._norm = self._rate = math.nan
         self._skipped = False
 
@@ -171,7 +173,7 @@ class TrainerRecorder(TrainerCallback):
     def _end_of_step(self, args, state, control, *, seen) -> None:
         if self._journal is None:
             return
-        rows = [row for part, _, _ in seen for row in part]
+        rows = [example for part, _, _ in seen for row in part for example in self._examples[row]]
         if not rows:
             raise DataError(
                 f"step {state.global_step}: the model was not given what was in the batch; a compute_loss of your own must pass "
@@ -225,11 +227,14 @@ class TrainerRecorder(TrainerCallback):
     ) -> None:
         """Read texts, say in the folder what is recorded, and open the journal."""
         tokens, tests = self._tests_of(args, model, tokenizer)
-        dataset = self._feeding.dataset
-        pool_tokens = fed(dataset, self._feeding.collate, "training data", needs_loss=False)
+        pool_tokens = self._pool_tokens(model)
         pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
         header = run_facts(args, state)
-        spec = self._spec(args, state, model, optimizer, pool, tests)
+        recording, unsupported = recording_of(args, state, model, optimizer)
+        counted = next((each for each in pool_tokens if len(each.positions)), None)
+        if recording and counted and not learns_next_tokens(model, counted):
+            recording, unsupported = None, "the model's loss is not the mean cross-entropy of the next tokens"
+        spec = self._spec(state, model, pool, tests, recording, unsupported)
         tables = {
             kept.path_of(self.folder, side): kept.columns(examples)
             for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True)
@@ -260,6 +265,20 @@ class TrainerRecorder(TrainerCallback):
                 stacklevel=2,
             )
 
+    def _pool_tokens(self, model: torch.nn.Module) -> list[Fed]:
+        """Of the training data. Sets which of them are in each row."""
+        dataset, collate, packed = self._feeding.dataset, self._feeding.collate, self._feeding.packed
+        rows = fed(dataset, collate, "training data", needs_loss=False, packed=packed)
+        several = next((row for row, examples in enumerate(rows) if len(examples) > 1), None)
+        if several is not None and not keeps_apart(model, collate([dataset[several]])):
+            raise ConfigurationError(
+                "the examples of a packed row see each other in this model, so none has a loss of its own; train with another "
+                "attn_implementation (flash_attention_2, say) or with packing=False"
+            )
+        ends = np.cumsum([len(examples) for examples in rows])
+        self._examples = [range(end - len(examples), end) for end, examples in zip(ends.tolist(), rows, strict=True)]
+        return [example for examples in rows for example in examples]
+
     def _tests_of(
         self, args: TrainingArguments, model: torch.nn.Module, tokenizer: Any
     ) -> tuple[Sequence[TokenizedExample | Fed], TaskPool]:
@@ -273,20 +292,19 @@ class TrainerRecorder(TrainerCallback):
             rows = by_sft_trainer(rows, args, tokenizer)
         if columns:
             rows = [{name: row[name] for name in columns if name in row} for row in rows]
-        tokens = fed(rows, self._feeding.collate, "tests", needs_loss=True)
+        tokens = [example for [example] in fed(rows, self._feeding.collate, "tests", needs_loss=True)]
         return tokens, pool_of("training", tokens, tokenizer)
 
     def _spec(
         self,
-        args: TrainingArguments,
         state: TrainerState,
         model: torch.nn.Module,
-        optimizer: Any,
         pool: TaskPool,
         tests: TaskPool,
+        recording: Recording | None,
+        unsupported: str,
     ) -> dict[str, Any]:
         """The folder's `spec.json`: how its runs are recorded, or why this package cannot train so itself (`unsupported`)."""
-        recording, unsupported = recording_of(args, state, model, optimizer)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         identity = {
             "class": type(model).__name__,

@@ -60,6 +60,7 @@ class Feeding:
     """Notes what a model is trained on between two calls of `take`. The batches themselves are as they were.
 
     dataset, collate: the Trainer's own, for reading single rows as it would
+    packed: whether a row holds several examples
     """
 
     def __init__(self, loader: Any, model: torch.nn.Module, *, packed: bool = False) -> None:
@@ -75,11 +76,13 @@ class Feeding:
                 "TrainerRecorder: the training data is a stream, whose examples have no positions that a curriculum could "
                 "name; load it as a data set with a length (streaming=False)"
             )
-        if packed or "seq_lengths" in (getattr(self.dataset, "column_names", None) or ()):
+        known = "seq_lengths" in (getattr(self.dataset, "column_names", None) or ())
+        if packed and not known:
             raise ConfigurationError(
-                "TrainerRecorder: the rows of the training data are packed, several examples in each, so which example "
-                "is in a batch cannot be told; train with packing=False"
+                "TrainerRecorder: the rows of the training data are packed without regard to where examples begin, so which "
+                "example is in a batch cannot be told; train with packing_strategy='bfd' or packing=False"
             )
+        self.packed = known
         self._set(_Numbered(self.dataset), _Collator(self.collate))
         self._rows: list[torch.Tensor] = []
         self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,43 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def learns_next_tokens(model: torch.nn.Module, example: Fed) -> bool:
+    """Whether the model's own loss of an example is the mean cross-entropy of its next tokens; True if it shows no logits.
+
+    Decoders of BART and its kin want labels that are shifted already.
+    """
+    device = next(model.parameters()).device
+    ids, positions = (torch.from_numpy(part).to(device) for part in (example.ids, example.positions))
+    labels = torch.full_like(ids, -100)
+    labels[positions] = ids[positions]
+    with undisturbed(model):
+        output = model(input_ids=ids[None], labels=labels[None], use_cache=False)
+        if output.logits is None:
+            return True
+        expected = F.cross_entropy(output.logits[0, positions - 1].float(), ids[positions])
+    return output.loss is not None and bool(torch.isclose(output.loss.float(), expected, rtol=0.02))
+
+
+def keeps_apart(model: torch.nn.Module, batch: dict[str, Any]) -> bool:
+    """Whether what the last example of a packed row predicts does not depend on its first.
+
+    batch: of one row, as the Trainer's collator makes it
+    """
+    device, tokens = next(model.parameters()).device, len(model.get_input_embeddings().weight)
+    given = {
+        name: each.to(device) if torch.is_tensor(each) else each for name, each in batch.items() if name != "labels"
+    }
+    begins = (given["position_ids"][0] == 0).nonzero().flatten().tolist()
+    changed = given["input_ids"].clone()
+    changed[0, : begins[1]] = (changed[0, : begins[1]] + 1) % tokens
+    with undisturbed(model):
+        one, other = (
+            model(**{**given, "input_ids": ids}).logits[0, begins[-1] :]
+            for ids in (given["input_ids"], changed)
+        )
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 class Measuring:

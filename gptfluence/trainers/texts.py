@@ -31,10 +31,13 @@ def same_random_numbers() -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
-def fed(rows: Sequence[Any], collate: Callable[[list], Any], where: str, *, needs_loss: bool) -> list[Fed]:
-    """Each row by itself through the Trainer's collator, without padding.
+def fed(
+    rows: Sequence[Any], collate: Callable[[list], Any], where: str, *, needs_loss: bool, packed: bool = False
+) -> list[list[Fed]]:
+    """The examples of each row, by itself through the Trainer's collator, without padding: one, of packed rows several.
 
-    needs_loss: whether a row must have a token that counts. Raises DataError that names the row.
+    needs_loss: whether an example must have a token that counts; packed: whether a row says in seq_lengths how long its examples
+    are. Raises DataError that names the row.
     """
     found = []
     with same_random_numbers():
@@ -52,20 +55,28 @@ def fed(rows: Sequence[Any], collate: Callable[[list], Any], where: str, *, need
                     f"{where}: row {number} cannot be collated as the Trainer does with its training data ({error!r}); give "
                     "rows with input_ids and labels, made as those of the training data, or examples of gptfluence"
                 ) from None
+            if packed and "position_ids" not in batch:
+                raise DataError(
+                    f"{where}: row {number} is packed, but the collator does not say by position_ids where its examples begin; "
+                    "train with packing=False"
+                )
             ids, labels = ids[kept], labels[kept]
-            positions = np.flatnonzero(labels[1:] != -100) + 1
-            if (ids[positions] != labels[positions]).any():
-                raise DataError(
-                    f"{where}: row {number} has labels that are not its own tokens; only causal language models can be "
-                    "recorded"
-                )
-            if needs_loss and not len(positions):
-                raise DataError(
-                    f"{where}: row {number} has no loss, because all its labels are masked (-100); leave it out or unmask its "
-                    "target"
-                )
-            found.append(Fed(ids, positions))
+            ends = np.cumsum(rows[number]["seq_lengths"] if packed else [len(ids)])  # behind them a collator may pad
+            parts = [np.split(each[: ends[-1]], ends[:-1]) for each in (ids, labels)]
+            name = f"{where}: row {number}"
+            found.append([_example(*part, name, needs_loss=needs_loss) for part in zip(*parts, strict=True)])
     return found
+
+
+def _example(ids: np.ndarray, labels: np.ndarray, where: str, *, needs_loss: bool) -> Fed:
+    positions = np.flatnonzero(labels[1:] != -100) + 1
+    if (ids[positions] != labels[positions]).any():
+        raise DataError(f"{where} has labels that are not its own tokens; only causal language models can be recorded")
+    if needs_loss and not len(positions):
+        raise DataError(
+            f"{where} has no loss, because all its labels are masked (-100); leave it out or unmask its target"
+        )
+    return Fed(ids, positions)
 
 
 def by_sft_trainer(rows: Sequence[Any], args: Any, tokenizer: Any) -> Any:

@@ -3,7 +3,9 @@
 A tiny random model of each family (`families.py`) is saved, recorded for three runs of four steps through `gf.record`, and
 compared: losses before training with `model(input_ids, labels)`, losses after four steps with a loop over the same batches
 (AdamW and weight decay as the Trainer of transformers has them), a GPTfluence fit, gradients of outputs and products of
-gradients with autograd, greedy texts with `generate`. A line is printed for each family, and a summary at the end; the exit
+gradients with autograd, greedy texts with `generate`. Then the Trainer of transformers trains it on chats, by a chat template and a
+label mask, and the callback records: weights with a training without it, losses with `model(input_ids, labels)`, and what
+`gf.train_again` makes of the record. A line is printed for each family, and a summary at the end; the exit
 code is 1 if anything differs. What the installed transformers lacks is passed over.
 """
 
@@ -18,6 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 from families import FAMILIES, REFUSED, VOCABULARY
 
 import gptfluence as gf
@@ -37,11 +41,17 @@ from gptfluence.recording.generation import Generator
 from gptfluence.recording.logits import ScoredLogits
 from gptfluence.recording.recorder import single_thread
 from gptfluence.recording.settings import AdamW, Generation, Recording
+from gptfluence.recording.store import not_repeatable
 from gptfluence.recording.tokens import TokenizedExample, tokenize
-from gptfluence.tasks import Task, mini
+from gptfluence.tasks import Example, Task, mini
+from gptfluence.trainers.arguments import takes_number_of_tokens
 
 OPTIMIZER = AdamW(learning_rate=1e-3, weight_decay=0.1)
-CHECKS = ("first", "after", "fit", "outputs", "last", "all", "texts")
+CHECKS = ("first", "after", "fit", "outputs", "last", "all", "texts", "trainer", "again")
+CHAT = (
+    "{% for message in messages %}<{{ message.role }}>{% if message.role == 'assistant' %}{% generation %}{{ message.content }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ message.content }}{% endif %}{% endfor %}"
+)
 
 
 def main() -> int:
@@ -158,6 +168,8 @@ def check(folder: Path, task: Task, *, shown: bool = False) -> list[str]:
     attempt("last", lambda: products(task, source.load(), "last_layer"), 1e-4)
     attempt("all", lambda: products(task, source.load(), "all"), 1e-4)
     attempt("texts", lambda: greedy_texts(task, source.load()), 0)
+    attempt("trainer", lambda: by_trainer(folder, task), 2e-5)
+    attempt("again", lambda: trained_again(folder), 1e-4)
     return [found[name] for name in CHECKS]
 
 
@@ -284,6 +296,81 @@ def greedy_texts(task: Task, gpt: GPT) -> float:
     found = generator.generate(0, 0)
     scored.close()
     return float(sum(text not in either for text, either in zip(found, expected, strict=True)))
+
+
+# --- a training by the Trainer ---------------------------------------------------------------------------------------------
+
+
+def chat(tokenizer: Any, example: Example) -> dict[str, list[int]]:
+    """A row as the Trainer takes it: the loss is of the assistant's tokens."""
+    messages = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.target}]
+    made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids, counted = made["input_ids"], made["assistant_masks"]
+    return {"input_ids": ids, "labels": [token if mark else -100 for token, mark in zip(ids, counted, strict=True)]}
+
+
+def by_trainer(folder: Path, task: Task) -> float:
+    """How far recorded losses are from the model's own, before and after training."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    pool, tests = (Dataset.from_list([chat(tokenizer, example) for example in part]) for part in task)
+    fed = [
+        TokenizedExample(
+            np.array(row["input_ids"]), next(at for at, label in enumerate(row["labels"]) if label != -100)
+        )
+        for row in tests
+    ]
+    plain, _, _ = trained(folder, pool, tokenizer, fed)
+    recorder = gf.TrainerRecorder(tests, folder / "runs")
+    weights, before, after = trained(folder, pool, tokenizer, fed, recorder)
+    if recorder.stopped:
+        raise RuntimeError(recorder.stopped)
+    if wrong := [name for name, value in weights.items() if not torch.equal(value, plain[name])]:
+        raise RuntimeError(f"recorded, {wrong[0]} is trained to something else")
+    measured = gf.load_dynamics(folder / "runs").trajectories("loss")[0]
+    return float(max(np.abs(measured[0] - before).max(), np.abs(measured[-1] - after).max()))
+
+
+def trained(
+    folder: Path, pool: Dataset, tokenizer: Any, tests: list[TokenizedExample], *callbacks: Any
+) -> tuple[dict[str, torch.Tensor], np.ndarray, np.ndarray]:
+    """The weights at the end, and the losses of `tests` before and after."""
+    transformers.set_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2 if takes_number_of_tokens(model) else 1,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(
+        model,
+        arguments,
+        transformers.DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=pool,
+        processing_class=tokenizer,
+        callbacks=[*callbacks],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    before = losses(model, tests)
+    trainer.train()
+    return model.state_dict(), before, losses(model, tests)
+
+
+def trained_again(folder: Path) -> float:
+    """How far a training from the record is from what was recorded; 0 where the loss is none that this package trains with."""
+    dynamics = gf.load_dynamics(folder / "runs")
+    own_labels = hasattr(dynamics.source.gpt.load().model.config, "decoder_layers")
+    if own_labels and "not the mean cross-entropy of the next tokens" in not_repeatable(dynamics):
+        return 0.0
+    return float(np.abs(gf.train_again(folder / "runs").trajectories["loss"] - dynamics.trajectories("loss")[0]).max())
 
 
 if __name__ == "__main__":
