@@ -22,6 +22,8 @@
 # Inputs: recorded runs of every GPT and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/fig06_model_sizes.*`. With everything recorded it takes a few seconds.
 #
+# The default profile has three sizes, profile `mini-all` all six.
+#
 # `papermill notebooks/fig06_model_sizes.ipynb out.ipynb -p profile smoke -y 'methods: [persistence, gptfluence]'`
 
 # %% tags=["parameters"]

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Table 1: loss simulation in instruction tuning
 #
-# GPTs of three sizes are each trained on a mixture of six tasks with instructions, and tested on five of them. One
+# GPTs of several sizes are each trained on a mixture of six tasks with instructions, and tested on five of them. One
 # simulator is fitted on the tests of all tasks. On held-out curricula it starts from the losses before training and
 # predicts the rest. *Lower errors are better. R²dev above 0 means that a method predicts some of a curriculum's own
 # effect. Below 0, the mean of the training runs, which knows nothing of the curriculum, predicts better.*
@@ -23,6 +23,8 @@
 #
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/tab01_instruction_tuning_loss.*`. With everything recorded it takes a few seconds.
+#
+# The default profile has the sizes that stand for 410M and 1B, profile `mini-all` that for 2.8B, too.
 #
 # `papermill notebooks/tab01_instruction_tuning_loss.ipynb out.ipynb -p profile smoke -y 'models: [nano-smoke]'`
 

@@ -25,12 +25,14 @@
 # `fig04_markov_order.*`. With everything recorded, profile `mini` takes some minutes on two cores, for a fit of each order,
 # task and metric.
 #
+# The default profile shows three of the paper's orders, profile `mini-all` all five.
+#
 # `papermill notebooks/tab10_markov_order.ipynb out.ipynb -p profile smoke -y 'orders: [1, 2]' -y 'tasks: [rte]'`
 
 # %% tags=["parameters"]
 profile: str = "mini"
 model: str = ""  # the profile's first
-orders: list[int] = []  # 1, 2, 3, 5 and 10, as far as runs are long enough
+orders: list[int] = []  # the profile's markov_orders, as far as runs are long enough
 tasks: list[str] = []  # RTE and WebNLG
 metrics: list[str] = []  # the loss, and BLEU and ROUGE-L if the profile measures them at every step
 overrides: list[str] = []  # changes to the profile, as field=value

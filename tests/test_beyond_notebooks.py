@@ -168,6 +168,18 @@ def test_bands(papermill):
 
 
 @pytest.mark.slow
+def test_adapters(papermill):
+    arguments = ("models: [nano-smoke]", "tasks: [sst2]", "train: 2", "held_out: 2", "sets: 3", "times: 10")
+    frame = saved(papermill("ext08_adapters", *arguments), "ext08_adapters")
+    assert set(frame["way"]) == {"full", "lora"}
+    wide = frame.pivot(index=["way", "method"], columns="kind", values="value")
+    assert wide.xs("mean_trajectory", level="method")["left out"].isna().all()
+    assert wide.xs("mean_trajectory", level="method")[["alike", "few"]].abs().lt(1e-5).all(axis=None)
+    assert wide.xs("tangent", level="method").notna().all(axis=None)
+    assert set(frame.loc[frame["kind"] == "left out", "runs"]) == {3}
+
+
+@pytest.mark.slow
 def test_search_and_what_if(papermill):
     arguments = ("candidates: 12", "best: 2", "methods: [low_rank, tangent]", "tests: [0, 3]")
     frame = saved(papermill("ext06_curriculum_search", *arguments), "ext06_curriculum_search")

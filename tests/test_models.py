@@ -460,7 +460,7 @@ def test_a_nano_model_made_twice_is_the_same_to_the_byte(nano, gpt, tmp_path):
     finally:
         torch.set_num_threads(threads)
     first = Path(gpt.model.name_or_path) / "checksums.json"
-    second = next(tmp_path.glob("*/checksums.json"))
+    second = next(tmp_path.glob(f"{nano.name}-*/checksums.json"))
     assert first.read_text() == second.read_text()
     assert first.parent.name == second.parent.name
 

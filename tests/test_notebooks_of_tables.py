@@ -249,4 +249,4 @@ def test_the_defaults_of_the_notebooks_are_those_of_the_plan():
     fitted = {variant.variant for pairs in needed.values() for _, variant in pairs}
     assert fitted == {f"markov_order={order}" for order in catalogue.orders(study)}
     steps = study.campaign("fine_tuning", "rte").dynamics().curricula[0].steps
-    assert catalogue.orders(study) == [order for order in catalogue.ORDERS if order < steps]
+    assert catalogue.orders(study) == [order for order in study.profile.markov_orders if order < steps]

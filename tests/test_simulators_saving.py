@@ -38,6 +38,7 @@ def test_a_saved_simulator_predicts_the_same_bits(
         loaded.simulate(validation.curricula, observed), simulator.simulate(validation.curricula, observed)
     )
     assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
     ]

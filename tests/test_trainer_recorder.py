@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import socket
-import traceback
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -16,11 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
@@ -29,36 +27,8 @@ from gptfluence.recording.settings import Generation
 from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks import TaskPool
 from gptfluence.trainers.arguments import check_supported
-from trainings import CONFIGS, collate, model_of, rows, trained, weights
-
-
-class Seen(TrainerCallback):
-    """What the model was really given, by another way: its input_ids at every training forward, cut at each update."""
-
-    def __init__(self, data: Dataset) -> None:
-        self._row = {tuple(ids): row for row, ids in enumerate(data["input_ids"])}
-        self.steps: list[list[int]] = []
-        self._now: list[int] = []
-
-    def on_train_begin(self, args, state, control, *, model, **given) -> None:
-        def note(module, inputs, named):
-            if module.training:
-                for ids, mask in zip(named["input_ids"].tolist(), named["attention_mask"].tolist(), strict=True):
-                    self._now.append(self._row[tuple(ids[: sum(mask)])])
-
-        model.register_forward_pre_hook(note, with_kwargs=True)
-
-    def on_step_end(self, args, state, control, **given) -> None:
-        self.steps.append(self._now)
-        self._now = []
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".lock"
-    }
+from gptfluence.trainers.journal import Journal
+from trainings import CONFIGS, Seen, collate, content, model_of, rows, trained, weights
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +64,9 @@ def test_the_training_is_the_same_to_the_last_bit(data, tests, tmp_path):
     assert torch.equal(ended[0][1], ended[1][1])
     assert ended[0][2] == ended[1][2]
     assert not [*model._forward_hooks, *model._forward_pre_hooks]
+    curriculum = gf.load_dynamics(tmp_path / "runs").curricula[0]
+    assert curriculum.steps == 6
+    assert sorted(curriculum.batches[curriculum.batches >= 0]) == sorted([*range(len(data))] * 2), "evaluation counts"
 
 
 @pytest.mark.parametrize(
@@ -186,71 +159,35 @@ def test_other_metrics_are_those_of_our_own_recorder(gpt, sst2, webnlg, data, tm
         np.testing.assert_allclose(again.trajectories[metric], run.trajectories[metric], atol=1e-5)
 
 
-class Kill(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
+class Tracker(TrainerCallback):
+    """In the place of what a Trainer reports to: before all callbacks that a user gives."""
 
-    def on_step_end(self, args, state, control, **given) -> None:
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+    logs: list[tuple[int, dict[str, float]]] = []
 
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a training is killed in a fork")
-@pytest.mark.parametrize(
-    ("killed", "torn"), [(1, False), (3, False), (5, True)], ids=["before any checkpoint", "later", "torn"]
-)
-def test_a_training_that_is_killed_and_resumed_gives_the_same_store(data, tests, tmp_path, killed, torn):
-    options = {**OPTIONS, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 7}
-    trained(
-        model_of("gpt2", dropout=0.1), data, tmp_path / "whole", gf.TrainerRecorder(tests, tmp_path / "a"), **options
-    )
-    child = os.fork()
-    if not child:
-        recorder = gf.TrainerRecorder(tests, tmp_path / "b")
-        trained(model_of("gpt2", dropout=0.1), data, tmp_path / "killed", recorder, Kill(killed), **options)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    if torn:  # in the middle of a line
-        journal = tmp_path / "b" / "journal" / "train-000.jsonl"
-        journal.write_bytes(journal.read_bytes()[:-40])
-    recorder = gf.TrainerRecorder(tests, tmp_path / "b")
-    trained(model_of("gpt2", dropout=0.1), data, tmp_path / "killed", recorder, resume=killed > 2, **options)
-    assert content(tmp_path / "b") == content(tmp_path / "a")
+    def on_log(self, args, state, control, *, logs, **given) -> None:
+        self.logs.append((state.global_step, dict(logs)))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes are forks")
-def test_two_processes_record_one_store(data, tests, tmp_path):
-    """As torchrun starts them: the examples of both, in the order of the processes."""
-
-    def process(rank: int) -> None:
-        signal.alarm(120)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        seen, recorder = Seen(data), gf.TrainerRecorder(tests, tmp_path / "runs")
-        trained(model_of("llama"), data, tmp_path, seen, recorder, ddp_backend="gloo", gradient_accumulation_steps=2)
-        (tmp_path / f"seen-{rank}.json").write_text(json.dumps(seen.steps))
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        children.append(os.fork())
-        if not children[-1]:
-            try:
-                process(rank)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
-    first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2))
-    [run] = gf.load_dynamics(tmp_path / "runs").runs
-    shown = [run.curriculum.examples(row) for row in range(run.curriculum.steps)]
-    assert shown == [one + other for one, other in zip(first, second, strict=True)]
-    assert np.isfinite(run.batch_loss).all()
-    assert not np.isnan(run.trajectories["loss"]).any()
+def test_what_the_trainer_reports_to_gets_mean_and_quantiles(data, tests, tmp_path, monkeypatch):
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    monkeypatch.setattr(Tracker, "logs", [])
+    on_log = CallbackHandler.on_log
+    options = {"logging_strategy": "steps", "logging_steps": 1, "report_to": "tracker", "max_steps": 5}
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs", every=2), **options)
+    losses = gf.load_dynamics(tmp_path / "runs").trajectories("loss")[0]
+    *steps, (_, summary) = Tracker.logs
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5]
+    for step, logs in steps:
+        found = {name: value for name, value in logs.items() if name.startswith("test_")}
+        expected = {"test_loss_mean": losses[step].mean()} if step in (2, 4, 5) else {}
+        for quantile in (0.1, 0.5, 0.9) if expected else ():
+            expected[f"test_loss_quantile_{quantile}"] = np.quantile(losses[step], quantile)
+        assert found == pytest.approx(expected)
+    assert not [name for name in summary if name.startswith("test_")]
+    Tracker.logs.clear()
+    assert CallbackHandler.on_log is on_log
+    trained(model_of("gpt_neox"), data, tmp_path, **options)
+    assert not [name for _, logs in Tracker.logs for name in logs if name.startswith("test_")]
 
 
 def test_several_trainings_lie_in_one_folder_and_fit_a_simulator(data, tests, tmp_path):
@@ -262,6 +199,53 @@ def test_several_trainings_lie_in_one_folder_and_fit_a_simulator(data, tests, tm
     assert len(set(dynamics.curricula)) == 3
     simulator = gf.Simfluence(max_epochs=2).fit(dynamics)
     assert np.isfinite(simulator.predict(dynamics)).all()
+
+
+# --- unusual input: it is recorded ------------------------------------------------------------------------------------
+
+
+def test_rows_that_repeat_and_carry_no_ids_are_told_apart_by_their_positions(data, tests, tmp_path):
+    twice = Dataset.from_dict({name: [*data[name][:2], *data[name][:2]] for name in ("input_ids", "labels")})
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    trained(model_of("llama"), twice, tmp_path, recorder, train_sampling_strategy="sequential", max_steps=3)
+    dynamics = gf.load_dynamics(tmp_path / "runs")
+    curriculum = dynamics.curricula[0]
+    assert [curriculum.examples(step) for step in range(3)] == [[0, 1], [2, 3], [0, 1]]
+    assert [example.id for example in dynamics.pool] == ["0", "1", "2", "3"]
+    assert dynamics.pool[0].target == dynamics.pool[2].target
+    without = gf.train_again(tmp_path / "runs", curriculum=curriculum.masked([0]))
+    assert without.curriculum.examples(0) == [1]
+    assert without.curriculum.examples(1) == [2, 3]
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_columns_that_the_model_does_not_use_change_nothing(data, tests, tmp_path, removed):
+    """The Trainer takes them away, or its collator gets them; tests have the same, or some more."""
+    recorded = []
+    for name, columns in (("a", []), ("b", ["note", "origin"])):
+        pool, asked = data, tests
+        for column in columns:
+            pool, asked = (part.add_column(column, [column] * len(part)) for part in (pool, asked))
+        recorder = gf.TrainerRecorder(asked.add_column("only tests", [1] * len(asked)), tmp_path / name)
+        trained(model_of("llama"), pool, tmp_path, recorder, remove_unused_columns=removed, max_steps=2)
+        recorded.append(gf.load_dynamics(tmp_path / name).trajectories("loss"))
+    np.testing.assert_array_equal(*recorded)
+
+
+def test_a_tokenizer_without_a_pad_token_will_do(gpt, sst2, webnlg, data, tmp_path):
+    recorded = []
+    for padded in (True, False):
+        tokenizer = deepcopy(gpt.tokenizer)
+        if not padded:
+            tokenizer.pad_token = None
+        for task, metric in ((sst2, "accuracy"), (webnlg, "rouge_l")):
+            examples, folder = TaskPool("short/tests", task.tests[:3]), tmp_path / f"{metric} {padded}"
+            recorder = gf.TrainerRecorder(
+                examples, folder, metrics=[metric], generation=Generation(max_new_tokens=4), every=2
+            )
+            trained(model_of("gpt_neox"), data, tmp_path, recorder, tokenizer=tokenizer, max_steps=2)
+            recorded.append(gf.load_dynamics(folder).trajectories(metric))
+    np.testing.assert_array_equal(recorded[:2], recorded[2:])
 
 
 # --- bad input: the training is unharmed ------------------------------------------------------------------------------
@@ -313,29 +297,66 @@ def test_ways_of_training_that_are_not_supported_are_named(option, value, name):
         check_supported(arguments)
 
 
+@pytest.mark.parametrize(("launched", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_what_accelerate_launch_was_told_is_named_too(launched, name, data, tests, tmp_path, monkeypatch):
+    trained(model_of("gpt_neox"), data, tmp_path, max_steps=1)  # so that there is a state
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType[launched])
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    args = SimpleNamespace(n_gpu=1, world_size=1)
+    with pytest.warns(UserWarning, match=f"a training with {name} cannot be recorded; train without it"):
+        recorder.on_train_begin(args, None, None, model=model_of("gpt_neox"), train_dataloader=None)
+    assert recorder.stopped
+
+
 def test_a_folder_of_another_training_is_left_alone(data, tests, tmp_path):
     trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2)
     before = content(tmp_path / "runs")
-    spoilt(data.select(range(8)), tests, tmp_path, "belongs to another training: pool_fingerprint differ")
+    spoilt(data.select(range(8)), tests, tmp_path, "belongs to another training, with other training data; give")
     spoilt(data, tests, tmp_path, "train-000 is there already", seed=7)
-    spoilt(data, tests, tmp_path, "belongs to another training: recording differ", learning_rate=1e-3)
+    spoilt(
+        data,
+        tests,
+        tmp_path,
+        "with other training arguments .optimizer, schedule or precision.; give",
+        learning_rate=1e-3,
+    )
+    masked = tests.map(lambda row: {"labels": [*row["labels"][:-1], -100]})  # the same texts
+    spoilt(data, masked, tmp_path, "with other tests_tokens.parquet; give")
     assert content(tmp_path / "runs") == before
     trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2)
     assert content(tmp_path / "runs") == before, "the same training once more gives the same bytes"
 
 
-def test_a_disk_that_fails_later_stops_the_recording_only(data, tests, tmp_path, monkeypatch):
-    from gptfluence.trainers.journal import Journal
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(os, "replace", 1), (os, "replace", 3), (Journal, "_write", 1), (Journal, "_write", 4), (os, "rename", 2)],
+    ids=["texts", "tokens", "the first line", "a later line", "the run"],
+)
+def test_a_disk_that_is_full_stops_the_recording_only(data, tests, tmp_path, monkeypatch, owner, name, call):
+    """Whatever is being written to the folder when it fills."""
+    write, calls = getattr(owner, name), []
 
-    write = Journal._write
-
-    def full(self, line):
-        if line.get("step") == 2:
+    def full(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
             raise OSError(28, "No space left on device")
-        write(self, line)
+        return write(*arguments, **options)
 
-    monkeypatch.setattr(Journal, "_write", full)
-    spoilt(data, tests, tmp_path, "the disk is full", max_steps=4)
+    monkeypatch.setattr(owner, name, full)
+    spoilt(data, tests, tmp_path, "the disk is full: free some space", max_steps=4)
+    assert len(calls) >= call
+    monkeypatch.undo()
+    if name != "replace":
+        return
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=4)
+    assert len(gf.load_dynamics(tmp_path / "runs")) == 1, "once there is space, the folder is as good as a new one"
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no folder here that nobody may write to")
+def test_a_folder_that_nobody_may_write_to_stops_the_recording_only(data, tests, tmp_path):
+    recorder = gf.TrainerRecorder(tests, "/sys/kernel/runs")
+    with pytest.warns(UserWarning, match="recording has stopped.*cannot write /sys/kernel/runs.*choose another folder"):
+        trained(model_of("gpt_neox"), data, tmp_path, recorder, max_steps=1)
 
 
 def test_a_model_that_is_not_given_the_batch_stops_the_recording(data, tests, tmp_path):

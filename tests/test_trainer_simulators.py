@@ -136,12 +136,14 @@ def test_a_gpt_that_was_not_kept_is_an_error_that_says_what_to_do(data, tests, t
 @pytest.mark.parametrize(
     ("scheduler", "schedule"),
     [
+        ({"lr_scheduler_type": "linear"}, "linear_decay"),
         ({"lr_scheduler_type": "cosine"}, "cosine"),
+        ({"lr_scheduler_type": "constant"}, "constant"),
         ({"lr_scheduler_type": "constant_with_warmup"}, "constant"),
         ({"lr_scheduler_type": "inverse_sqrt"}, "recorded"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}, "recorded"),
     ],
-    ids=["cosine", "constant", "inverse_sqrt", "other arguments"],
+    ids=["linear", "cosine", "constant", "constant with warm-up", "inverse_sqrt", "other arguments"],
 )
 def test_the_rates_are_those_that_the_trainer_used(data, tests, tmp_path, scheduler, schedule):
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
@@ -184,6 +186,14 @@ def test_an_optimizer_of_ones_own_is_read_and_not_the_arguments() -> None:
         given = build_optimizer(model, AdamW(weight_decay=0.3), fused=False)
         given.param_groups[1] |= changed
         assert message in recording_of(args, TrainerState(max_steps=3), model, given)[1]
+
+
+def test_float16_is_refused_before_a_step_is_skipped() -> None:
+    args = TrainingArguments(use_cpu=True, report_to="none")
+    args.fp16 = True  # a Trainer on a CPU would refuse it itself
+    recording, why = recording_of(args, TrainerState(max_steps=3), model_of("gpt_neox"), None)
+    assert recording is None
+    assert why == "float16 scales losses and skips steps"
 
 
 @pytest.mark.parametrize(

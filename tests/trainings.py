@@ -1,4 +1,4 @@
-"""GPTs of three architectures, small enough for a Trainer to train in a moment, and trainings of them."""
+"""GPTs of three architectures, small enough for a Trainer to train in a moment, trainings of them, and what they leave."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -72,3 +73,32 @@ def trained(model, data, folder: Path, *callbacks, resume=None, tokenizer=None, 
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+class Seen(TrainerCallback):
+    """What the model was really given, by another way: its input_ids at every training forward, cut at each update."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._row = {tuple(ids): row for row, ids in enumerate(data["input_ids"])}
+        self.steps: list[list[int]] = []
+        self._now: list[int] = []
+
+    def on_train_begin(self, args, state, control, *, model, **given) -> None:
+        def note(module, inputs, named):
+            if module.training:
+                for ids, mask in zip(named["input_ids"].tolist(), named["attention_mask"].tolist(), strict=True):
+                    self._now.append(self._row[tuple(ids[: sum(mask)])])
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+
+    def on_step_end(self, args, state, control, **given) -> None:
+        self.steps.append(self._now)
+        self._now = []
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }

@@ -11,6 +11,7 @@ COLUMNS = {
     "model": "the GPT, by its name in the profile",
     "task": "the task of the test examples; over_tasks: all of them (`scoring.across_tasks`); average: the paper's plain mean",
     "regime": "how fast a GPT learns: learning (the profile's rates) or slow drift (a fraction of them)",
+    "way": "what of a GPT is trained: full (all weights) or lora (adapters alone)",
     "metric": "loss (nats per target token), accuracy (0-1), bleu (0-100) or rouge_l (0-1)",
     "kind": "the kind of curriculum: alike (drawn as the training runs are), few, sorted, ..., unseen_tests, unseen_pool",
     "unseen": "which examples no simulator was fitted on: test, training or both",

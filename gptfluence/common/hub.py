@@ -1,12 +1,21 @@
-"""Whether the Hugging Face Hub can be asked at all: found out once, in seconds, instead of by long retries."""
+"""The Hugging Face Hub: whether it can be asked at all, found out once, in seconds, instead of by long retries; and downloads."""
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gptfluence.common.errors import ArtifactError, HubUnreachableError
+
+NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")  # "user/name"
+KINDS = {"model": "model", "dataset": "data set"}  # the Hub's words for repositories, and ours
 
 
 def hub_reachable(timeout: float = 3.0) -> bool:
@@ -44,3 +53,39 @@ def _answers(endpoint: str, timeout: float) -> bool:
 
 def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def is_name(place: str | Path) -> bool:
+    """Whether `place` is "user/name" and no folder here."""
+    return isinstance(place, str) and bool(NAME.match(place)) and not Path(place).exists()
+
+
+def require_reachable(name: str, what: str) -> None:
+    """Raises HubUnreachableError where there is no network. what: what cannot be done, e.g. "runs cannot be shared"."""
+    if not hub_reachable():
+        raise HubUnreachableError(_offline(name, what))
+
+
+def downloaded(name: str, repo_type: str, patterns: Sequence[str], **options: Any) -> Path:
+    """The folder with the files of a repository that fit `patterns`, downloaded or from the local cache.
+
+    repo_type: one of `KINDS`; options: of `snapshot_download`, e.g. revision. Raises HubUnreachableError if there is neither,
+    ArtifactError with the Hub's words if it does not give them.
+    """
+    from huggingface_hub import snapshot_download
+
+    offline = not hub_reachable()
+    options["local_files_only"] = offline or options.get("local_files_only", False)
+    try:
+        return Path(snapshot_download(name, repo_type=repo_type, allow_patterns=list(patterns), **options))
+    except OSError as error:  # a file that is not in the cache, and what the Hub answers
+        if offline:
+            raise HubUnreachableError(_offline(name, "it is neither a folder here nor in the local cache")) from error
+        raise ArtifactError(
+            f"{name} is no folder here, and cannot be read as a {KINDS[repo_type]} of the Hugging Face Hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _offline(name: str, what: str) -> str:
+    return f"{name}: no hub is reachable, and {what}; connect (HF_HUB_OFFLINE must not be set), or give the path of a folder"

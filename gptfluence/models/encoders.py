@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -377,10 +377,15 @@ def _weights(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         return []
-    shards = [
-        folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    ]
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    shards = [folder / name for name in sorted(set(names))]
     return shards if all(shard.is_file() for shard in shards) else []
+
+
+@cache
+def _sha256(file: Path, changed: int) -> str:
+    """Of a file as it was changed then: a notebook asks for the same encoder for every simulator."""
+    return files.sha256(file)
 
 
 def _weights_sha256(folder: Path, name: str) -> str:
@@ -390,7 +395,7 @@ def _weights_sha256(folder: Path, name: str) -> str:
             f"encoder {name!r}: {folder} holds no complete model.safetensors; save the model with "
             "save_pretrained(folder), which writes one (other weight formats can run code and are not read)"
         )
-    digests = [files.sha256(file) for file in weights]
+    digests = [_sha256(file, file.stat().st_mtime_ns) for file in weights]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

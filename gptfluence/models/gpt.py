@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptfluence.common import files
-from gptfluence.common.errors import ModelError
+from gptfluence.common.errors import ArtifactError, ModelError
 from gptfluence.common.settings import canonical, expanded
 from gptfluence.models import gguf, loading
 from gptfluence.models.settings import GGUFModel, HubModel, LocalModel, LoRA, ModelConfig, NanoModel, PublishedModel
@@ -21,6 +21,7 @@ from gptfluence.tasks.base import fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CORPUS_FILE = "fingerprint.txt"
 PRETRAINING_LENGTH = 64  # tokens of a pre-training sequence
 PROMPT_WEIGHT = 0.3  # of a prompt in the pre-training loss, beside 1 for its target
 
@@ -52,7 +53,7 @@ class ModelSource:
         """What the recorded numbers depend on: the configuration and, where weights are files, their content."""
         identity = {"config": canonical(self.config)}
         if isinstance(self.config, NanoModel):
-            identity["corpus"] = fingerprint(self._texts())
+            identity["corpus"] = self._corpus_fingerprint()
         elif isinstance(self.config, HubModel):
             identity["commit"] = loading.hub_commit(self.name, self.config)
         elif isinstance(self.config, GGUFModel):
@@ -96,6 +97,20 @@ class ModelSource:
         if self.corpus is None:
             raise ModelError(f"model {self.name!r}: a nano model needs a corpus to be pre-trained on")
         return _corpus(tuple(self.corpus["names"]), self.corpus["seed"], self.corpus["examples_per_task"])
+
+    def _corpus_fingerprint(self) -> str:
+        """The fingerprint of `_texts`, kept beside the models: to generate them takes a second, and every process asks."""
+        if self.corpus is None:
+            return fingerprint(self._texts())
+
+        def write(folder: Path) -> None:
+            files.write_text(folder / CORPUS_FILE, fingerprint(self._texts()))
+
+        folder = self.cache / f"corpus-{fingerprint([self.corpus, _generators()])[:12]}"
+        try:
+            return (files.made(folder, write, what="fingerprint of a corpus") / CORPUS_FILE).read_text(encoding="utf-8")
+        except ArtifactError:  # models that were copied to where nothing can be written
+            return fingerprint(self._texts())
 
     def _nano_folder(self) -> Path:
         # adapters and a limit on lengths come after pre-training
@@ -142,6 +157,13 @@ def source_of(model: str | Path, cache: Path, *, lora: LoRA | None = None) -> Mo
         )
     loading.check_hub_name(str(model))
     return ModelSource(path.name, HubModel(source="hub", path=str(model), lora=lora), cache)
+
+
+@cache
+def _generators() -> str:
+    """A hash of the code that generates texts."""
+    folder = Path(mini.__file__).parent.parent
+    return fingerprint([[path.name, path.read_text(encoding="utf-8")] for path in sorted(folder.rglob("*.py"))])
 
 
 @cache

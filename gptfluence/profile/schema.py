@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -134,6 +134,7 @@ class Profile(Settings):
     models: dict[Name, ModelConfig]
     settings: dict[Literal["fine_tuning", "instruction_tuning"], ProfileSetting]
     simulators: dict[Name, SerializeAsAny[MethodOptions]]  # by the name of an entry; `kind` says which method it is
+    markov_orders: list[Annotated[int, Field(ge=1)]] = [1, 2, 3, 5, 10]  # compared in table 10; default: the paper's
     encoders: list[str] = ["minilm-cls", "minilm-mean", "index"]  # compared in figure 5; a model's name: its last token
     jobs_per_device: int = Field(1, ge=1)  # runs recorded at once on one GPU
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gptfluence.common.errors import ArtifactError, HubUnreachableError
-from gptfluence.common.hub import hub_reachable
+from gptfluence.common import hub
+from gptfluence.common.errors import ArtifactError
 from gptfluence.recording import store
 from gptfluence.recording.curriculum import NOBODY, Curriculum, flipped, named
 from gptfluence.recording.dynamics import GPTDynamics, TrainingRun
 from gptfluence.recording.settings import RunSpec
 from gptfluence.tasks.base import Example, TaskPool
 
-NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 TABLES = ("runs", "curricula", "trajectories", "examples")
 PER_STEP = ("learning_rate", "batch_loss", "gradient_norm")
 
@@ -44,8 +42,7 @@ def push(dynamics: GPTDynamics, name: str, *, private: bool | None = None) -> st
     """
     from huggingface_hub import HfApi
 
-    if not hub_reachable():
-        raise HubUnreachableError(_offline(name, "runs cannot be shared"))
+    hub.require_reachable(name, "runs cannot be shared")
     api = HfApi()
     api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,23 +58,7 @@ def pull(name: str) -> GPTDynamics:
 
     Raises HubUnreachableError if there is neither, ArtifactError for a data set of another kind.
     """
-    from huggingface_hub import snapshot_download
-
-    offline = not hub_reachable()
-    patterns = ["spec.json", "data/*.parquet"]
-    try:
-        folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_files_only=offline)
-    except OSError as error:  # a file that is not in the cache, and what the Hub answers
-        if offline:
-            raise HubUnreachableError(_offline(name, "it is neither a folder here nor in the local cache")) from error
-        raise ArtifactError(
-            f"{name} is no folder here, and cannot be read as a data set of the Hugging Face Hub: {str(error).splitlines()[0]}"
-        ) from error
-    return read(Path(folder), name)
-
-
-def _offline(name: str, what: str) -> str:
-    return f"{name}: no hub is reachable, and {what}; connect (HF_HUB_OFFLINE must not be set), or give the path of a folder"
+    return read(hub.downloaded(name, "dataset", ["spec.json", "data/*.parquet"]), name)
 
 
 def write(dynamics: GPTDynamics, folder: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from gptfluence.common import files
+from gptfluence.common import files, hub
 from gptfluence.common.errors import ArtifactError, unknown
 from gptfluence.common.settings import canonical, expanded
 from gptfluence.models.gpt import ModelSource
@@ -46,19 +46,31 @@ TRAINER = "trainer"  # the setting of runs that a Trainer trained
 RUN_NAME = re.compile(r"^[a-z_]+-[0-9a-f]{3,}$")
 
 
-def write_folder(folder: Path, spec: RunSpec | dict, task: Task, source: Source | None = None) -> None:
+def write_folder(
+    folder: Path,
+    spec: RunSpec | dict,
+    task: Task,
+    source: Source | None = None,
+    tables: Mapping[Path, dict[str, Any]] | None = None,
+) -> None:
     """Create the dynamics folder with its texts, if it is not there, and say where its GPT is found.
 
     spec: of recorded runs; a dict for imported ones, which no GPT here made
+    tables: path in the folder -> columns, of more than texts
     """
     values = spec.to_json() if isinstance(spec, RunSpec) else spec
     with files.locked(folder / "locks" / "folder.lock"):
+        for leftover in folder.glob(".*"):  # of a process that was killed; whoever writes here has the lock
+            if leftover.is_file():
+                leftover.unlink()
         if source is not None:
             files.write_json(folder / SOURCE, _source_to_json(source))
         if (folder / "spec.json").is_file():
             return
         for part, pool in (("pool", task.pool), ("tests", task.tests)):
             files.write_bytes(folder / f"{part}.parquet", _to_parquet([example.to_dict() for example in pool]))
+        for path, columns in (tables or {}).items():
+            write_table(path, columns)
         files.write_json(folder / "spec.json", values)  # last: a folder with a spec is complete
 
 
@@ -234,8 +246,8 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     """
     from gptfluence.recording import sharing
 
-    if isinstance(folder, str) and sharing.NAME.match(folder) and not Path(folder).exists():
-        shared = sharing.pull(folder)
+    if hub.is_name(folder):
+        shared = sharing.pull(str(folder))
         return shared if names is None else shared.select(names)
     folder = Path(folder)
     values = spec_values(folder)
@@ -301,6 +313,14 @@ def _wide(path: Path) -> dict[str, np.ndarray]:
 def write_table(path: Path, content: dict[str, Any]) -> None:
     """Write columns as Parquet, the whole file or nothing; equal columns give equal bytes."""
     files.write_bytes(path, _to_parquet(content))
+
+
+def holds(path: Path, content: dict[str, Any]) -> bool:
+    """Whether a file of `write_table` has this content. Raises ArtifactError if it cannot be read."""
+    try:
+        return pq.read_table(path).equals(pa.table(content))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(f"{path} is missing or damaged: {error}; give another folder") from None
 
 
 def _to_parquet(content: dict[str, np.ndarray] | list[dict]) -> bytes:

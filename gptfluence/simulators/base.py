@@ -21,13 +21,12 @@ from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.dynamics import GPTDynamics, stack_curricula
 from gptfluence.recording.settings import AdamW
 from gptfluence.simulators.checks import checked_batches, checked_observed, checked_runs
+from gptfluence.simulators.sharing import CONFIG_NAME, WEIGHTS_NAME, Shared
 from gptfluence.tasks.base import TaskPool, fingerprint
 
 if TYPE_CHECKING:
     from gptfluence.models.gpt import GPT
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"  # the names that the Hugging Face Hub's model pages look for
 DIVERGENCE_FACTOR = 100.0
 TOLD_THE_ANSWER = (
     "oracle",
@@ -156,7 +155,7 @@ class Predictor(ABC):
         """
 
 
-class Simulator(Predictor):
+class Simulator(Predictor, Shared):
     """Base of all simulators: methods that are fitted on recorded runs and then predict any curriculum.
 
     After `fit`: `fitted` (what on) and `report` (how it went).
@@ -315,8 +314,7 @@ class Simulator(Predictor):
 
         return pieces()
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` (hyperparameters, what was fitted) and `model.safetensors` into `folder`; return it."""
+    def _save_pretrained(self, folder: Path) -> None:
         fitted, report = self._require_fitted(), asdict(self.report)
         curves = {key: report.pop(key) for key in ("training_loss", "validation_mse")}
         config = {
@@ -327,22 +325,15 @@ class Simulator(Predictor):
             "report": report,
         }
         arrays = self._arrays() | {f"report.{key}": np.asarray(curve) for key, curve in curves.items()}
-        folder = Path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, folder / WEIGHTS_NAME)
             (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ArtifactError(f"simulator: cannot write to {folder}: {error}") from error
-        return folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load what `save_pretrained` wrote; `Simulator.from_pretrained` loads any class, a subclass only its own.
-
-        Raises ArtifactError, naming the file, if it is missing, damaged or holds another simulator.
-        """
-        path, weights = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    def _read(cls, folder: Path) -> Self:
+        path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             name, version = config["simulator"], config["format"]

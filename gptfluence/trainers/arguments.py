@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerState, TrainingArguments
 
 from gptfluence.common.errors import ConfigurationError
@@ -23,10 +24,14 @@ NO_DROPOUT = ("summary", "classifier")  # such a word is in the name of a rate t
 
 def check_supported(args: TrainingArguments) -> None:
     """Raises ConfigurationError that names what cannot be recorded."""
+    # `accelerate launch` may have been told, and not the arguments
+    launched = str(getattr(PartialState._shared_state.get("distributed_type"), "value", ""))
     for name, used in {
         "DataParallel (several GPUs in one process)": args.n_gpu > 1,
-        "FSDP": bool(getattr(args, "fsdp", None)),
-        "DeepSpeed": bool(getattr(args, "deepspeed", None)),
+        "FSDP": bool(getattr(args, "fsdp", None)) or launched == "FSDP",
+        "DeepSpeed": bool(getattr(args, "deepspeed", None)) or launched == "DEEPSPEED",
+        "Megatron-LM": launched == "MEGATRON_LM",
+        "parallelism_config (a model or a text over several GPUs)": bool(getattr(args, "parallelism_config", None)),
         "torch.compile": bool(getattr(args, "torch_compile", False)),
     }.items():
         if used:

@@ -29,8 +29,17 @@ from gptfluence.trainers.arguments import check_supported, dropout_of, recording
 from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
 from gptfluence.trainers.measuring import Measuring
+from gptfluence.trainers.reporting import Reporting
 from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
 
+WORDS = {  # of what is in `spec.json`
+    "pool_fingerprint": "training data",
+    "tests_fingerprint": "tests",
+    "task": "tests",
+    "recording": "training arguments (optimizer, schedule or precision)",
+    "unsupported": "training arguments",
+    "model": "model or weights",
+}
 _clip = torch.nn.utils.clip_grad_norm_
 
 
@@ -109,6 +118,7 @@ class TrainerRecorder(TrainerCallback):
         self._feeding: Feeding | None = None
         self._journal: Journal | None = None
         self._measuring: Measuring | None = None
+        self._reporting: Reporting | None = None
         self._norm = self._rate = math.nan
         self._skipped = False
 
@@ -169,8 +179,11 @@ class TrainerRecorder(TrainerCallback):
             )
         tokens = sum(count for _, _, count in seen)
         last = state.global_step >= state.max_steps
+        measured = self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None
+        if measured is not None:
+            self._reporting.update(measured["loss"])
         self._journal.add(
-            self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None,
+            measured,
             rows=rows,
             learning_rate=self._rate,
             batch_loss=sum(loss for _, loss, _ in seen) / tokens if tokens else math.nan,
@@ -217,10 +230,12 @@ class TrainerRecorder(TrainerCallback):
         pool = pool_of(f"{tests.name}/pool", pool_tokens, tokenizer)
         header = run_facts(args, state)
         spec = self._spec(args, state, model, optimizer, pool, tests)
-        self._check_folder(spec, header, resumed=state.global_step > 0)
-        store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True))
-        for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True):
-            store.write_table(kept.path_of(self.folder, side), kept.columns(examples))
+        tables = {
+            kept.path_of(self.folder, side): kept.columns(examples)
+            for side, examples in zip(kept.SIDES, (pool_tokens, tokens), strict=True)
+        }
+        self._check_folder(spec, header, tables, resumed=state.global_step > 0)
+        store.write_folder(self.folder, spec, Task(spec["task"], pool, tests, may_overlap=True), tables=tables)
         if self._keep_start and not state.global_step:  # the weights of a training that goes on are others
             self._keep(model, tokenizer)
         self._measuring = Measuring(
@@ -231,6 +246,7 @@ class TrainerRecorder(TrainerCallback):
             generation=self.generation,
             token_budget=self._budget,
         )
+        self._reporting = Reporting(self)
         self._journal = Journal(self.folder / "journal" / f"{self.run}.jsonl", header, done=state.global_step)
 
     def _keep(self, model: torch.nn.Module, tokenizer: Any) -> None:
@@ -297,17 +313,20 @@ class TrainerRecorder(TrainerCallback):
             values["unsupported"] = unsupported
         return values
 
-    def _check_folder(self, spec: dict[str, Any], header: dict[str, Any], *, resumed: bool) -> None:
+    def _check_folder(
+        self, spec: dict[str, Any], header: dict[str, Any], tables: dict[Path, dict[str, Any]], *, resumed: bool
+    ) -> None:
         """Raises ArtifactError if the folder, or the run in it, belongs to another training."""
         if not (self.folder / "spec.json").is_file():
             return
         there = store.spec_values(self.folder)
         if resumed:  # the weights are those of the checkpoint now
             spec["model"]["identity"]["weights"] = there.get("model", {}).get("identity", {}).get("weights")
-        different = sorted(key for key in {*spec, *there} if spec.get(key) != there.get(key))
+        different = sorted(WORDS.get(key, key) for key in {*spec, *there} if spec.get(key) != there.get(key))
+        different = different or [path.name for path, columns in tables.items() if not store.holds(path, columns)]
         if different:
             raise ArtifactError(
-                f"{self.folder} belongs to another training: {', '.join(different)} differ; give another folder"
+                f"{self.folder} belongs to another training, with other {', '.join(different)}; give another folder"
             )
         if (self.folder / self.run).is_dir() and not resumed:
             recorded = store.run_facts(self.folder, self.run).get("training")
@@ -330,10 +349,10 @@ class TrainerRecorder(TrainerCallback):
 
     def _close(self) -> None:
         torch.nn.utils.clip_grad_norm_ = _clip
-        for part in (self._feeding, self._measuring, self._journal):
+        for part in (self._feeding, self._measuring, self._reporting, self._journal):
             if part is not None:
                 part.close()
-        self._feeding = self._measuring = self._journal = None
+        self._feeding = self._measuring = self._reporting = self._journal = None
 
 
 def _gpt(model: torch.nn.Module, tokenizer: Any) -> GPT:

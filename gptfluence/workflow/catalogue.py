@@ -31,6 +31,7 @@ from gptfluence.workflow.row import (
     of_size,
     one_of_each,
     one_of_each_sort,
+    pretrained,
     resolve,
     simulating,
     those,
@@ -39,7 +40,6 @@ from gptfluence.workflow.row import (
 INSTRUCTION, FINE = "instruction_tuning", "fine_tuning"
 EVERY, TEXT = ("loss", "bleu", "rouge_l"), ("bleu", "rouge_l")  # metrics
 INTERVALS = (1, 2, 4, 6, 8, 10)
-ORDERS = (1, 2, 3, 5, 10)
 MAIN = of_size("410m", "1b", "2.8b", otherwise=everything)  # models of tables 1 and 3
 TWO = those("rte", "webnlg")  # tasks of tables 10 to 12
 PAIR = those("sst2", "webnlg", otherwise=one_of_each_sort)  # tasks beyond the paper: labels, and free text
@@ -48,12 +48,12 @@ BEYOND = ("mean_trajectory", "counts", "simfluence", "gptfluence", "low_rank", "
 
 def orders(study: Study) -> list[int]:
     """The Markov orders of table 10 after which a run has steps left to predict."""
-    setting = study.setting(FINE)
+    setting, compared = study.setting(FINE), study.profile.markov_orders
     if not study.trains(setting.model):
-        return list(ORDERS)  # its curricula are not the profile's, and long enough
+        return compared  # its curricula are not the profile's, and long enough
     curriculum = study.campaign(FINE).setting.curriculum
     steps = curriculum.subset_size // curriculum.batch_size * curriculum.epochs
-    return [order for order in ORDERS if order < steps]
+    return [order for order in compared if order < steps]
 
 
 def encoders(study: Study) -> list[str]:
@@ -281,6 +281,14 @@ ROWS: tuple[Row, ...] = (
         "Ablation of the tangent simulator",
         tasks=first_of("sst2", "webnlg"),
         methods=each_of("tangent"),
+    ),
+    _beyond(
+        "ext08_adapters",
+        "All weights or LoRA, recorded by a Trainer",
+        models=pretrained,
+        tasks=first,
+        methods=each_of("mean_trajectory", "counts", "gptfluence", "low_rank", "tangent"),
+        own_runs=True,
     ),
     _beyond(
         "explore_what_if",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gptfluence.common import files
 from gptfluence.common.errors import ConfigurationError
 from gptfluence.drawing import names as printed
+from gptfluence.models.settings import NanoModel
 from gptfluence.profile.schema import is_mixture
 from gptfluence.simulators.methods import method_of
 from gptfluence.simulators.options import Variant, read_options
@@ -121,6 +122,11 @@ def fitted(study: Study, names: Sequence[str]) -> list[str]:
 def simulating(study: Study, names: Sequence[str]) -> list[str]:
     """Methods that do not replay the held-out run: all but TracIn-CP and Grad-Dot."""
     return [name for name in names if not kind_of(study, name).replays]
+
+
+def pretrained(study: Study, names: Sequence[str]) -> list[str]:
+    """Models: the first that others have pre-trained, which is no nano GPT."""
+    return [name for name in names if not isinstance(study.model(name).config, NanoModel)][:1]
 
 
 def one_of_each(study: Study, names: Sequence[str]) -> list[str]:
@@ -249,6 +255,11 @@ def resolve(
     setting = study.setting(row.setting)
     where = f"profile {study.profile.name!r}: settings.{row.setting}: "
     models = list(models) or row.models(study, setting.models)
+    if not models and row.beyond:
+        raise NotInProfileError(
+            f"{where}{row.name} is of a pretrained GPT, and there is none; choose one by the parameter `models`: "
+            f"{', '.join(setting.models)}"
+        )
     if not models:
         size = row.name.rpartition("_")[2]
         raise NotInProfileError(

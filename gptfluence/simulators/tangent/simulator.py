@@ -388,8 +388,8 @@ class TangentSimulator(Simulator):
 
     # --- files ---
 
-    def save_pretrained(self, folder: str | Path, *, gradients: bool = True) -> Path:
-        """Write `config.json` and `model.safetensors` into `folder`; return it.
+    def save_pretrained(self, folder: str | Path, *, gradients: bool = True, **by_push_to_hub: Any) -> Path:
+        """Write `config.json`, `model.safetensors` and a card into `folder`; return it.
 
         gradients: also those of the fitted pool and tests, which are nearly all there is to store. A simulator that is loaded
             without them must be told where they are (`load_gradients`).
@@ -397,7 +397,7 @@ class TangentSimulator(Simulator):
         self._require_fitted()
         light = copy(self)
         light._held = Held({which: self._gradients(which) for which in (POOL, TESTS)} if gradients else {})
-        return super(TangentSimulator, light).save_pretrained(folder)
+        return super(TangentSimulator, light).save_pretrained(folder, **by_push_to_hub)
 
     def hyperparameters(self) -> dict[str, Any]:
         return super().hyperparameters() | {"checkpoints": list(self.checkpoints)}
