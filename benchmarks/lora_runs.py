@@ -169,7 +169,7 @@ def one(path: Path, artifacts: Path, number: int, device: str) -> float:
     began, job = time.time(), json.loads(path.read_text(encoding="utf-8"))
     run = job["runs"][number]
     tuned, curriculum = tuned_of(job, run["way"], artifacts), Curriculum(run["batches"])
-    if not tuned.missing([curriculum]):
+    if not tuned.missing([curriculum], ends_only=run["ends_only"]):
         return 0.0
     train(tuned, curriculum, every=curriculum.steps if run["ends_only"] else 1, device=device)
     return time.time() - began
