@@ -43,6 +43,7 @@ CORES = workflow.cores or 1
 # If there are enough GPTs to occupy all cores, each is recorded on one core; otherwise they take turns on all cores.
 SHARE = 1 if len(RUNS) >= CORES else CORES
 TRAINED_ON_GPU = {name for name, model in STUDY.profile.models.items() if model.source in ("hub", "local")}
+MAKING_GPT = {runs.model: name for name, runs in RUNS.items()}.values()
 ON_GPU = {name for name, runs in RUNS.items() if runs.model in TRAINED_ON_GPU}
 FITTED_ON_GPU = {name for name in ON_GPU if any(row.needs_gpt(variant) for _, variant in FITTING[name])}
 TRAINING = [name for name, output in NOTEBOOKS.items() if output.row.trains]
@@ -131,7 +132,8 @@ rule collect:
         code=code_of("recording"),
         profile=SAID,
         options=lambda wildcards: options(wildcards.runs),
-    priority: 2  # first, because other jobs wait for it
+    # first, because other jobs wait for it; before them one job for each GPT, which makes the GPT that its others wait for
+    priority: lambda wildcards: 3 if wildcards.runs in MAKING_GPT else 2
     threads: lambda wildcards: CORES if wildcards.runs in ON_GPU else SHARE
     resources:
         mem_mb=lambda wildcards: 32000 if wildcards.runs in ON_GPU else 4000,

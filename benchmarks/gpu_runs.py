@@ -28,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import carried
+from common import Comparison, Side, write
 
 from gptfluence.common import files
 
@@ -228,13 +229,14 @@ def record(options: argparse.Namespace) -> None:
             worker.kill()
             worker.join()
         pack(artifacts, options.out / "recordings.tar.gz")
-    summary = summary_of(runs, _noted(logs)) | {
-        "processes": options.processes,
-        "device": options.device,
-        "seconds": round(time.time() - started, 1),
-        "seconds_to_unpack": round(unpacked - started, 1),
+    summary = summary_of(runs, _noted(logs))
+    content = {
+        "mode": "full",
+        "options": {"device": options.device, "processes": options.processes},
+        "comparisons": [compared(summary).facts()],
+        "facts": {"card": card(options.device), "seconds": round(time.time() - started, 1)},
     }
-    files.write_json(options.out / "gpu_runs.json", summary)
+    write(options.out, "gpu_runs", content | summary, None)
     for group in summary["groups"]:
         print(
             "{group:<32}{done:>5} of {asked:>4} runs{seconds_a_run!s:>12} s each{elapsed!s:>10} s in all".format(
@@ -279,6 +281,8 @@ def work(log: Path, artifacts: Path, runs: list[dict[str, Any]], deadline: Any, 
                 continue
             failures = 0
             noted |= {"seconds": time.time() - recorders.began, "ended": time.time()}
+            if device != "cpu":
+                noted["gib"] = torch.cuda.max_memory_reserved() / 2**30
         except Late:
             return
         except Exception:
@@ -359,6 +363,28 @@ def summary_of(runs: list[dict[str, Any]], noted: list[dict[str, Any]]) -> dict[
             }
         )
     return {"groups": groups, "errors": [one["error"] for one in noted if "error" in one], "runs": noted}
+
+
+def compared(summary: dict[str, Any]) -> Comparison:
+    """How long a run of each group took in its process, for the README."""
+    sides = []
+    for group in summary["groups"]:
+        done = [one for one in summary["runs"] if one["group"] == group["group"] and "seconds" in one]
+        if done:
+            memory = [one["gib"] for one in done if "gib" in one]
+            also = {"runs": float(len(done)), "GiB of the GPU a process": median(memory) if memory else None}
+            sides.append(Side(group["group"], [round(one["seconds"], 2) for one in done], also))
+    return Comparison("Runs of profile laptop", "seconds a run", sides)
+
+
+def card(device: str) -> dict[str, Any] | None:
+    """The GPU's name and memory."""
+    if device == "cpu":
+        return None
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
 
 
 def pack(artifacts: Path, archive: Path) -> None:

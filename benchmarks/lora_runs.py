@@ -124,8 +124,7 @@ def record(options: argparse.Namespace) -> None:
     artifacts = next(iter(options.folder.rglob("artifacts/models")), path.parent / "artifacts" / "models").parent
     (artifacts / "models").mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    if next(options.folder.rglob(carried.INDEX), None):
-        carried.unpack(options.folder, artifacts / "models")
+    carried.unpack(options.folder, artifacts / "models")
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("spawn")
     workers = ProcessPoolExecutor(options.processes, mp_context=context)
@@ -170,7 +169,7 @@ def one(path: Path, artifacts: Path, number: int, device: str) -> float:
     began, job = time.time(), json.loads(path.read_text(encoding="utf-8"))
     run = job["runs"][number]
     tuned, curriculum = tuned_of(job, run["way"], artifacts), Curriculum(run["batches"])
-    if not tuned.missing([curriculum]):
+    if not tuned.missing([curriculum], ends_only=run["ends_only"]):
         return 0.0
     train(tuned, curriculum, every=curriculum.steps if run["ends_only"] else 1, device=device)
     return time.time() - began

@@ -33,7 +33,7 @@ profile: str = "mini"
 tasks: list[str] = []  # all of the profile
 models: list[str] = []  # default: the profile's first; others are in settings.fine_tuning.models
 slow_drift: float = 0.1  # the learning rate of slow drift, as a fraction of the profile's
-train: int = 12  # training runs that describe each regime; no more than the profile has
+train: int = 8  # training runs that describe each regime; no more than the profile has
 held_out: int = 3  # held-out runs that do
 left_out: int = 12  # examples left out, one at a time; the GPT is trained once for each; 0: none
 overrides: list[str] = []  # changes to the profile, as field=value

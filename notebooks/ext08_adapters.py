@@ -74,7 +74,6 @@ picture = gf.points.plot_intervals(
 picture
 
 # %%
-setting = campaign.setting
 rates = ", ".join(f"{adapters.WAYS[way]} {one.recording.optimizer.learning_rate:g}" for way, one in tuned.items())
 lora = adapters.LORA
 caption = (
@@ -84,6 +83,9 @@ caption = (
     f"{train} training runs and one that selects. R2_dev = 1 - MSE / MSE(mean training trajectory) of the loss, on {held_out} held-out "
     f"runs drawn alike and {held_out} that repeat few examples. Left out: linear datamodelling score of final losses over {sets} curricula "
     f"that leave a quarter of a held-out run's examples out, others in their places. Of {gf.names.method('tangent')} with LoRA all "
-    f"coordinates are kept. {gf.readings.known_mean(train)} {gf.readings_beyond.INTERVALS} Of the datamodelling score over curricula."
+    f"coordinates are kept. {gf.readings.known_mean(train)} {gf.readings_beyond.INTERVALS_OF_SETS}"
 )
-nb.save_figure(picture, results, caption=caption, sources=sources, reading=gf.readings.best_points(frame))
+ends = {way: runs[0].trajectories("loss").mean(axis=(0, 2)) for way, (_, runs) in zip(tuned, found, strict=True)}
+learned = ", ".join(f"{adapters.WAYS[way]} {losses[0]:.2f} and {losses[-1]:.2f}" for way, losses in ends.items())
+reading = f"{gf.readings.best_points(frame)}\nMean loss of the training runs before and after: {learned}."
+nb.save_figure(picture, results, caption=caption, sources=sources, reading=reading)

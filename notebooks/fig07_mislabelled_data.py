@@ -45,7 +45,7 @@
 # %% tags=["parameters"]
 profile: str = "mini"
 task: str = ""  # SST-2, or the first whose targets are labels
-seeds: list[int] = [0, 1, 2]  # which labels are flipped, and the order of training
+seeds: list[int] = [0, 1]  # which labels are flipped, and the order of training
 flipped_fractions: list[float] = [0.4]  # the paper's; a row of panels for each
 inspected: list[float] = [0.0, 0.2, 0.4, 1.0]  # shares of the pool after whose correction the GPT is trained again
 runs: int = 6  # recorded on the flipped pool, to fit simulators on

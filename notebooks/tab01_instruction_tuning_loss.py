@@ -30,7 +30,7 @@
 
 # %% tags=["parameters"]
 profile: str = "mini"
-models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
+models: list[str] = []  # those of the profile that stand for the paper's 410M, 1B and 2.8B
 tasks: list[str] = []  # all that the profile tests
 methods: list[str] = []  # all of the profile's
 overrides: list[str] = []  # changes to the profile, as field=value

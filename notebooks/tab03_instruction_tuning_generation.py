@@ -23,11 +23,13 @@
 # Inputs: recorded runs of each GPT and fitted simulators (made if missing). Outputs:
 # `figures/<profile>/tab03_instruction_tuning_generation.*`. With everything recorded it takes a few seconds.
 #
+# The default profile has the sizes that stand for 410M and 1B, profile `mini-all` that for 2.8B, too.
+#
 # `papermill notebooks/tab03_instruction_tuning_generation.ipynb out.ipynb -p profile smoke -y 'metrics: [bleu]'`
 
 # %% tags=["parameters"]
 profile: str = "mini"
-models: list[str] = []  # those that stand for the paper's 410M, 1B and 2.8B
+models: list[str] = []  # those of the profile that stand for the paper's 410M, 1B and 2.8B
 tasks: list[str] = []  # all whose targets are text
 methods: list[str] = []  # all of the profile's that know the metric
 metrics: list[str] = []  # BLEU and ROUGE-L

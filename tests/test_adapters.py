@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import tarfile
 from dataclasses import replace
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import gptfluence as gf
-from gptfluence.common.errors import ArtifactError
+from gptfluence.common.errors import ArtifactError, ConfigurationError
 from gptfluence.experiments import adapters
 from gptfluence.recording.recorder import Recorder, single_thread
+from gptfluence.recording.settings import AdamW
 from gptfluence.workflow import catalogue
 from gptfluence.workflow.notebook import NOTEBOOKS
 from gptfluence.workflow.parameters import declared_parameters
@@ -113,3 +115,29 @@ def test_the_row_is_of_a_pretrained_gpt(campaign):
     assert {name: declared[name][1] for name in ("train", "held_out", "sets")} == {
         name: adapters.COUNTS[name] for name in ("train", "held_out", "sets")
     }, "lora_runs.py would prepare other runs than the notebook asks for"
+
+
+def test_a_schedule_that_no_trainer_has_is_refused_before_training(tuned):
+    one = tuned[adapters.FULL]
+    rates = one.recording.model_copy(update={"optimizer": AdamW(schedule="recorded", rates=(1e-3, 1e-4))})
+    with pytest.raises(ConfigurationError, match="no Trainer has the schedule 'recorded'"):
+        replace(one, recording=rates).record([gf.Curriculum([[0, 1], [2, 3]])])
+
+
+def test_a_run_measured_at_its_ends_is_recorded_again_when_all_of_it_is_wanted(campaign, tuned):
+    one, drawn = tuned[adapters.FULL], adapters.Drawn.of(campaign, **FEW)
+    ends = one.record(drawn.train, ends_only=True).trajectories("loss")
+    assert np.isnan(ends[:, 1:-1]).all()
+    with pytest.warns(UserWarning, match="was measured at its ends only; set aside"):
+        whole = one.record(drawn.train).trajectories("loss")
+    assert np.isfinite(whole).all()
+    np.testing.assert_array_equal(whole[:, [0, -1]], ends[:, [0, -1]])
+
+
+def test_a_trainer_follows_whole_batches_and_leaves_the_callers_random_numbers_alone(campaign, tuned):
+    one, [curriculum] = tuned[adapters.FULL], adapters.Drawn.of(campaign, **FEW).train
+    with pytest.raises(ConfigurationError, match="whole batches"):
+        one.record([curriculum.masked(curriculum.used[:1])])
+    state = random.getstate()
+    one.record([curriculum], ends_only=True)
+    assert random.getstate() == state

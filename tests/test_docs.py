@@ -52,7 +52,7 @@ PRINTED = (
     "tab08_",
     "tab09_",
 )  # tables whose columns are the headings that one reads
-EXAMPLES = ("gptfluence/simulators/damped.py", "notebooks/ext08_spread.py")  # files that CONTRIBUTING.md has one add
+EXAMPLES = ("gptfluence/simulators/damped.py", "notebooks/ext09_spread.py")  # files that CONTRIBUTING.md has one add
 
 
 def text(page: str) -> str:

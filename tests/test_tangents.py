@@ -129,6 +129,14 @@ def test_each_coordinate_is_drawn_as_often_as_its_probability_says(importance, s
     assert (np.abs(total / 200 - 1) < tolerance).all()
 
 
+def test_coordinates_are_drawn_alike_however_many_are_looked_at_together(monkeypatch):
+    importance = np.random.default_rng(0).exponential(size=1000) ** 4
+    whole = sample(importance, 100, 0)
+    monkeypatch.setattr("gptfluence.gradients.coordinates.CHUNK", 7)
+    for found, expected in zip(sample(importance, 100, 0), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_the_gpt_is_given_back_as_it_came(nano, sst2):
     gpt = nano.load()
     gpt.model.train()

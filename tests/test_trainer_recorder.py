@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import warnings
+import weakref
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +190,30 @@ def test_what_the_trainer_reports_to_gets_mean_and_quantiles(data, tests, tmp_pa
     assert CallbackHandler.on_log is on_log
     trained(model_of("gpt_neox"), data, tmp_path, **options)
     assert not [name for _, logs in Tracker.logs for name in logs if name.startswith("test_")]
+
+
+class Interrupted(TrainerCallback):
+    def on_step_end(self, args, state, control, **given) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_training_that_is_interrupted_keeps_no_recorder_alive(data, tests, tmp_path):
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        trained(model_of("gpt_neox"), data, tmp_path, recorder, Interrupted())
+    kept = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+    assert kept() is None
+
+
+def test_files_of_the_users_own_in_the_folder_stay(data, tests, tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in (".env", ".start.lock", ".spec.json.abc"):
+        (tmp_path / "runs" / name).write_text("mine")
+    trained(model_of("gpt_neox"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"))
+    assert (tmp_path / "runs" / ".env").read_text() == (tmp_path / "runs" / ".start.lock").read_text() == "mine"
+    assert not (tmp_path / "runs" / ".spec.json.abc").exists()
 
 
 def test_several_trainings_lie_in_one_folder_and_fit_a_simulator(data, tests, tmp_path):

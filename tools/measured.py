@@ -57,6 +57,7 @@ TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the
     "confirmation": "the same from other seeds",
     "laptop": "public text, learning",
 }
+CLAIMED = "mini-all"  # the profile whose tables say what became of the paper's comparisons
 CLAIMS = (  # the tables in which the paper compares methods
     "tab01_instruction_tuning_loss",
     "tab02_fine_tuning_loss",
@@ -165,7 +166,7 @@ def tangent() -> str:
 
 
 def claims() -> str:
-    """What became of the paper's comparisons of methods: a line for each of its tables, profile `mini`."""
+    """What became of the paper's comparisons of methods: a line for each of its tables, profile `CLAIMED`."""
     lines = [
         "| by all-steps MSE | cases | GPTfluence is better than Simfluence: here, in the paper | all methods in the paper's "
         "order | GPTfluence is better than the mean trajectory | persistence / mean trajectory |",
@@ -185,12 +186,12 @@ def claims() -> str:
 def found(folder: str) -> str:
     """What was found, in sentences; folder: the one of figures/ whose ext01 is told.
 
-    The paper's comparisons are those of profile `mini`. The row of one recorded run is no method and does not compete.
+    The paper's comparisons are those of profile `CLAIMED`. The row of one recorded run is no method and does not compete.
     """
     cases = [_case(case) for name in CLAIMS for case in _cases(name)]
     better, in_paper, _, beats_mean = (sum(case[k] for case in cases) for k in range(4))
     comparisons = (
-        f"*The paper's comparisons* ({load_profile('mini').subject}). A case is one task, GPT and metric. GPTfluence has a lower "
+        f"*The paper's comparisons* ({load_profile(CLAIMED).subject}). A case is one task, GPT and metric. GPTfluence has a lower "
         f"all-steps MSE than Simfluence in {better} of {len(cases)} cases (in the paper in {in_paper} of these). It has a lower "
         f"one than the mean trajectory of the training runs, which knows nothing of the curriculum, in {beats_mean} of them."
     )
@@ -379,8 +380,8 @@ def _coverage(name: str) -> pd.DataFrame:
 
 
 def _cases(name: str) -> Iterator[pd.DataFrame]:
-    """The cases of one of the paper's tables in profile `mini`, with a row for each method; not its averages."""
-    frame = read(f"mini/{name}")
+    """The cases of one of the paper's tables in profile `CLAIMED`, with a row for each method; not its averages."""
+    frame = read(f"{CLAIMED}/{name}")
     frame = frame[~frame["task"].isin(NOT_A_TASK) & (frame["variant"] == "") & ~told_the_answer(frame)]
     by = [column for column in ("model", "metric", "task") if column in frame]
     for _, rows in frame.groupby(by, sort=False):

@@ -19,6 +19,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock
 from gptfluence.common.errors import ArtifactError, ConfigurationError
 
 CHECKSUMS = "checksums.json"
+ELSEWHERE = "choose another folder; GPTFLUENCE_ARTIFACTS sets that of a study"
 # what file systems answer that lack something: some network and FUSE file systems have no locks, modes or fsync
 _LACKING = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -58,14 +59,14 @@ def write_errors(path: Path, doing: str) -> Iterator[None]:
         remedy = {
             errno.ENOSPC: "the disk is full: free some space and run again; what is recorded so far is kept",
             errno.EDQUOT: "the disk quota is used up: free some space and run again; what is recorded so far is kept",
-            errno.EACCES: "no permission to write there: choose another folder (for a study by GPTFLUENCE_ARTIFACTS)",
-            errno.EPERM: "no permission to write there: choose another folder (for a study by GPTFLUENCE_ARTIFACTS)",
-            errno.EROFS: "the file system is read-only: choose another folder (for a study by GPTFLUENCE_ARTIFACTS)",
-            errno.EEXIST: "a file is in the way of a folder: choose another folder (for a study by GPTFLUENCE_ARTIFACTS)",
-            errno.ENOTDIR: "a file is in the way of a folder: choose another folder (for a study by GPTFLUENCE_ARTIFACTS)",
+            errno.EACCES: f"no permission to write there: {ELSEWHERE}",
+            errno.EPERM: f"no permission to write there: {ELSEWHERE}",
+            errno.EROFS: f"the file system is read-only: {ELSEWHERE}",
+            errno.EEXIST: f"a file is in the way of a folder: {ELSEWHERE}",
+            errno.ENOTDIR: f"a file is in the way of a folder: {ELSEWHERE}",
         }.get(error.errno or 0)
         if remedy is None and isinstance(error.filename, str | Path) and Path(error.filename) in (path, *path.parents):
-            remedy = f"{error.strerror}: choose another folder (for a study by GPTFLUENCE_ARTIFACTS)"
+            remedy = f"{error.strerror}: {ELSEWHERE}"
         if remedy is None and "No space left" not in str(error):
             raise
         raise ArtifactError(f"{doing}: cannot write {path}: {remedy or 'the disk is full'}") from error

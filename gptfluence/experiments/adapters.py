@@ -39,20 +39,24 @@ COUNTS = {"train": 4, "validation": 1, "held_out": 6, "sets": 16}  # of curricul
 def ways(campaign: Campaign, *, times: float = TIMES, lora: LoRA = LORA) -> dict[str, Tuned]:
     """The campaign's GPT, trained in each of `WAYS`: all weights as the profile says, adapters at `times` that learning rate."""
     source, recording = campaign.study.model(campaign.model), campaign.setting.recording
-    adapted = ModelSource(source.name, source.config.model_copy(update={"lora": lora}), source.cache, source.corpus)
+    plain, adapted = (
+        ModelSource(source.name, source.config.model_copy(update={"lora": given}), source.cache, source.corpus)
+        for given in (None, lora)
+    )
     rate = times * recording.optimizer.learning_rate
     faster = recording.model_copy(update={"optimizer": recording.optimizer.model_copy(update={"learning_rate": rate})})
     common = {"texts": campaign.texts, "trainings": campaign.study.artifacts / "trainings"}
     return {
-        FULL: Tuned(way=FULL, source=source, recording=recording, **common),
+        FULL: Tuned(way=FULL, source=plain, recording=recording, **common),
         ADAPTERS: Tuned(way=ADAPTERS, source=adapted, recording=faster, **common),
     }
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The curricula of both ways: that simulators are fitted on, that select, and of each kind that is held out.
+    """The curricula of both ways.
 
+    train: of the runs that simulators are fitted on; validation: of those that select; held_out: kind -> curricula
     without: the first held-out run's, with examples left out
     """
 

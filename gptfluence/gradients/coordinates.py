@@ -10,6 +10,7 @@ import numpy as np
 from gptfluence.tasks.base import fingerprint
 
 SAME_WAY = 0.01  # reference runs this close, relative to how far they went, are the same but for rounding
+CHUNK = 2**22  # coordinates that are looked at together
 UNIFORM_SHARE = 0.05  # of the sample is drawn from all coordinates alike, for what unseen examples depend on
 
 
@@ -78,11 +79,21 @@ def sample(importance: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np
     importance: float64 [parameters' coordinates], not negative, its sum above 0; size: n.
     Returns the coordinates that were drawn, int64, and their weights: how often each was drawn / (n p_c).
     """
-    p = (1 - UNIFORM_SHARE) * importance / importance.sum() + UNIFORM_SHARE / len(importance)
-    edges = np.cumsum(p * size) + np.random.default_rng([seed, 1]).random()
-    drawn = np.diff(np.floor(edges), prepend=np.floor(edges[0] - p[0] * size)).astype(int)
-    index = np.flatnonzero(drawn)
-    return index, drawn[index] / (size * p[index])
+    total, first = importance.sum(), np.random.default_rng([seed, 1]).random()
+    end, before = 0.0, np.floor(first)
+    index, weight = [], []
+    for start in range(
+        0, len(importance), CHUNK
+    ):  # of hundreds of millions, whose arrays would fill a small machine's memory
+        p = (1 - UNIFORM_SHARE) * importance[start : start + CHUNK] / total + UNIFORM_SHARE / len(importance)
+        ends = np.cumsum(np.concatenate([[end], p * size]))
+        floors = np.floor(ends[1:] + first)
+        drawn = np.diff(floors, prepend=before).astype(int)
+        end, before = ends[-1], floors[-1]
+        chosen = np.flatnonzero(drawn)
+        index.append(start + chosen)
+        weight.append(drawn[chosen] / (size * p[chosen]))
+    return np.concatenate(index), np.concatenate(weight)
 
 
 def digest_of(*arrays: np.ndarray) -> str:

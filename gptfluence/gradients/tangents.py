@@ -336,9 +336,8 @@ class TangentFeatures:
         """Of `Coordinates` what no run changes."""
         parameters = list(self._parameters.values())
         sizes = np.array([p.numel() for p in parameters])
-        owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        if self.size >= len(owner):
-            index, weight = np.arange(len(owner)), np.ones(len(owner))
+        if self.size >= sizes.sum():
+            index, weight = np.arange(sizes.sum()), np.ones(sizes.sum())
         else:
             with self._model():
                 importance = self._importance()
@@ -347,14 +346,15 @@ class TangentFeatures:
                     f"{self.pool.name}: no example's loss depends on a trainable parameter; check the model"
                 )
             index, weight = sample(importance, self.size, self.seed)
+        owner = np.searchsorted(np.cumsum(sizes), index, side="right").astype(np.int32)
         names = decayed_names(self.gpt.model)
         decayed = np.array([name in names for name in self._parameters])
         return {
             "index": index,
-            "parameter": owner[index],
+            "parameter": owner,
             "weight": weight.astype(np.float32),
             "initial": self._values({name: p.detach() for name, p in self._parameters.items()})[index],
-            "decayed": decayed[owner[index]],
+            "decayed": decayed[owner],
         }
 
     def _moved(self, sampled: dict[str, np.ndarray], checkpoint: int) -> dict[str, np.ndarray]:

@@ -60,8 +60,9 @@ def write_folder(
     """
     values = spec.to_json() if isinstance(spec, RunSpec) else spec
     with files.locked(folder / "locks" / "folder.lock"):
-        for leftover in folder.glob(".*"):  # of a process that was killed; whoever writes here has the lock
-            if leftover.is_file():
+        written = ["spec.json", SOURCE, "pool.parquet", "tests.parquet", *(path.name for path in tables or {})]
+        for name in written:  # what a process that was killed left half written; whoever writes these has the lock
+            for leftover in folder.glob(f".{name}.*"):
                 leftover.unlink()
         if source is not None:
             files.write_json(folder / SOURCE, _source_to_json(source))

@@ -75,12 +75,15 @@ class Shared(
     def save_pretrained(self, folder: str | Path, **by_push_to_hub: Any) -> Path:  # type: ignore[override]
         """Write `config.json` (hyperparameters, what was fitted), `model.safetensors` and a card into `folder`; return it.
 
-        A card that is there stays. Raises ArtifactError if `folder` cannot be written.
+        A card of an earlier simulator is written anew. Raises ArtifactError if `folder` cannot be written.
         """
         self._require_fitted()
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            card = folder / "README.md"
+            if card.is_file() and "library_name: gptfluence" in card.read_text(encoding="utf-8", errors="replace"):
+                card.unlink()
         except OSError as error:
             raise ArtifactError(f"simulator: cannot write to {folder}: {error}") from error
         super().save_pretrained(folder, **by_push_to_hub)

@@ -317,8 +317,7 @@ class Campaign:
         predictor = variant.create()
         if not predictor.replays:
             return self.simulator(variant, metric=metric, tests=tests)
-        every = [self.variant(method).create() for method in self.study.profile.simulators]
-        replaying = [one for one in every if one.replays]
+        replaying = [one for one in (variant.create() for variant in self.variants()) if one.replays]
         return predictor.bind(self.dynamics(metric), together=replaying)  # one replay of a run serves all of them
 
     def predictions(

@@ -38,7 +38,7 @@ WORDS = {  # of what is in `spec.json`
     "tests_fingerprint": "tests",
     "task": "tests",
     "recording": "training arguments (optimizer, schedule or precision)",
-    "unsupported": "training arguments",
+    "unsupported": "training arguments (optimizer, schedule or precision)",
     "model": "model or weights",
 }
 _clip = torch.nn.utils.clip_grad_norm_
@@ -340,7 +340,7 @@ class TrainerRecorder(TrainerCallback):
         there = store.spec_values(self.folder)
         if resumed:  # the weights are those of the checkpoint now
             spec["model"]["identity"]["weights"] = there.get("model", {}).get("identity", {}).get("weights")
-        different = sorted(WORDS.get(key, key) for key in {*spec, *there} if spec.get(key) != there.get(key))
+        different = sorted({WORDS.get(key, key) for key in {*spec, *there} if spec.get(key) != there.get(key)})
         different = different or [path.name for path, columns in tables.items() if not store.holds(path, columns)]
         if different:
             raise ArtifactError(
@@ -357,6 +357,8 @@ class TrainerRecorder(TrainerCallback):
     def _stop(self, error: Exception) -> None:
         self.stopped = str(error) or repr(error)
         torch.nn.utils.clip_grad_norm_ = _clip
+        if self._reporting is not None:
+            self._reporting.close()
         if self._journal is not None:
             self._journal.close()
             self._journal = None

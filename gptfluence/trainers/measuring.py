@@ -66,8 +66,7 @@ def keeps_apart(model: torch.nn.Module, batch: dict[str, Any]) -> bool:
     changed[0, : begins[1]] = (changed[0, : begins[1]] + 1) % tokens
     with undisturbed(model):
         one, other = (
-            model(**{**given, "input_ids": ids}).logits[0, begins[-1] :]
-            for ids in (given["input_ids"], changed)
+            model(**{**given, "input_ids": ids}).logits[0, begins[-1] :] for ids in (given["input_ids"], changed)
         )
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers.trainer_callback import CallbackHandler
 
 QUANTILES = (0.1, 0.5, 0.9)
 _on_log = CallbackHandler.on_log
-_watching: list[Reporting] = []
+_watching: weakref.WeakSet[Reporting] = weakref.WeakSet()  # a training that failed closes nothing
 
 
 class Reporting:
@@ -22,9 +23,9 @@ class Reporting:
 
     def __init__(self, callback: TrainerCallback) -> None:
         """callback: ours; only the logs of its own Trainer are completed"""
-        self._callback = callback
+        self._callback = weakref.ref(callback)
         self._latest: dict[str, float] = {}
-        _watching.append(self)
+        _watching.add(self)
         CallbackHandler.on_log = _completed  # type: ignore[method-assign]
 
     def update(self, losses: np.ndarray) -> None:
@@ -34,18 +35,18 @@ class Reporting:
 
     def complete(self, handler: CallbackHandler, logs: dict[str, Any]) -> None:
         """Once for each measurement: logs of a later step have none."""
-        if any(each is self._callback for each in handler.callbacks):
+        if any(each is self._callback() for each in handler.callbacks):
             logs |= self._latest
             self._latest = {}
 
     def close(self) -> None:
         """Logs are again as the Trainer makes them."""
-        _watching.remove(self)
+        _watching.discard(self)
         if not _watching:
             CallbackHandler.on_log = _on_log  # type: ignore[method-assign]
 
 
 def _completed(handler: CallbackHandler, args: Any, state: Any, control: Any, logs: dict, **given: Any) -> Any:
-    for each in _watching:
+    for each in list(_watching):
         each.complete(handler, logs)
     return _on_log(handler, args, state, control, logs, **given)

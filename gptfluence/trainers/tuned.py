@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
 from gptfluence.common import files
@@ -26,6 +25,7 @@ from gptfluence.recording.settings import Recording
 from gptfluence.recording.tokens import tokenize
 from gptfluence.tasks.base import Task, TaskPool, fingerprint
 from gptfluence.trainers.callback import TrainerRecorder
+from gptfluence.trainers.texts import same_random_numbers
 
 FORMAT = 1
 SCHEDULES = {"linear_decay": "linear", "constant": "constant_with_warmup", "cosine": "cosine"}
@@ -53,10 +53,15 @@ class Tuned:
         key = fingerprint([FORMAT, self.source.identity(), texts, self.recording.model_dump(mode="json")])[:8]
         return self.trainings / f"{files.slug(f'{self.texts.name}-{self.source.name}-{self.way}')}-{key}"
 
-    def missing(self, curricula: Sequence[Curriculum]) -> list[Curriculum]:
-        """Those that no run was recorded of."""
+    def missing(self, curricula: Sequence[Curriculum], *, ends_only: bool = False) -> list[Curriculum]:
+        """Those that no run was recorded of, or none at every step unless `ends_only`."""
         given = named(curricula)
-        return [given[name] for name in store.missing_runs(self.folder, list(given))]
+        missing = store.missing_runs(self.folder, list(given))
+        there = [name for name in given if name not in missing]
+        if there and not ends_only:
+            runs = store.load(self.folder, there).runs
+            missing += [run.name for run in runs if np.isnan(run.trajectories["loss"]).all(axis=1).any()]
+        return [given[name] for name in given if name in missing]
 
     def record(self, curricula: Sequence[Curriculum], *, ends_only: bool = False) -> GPTDynamics:
         """The runs on these curricula; those that are missing are trained first, one after the other.
@@ -64,7 +69,9 @@ class Tuned:
         ends_only: those are measured before the first and after the last step only; other steps are nan. Raises RecordingError
         if a training could not be recorded, ArtifactError if the runs that are there began with other weights.
         """
-        for curriculum in self.missing(curricula):
+        for curriculum in self.missing(curricula, ends_only=ends_only):
+            if (there := self.folder / next(iter(named([curriculum])))).is_dir():
+                files.put_aside(there, "was measured at its ends only", what=f"run {there.name}")
             train(self, curriculum, every=curriculum.steps if ends_only else 1, device=devices()[0])
         self._keep_start()
         return store.load(self.folder, list(named(curricula)))
@@ -90,8 +97,16 @@ def train(tuned: Tuned, curriculum: Curriculum, *, every: int = 1, device: str =
     """Let a Trainer train the GPT on one curriculum, recorded by the callback.
 
     every: updates from one measurement to the next; device: "cpu", or any other word for the GPU that torch finds. Raises
-    RecordingError if the recording stopped.
+    RecordingError if the recording stopped, ConfigurationError for a curriculum or settings that no Trainer follows.
     """
+    if (curriculum.batches < 0).any():
+        raise ConfigurationError(
+            "a Trainer shows whole batches: give a curriculum whose steps have no empty or masked place"
+        )
+    if tuned.recording.loss_tokens != Recording().loss_tokens:
+        raise ConfigurationError(
+            f"recording.loss_tokens: {tuned.recording.loss_tokens!r}: the callback measures the tokens of the target; leave it out"
+        )
 
     class InOrder(Trainer):
         """Takes the examples of the curriculum, step by step."""
@@ -108,7 +123,7 @@ def train(tuned: Tuned, curriculum: Curriculum, *, every: int = 1, device: str =
         token_budget=tuned.recording.token_budget,
         keep_start=False,
     )
-    with tempfile.TemporaryDirectory() as checkpoints, single_thread(), torch.random.fork_rng():
+    with tempfile.TemporaryDirectory() as checkpoints, single_thread(), same_random_numbers():
         arguments = TrainingArguments(
             output_dir=checkpoints,
             per_device_train_batch_size=curriculum.batches.shape[1],
@@ -130,9 +145,9 @@ def train(tuned: Tuned, curriculum: Curriculum, *, every: int = 1, device: str =
 
 
 def rows_of(pool: TaskPool, gpt: GPT, recording: Recording) -> list[dict[str, list[int]]]:
-    """As a Trainer takes them: the package's tokens, and labels where they count."""
+    """As a Trainer takes them: the package's tokens, and labels where they count. A text that is too long is an error, as in tests."""
     rows = []
-    for each in tokenize(pool, gpt, truncation=recording.truncation):
+    for each in tokenize(pool, gpt):
         labels = np.full(len(each.ids), -100)
         counted = each.scored(recording.train_tokens)
         labels[counted] = each.ids[counted]
