@@ -104,7 +104,9 @@ def test_the_readme_is_written_from_the_results(fake, load, tmp_path):
 
 def test_the_readme_has_a_place_for_every_benchmark(load):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert sorted(block["name"] for block in load("readme").BLOCK.finditer(text)) == sorted([*SCRIPTS, "gpu", "gpu_runs"])
+    assert sorted(block["name"] for block in load("readme").BLOCK.finditer(text)) == sorted(
+        [*SCRIPTS, "gpu", "gpu_runs"]
+    )
     assert sorted(load("runner").MEASURED) == sorted(SCRIPTS)
     assert load("readme").filled(text, FOLDER / "results") == text, "run benchmarks/run --write-readme"
 
