@@ -5,6 +5,7 @@ Remote code is never run and weights are never unpickled.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,7 +119,13 @@ class ModelSource:
         plain = ModelSource(self.name, base, self.cache, self.corpus)
         key = fingerprint([plain.identity(), "pretraining-2"])[:8]
         folder = self.cache / f"{files.slug(self.name)}-{key}"
-        return files.made(folder, lambda new: _pretrain(self.config, self._texts(), new), what=f"model {self.name!r}")
+
+        def make(new: Path) -> None:
+            steps = self.config.pretraining_steps
+            print(f"model {self.name!r}: pre-training it once, {steps} steps; minutes", file=sys.stderr, flush=True)
+            _pretrain(self.config, self._texts(), new)
+
+        return files.made(folder, make, what=f"model {self.name!r}")
 
     def _path(self) -> Path:
         config = self.config
