@@ -215,7 +215,10 @@ def test_what_was_found_compares_methods_alone_and_with_counts(tmp_path, monkeyp
     assert "Label and format counts 0.30; GPTfluence 0.10; Tangent simulator 0.90." in text
     assert "Of 2 combinations" in text
     assert "GPTfluence in 1" in text
-    assert "Of the 2 that counts, which read no texts, can predict, R²dev is above theirs for GPTfluence in 1, Tangent simulator in 1." in text
+    assert (
+        "Of the 2 that counts, which read no texts, can predict, R²dev is above theirs for GPTfluence in 1, Tangent simulator in 1."
+        in text
+    )
 
 
 def test_sentences_name_what_lies_below_a_limit(tmp_path, monkeypatch):

@@ -220,7 +220,8 @@ def _beyond_counts(kinds: pd.DataFrame) -> str:
     told = kinds.dropna(subset="counts")
     others = [name for name in told if name not in names.TRIVIAL]
     won = [f"{names.method(name)} in {int((told[name] > told['counts']).sum())}" for name in others]
-    return f"Of the {len(told)} that counts, which read no texts, can predict, R²dev is above theirs for {', '.join(won)}."
+    text = f"Of the {len(told)} that counts, which read no texts, can predict, R²dev is above theirs for "
+    return f"{text}{', '.join(won)}."
 
 
 def below(what: str) -> str:
