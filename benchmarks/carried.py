@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,12 +22,11 @@ import numpy as np
 from gguf import GGUFReader, quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from gptfluence.common import files
+
 INDEX, SMALL = ".index.json", ".zip"  # behind the name of the model's folder: of its pieces; its config and tokenizer
-SCALES = {
-    "Q8_0": 2,
-    "Q4_1": 4,
-    "Q5_0": 2,
-}  # bytes of these, which a block of the kind begins with; of others none are told apart
+# bytes of the scales, which a block of the kind begins with; of others none are told apart
+SCALES = {"Q8_0": 2, "Q4_1": 4, "Q5_0": 2}
 MAPPED = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -135,6 +136,26 @@ def _unpacked(carried: Path, index: Path, models: Path) -> Path | None:
             at[kind] += size
     new.rename(folder)
     return folder
+
+
+def archive(artifacts: Path, kind: str, path: Path) -> None:
+    """Write all finished runs, with the files of their folders, as a .tar.gz; the whole archive or nothing.
+
+    kind: the folder of `artifacts` that holds a folder for each set of runs, "dynamics" or "trainings"
+    """
+    new = path.with_suffix(".new")
+    runs = [
+        found.parent
+        for found in sorted(artifacts.glob(f"{kind}/*/*/{files.CHECKSUMS}"))
+        if not found.parent.name.startswith(".")  # it is being written
+    ]
+    with tarfile.open(new, "w:gz", compresslevel=5) as tar:
+        for run in runs:
+            tar.add(run, run.relative_to(artifacts).as_posix())
+        for folder in dict.fromkeys(run.parent for run in runs):
+            for each in sorted(each for each in folder.iterdir() if each.is_file()):
+                tar.add(each, each.relative_to(artifacts).as_posix())
+    os.replace(new, path)
 
 
 def _block(kind: str) -> int:

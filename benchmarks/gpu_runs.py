@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import signal
-import tarfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -53,7 +52,6 @@ GEMMA = [
 OTHER = ("few", "sorted", "biased")
 FURTHER = ("dropped", "added", "faster", "longer")
 OF_A_KIND = 5
-SLOWLY, LEFT_OUT = 0.1, 12  # the defaults of ext00_tasks
 # (name, changes to the profile, what is recorded); the first are the most wanted
 GROUPS: list[tuple[str, list[str], Sequence[str]]] = [
     ("profile", [], ["profile"]),
@@ -165,15 +163,19 @@ def given(campaign: Any, curricula: Sequence[Any], *, ends_only: bool = False) -
 def _teaching(campaign: Any, what: str) -> Iterator[Any]:
     """What ext00_tasks records (`Wanted`) with its defaults: in the regime of slow drift, for accuracies, and with examples left out."""
     from gptfluence.experiments import leave_out, task_statistics
+    from gptfluence.workflow.notebook import NOTEBOOKS
+    from gptfluence.workflow.parameters import declared_parameters
 
+    declared = declared_parameters(NOTEBOOKS / "ext00_tasks.py")
+    slow_drift, train, test, left_out = (declared[name][1] for name in ("slow_drift", "train", "held_out", "left_out"))
     held_out = _held_out(campaign)
     if what == "slow drift":
         runs = campaign.setting.runs
-        yield task_statistics.slowly(campaign, SLOWLY, min(12, runs.train), min(3, runs.test)).wanted()
+        yield task_statistics.slowly(campaign, slow_drift, min(train, runs.train), min(test, runs.test)).wanted()
     if what == "accuracy" and campaign.study.is_labelled(campaign.task):
-        yield given(task_statistics.with_accuracy(campaign), held_out[:3], ends_only=True)
+        yield given(task_statistics.with_accuracy(campaign), held_out[:test], ends_only=True)
     if what == "left out":
-        without = leave_out.drawn(campaign, held_out[0], [1], LEFT_OUT)
+        without = leave_out.drawn(campaign, held_out[0], [1], left_out)
         yield given(campaign.losses_only, [one.curriculum for one in without], ends_only=True)
 
 
@@ -220,7 +222,7 @@ def record(options: argparse.Namespace) -> None:
                 carried.unpack(options.folder, artifacts / "models")
                 looked = time.time()
             if time.time() - packed > EVERY:
-                pack(artifacts, options.out / "recordings.tar.gz")
+                carried.archive(artifacts, "dynamics", options.out / "recordings.tar.gz")
                 packed = time.time()
                 done = sum("seconds" in one for one in _noted(logs))
                 print(f"{packed - started:.0f} s: {done} runs", flush=True)
@@ -228,7 +230,7 @@ def record(options: argparse.Namespace) -> None:
         for worker in workers:
             worker.kill()
             worker.join()
-        pack(artifacts, options.out / "recordings.tar.gz")
+        carried.archive(artifacts, "dynamics", options.out / "recordings.tar.gz")
     summary = summary_of(runs, _noted(logs))
     content = {
         "mode": "full",
@@ -385,23 +387,6 @@ def card(device: str) -> dict[str, Any] | None:
 
     properties = torch.cuda.get_device_properties(device)
     return {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
-
-
-def pack(artifacts: Path, archive: Path) -> None:
-    """Write all finished runs, with the folders that they belong to, as a .tar.gz; the whole archive or nothing."""
-    new = archive.with_suffix(".new")
-    runs = [
-        path.parent
-        for path in sorted(artifacts.glob(f"dynamics/*/*/{files.CHECKSUMS}"))
-        if not path.parent.name.startswith(".")  # it is being written
-    ]
-    with tarfile.open(new, "w:gz", compresslevel=5) as tar:
-        for run in runs:
-            tar.add(run, run.relative_to(artifacts).as_posix())
-        for folder in dict.fromkeys(run.parent for run in runs):
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                tar.add(path, path.relative_to(artifacts).as_posix())
-    os.replace(new, archive)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import tarfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -137,7 +136,7 @@ def record(options: argparse.Namespace) -> None:
             else:
                 seconds[work.index(done)] = round(done.result(), 2)
             if time.time() - packed > EVERY:
-                pack(artifacts, options.out / "trainings.tar.gz")
+                carried.archive(artifacts, "trainings", options.out / "trainings.tar.gz")
                 packed = time.time()
                 print(f"{packed - began:.0f} s: {len(seconds)} of {len(runs)} runs", flush=True)
     except TimeoutError:
@@ -146,7 +145,7 @@ def record(options: argparse.Namespace) -> None:
     workers.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.kill()
-    pack(artifacts, options.out / "trainings.tar.gz")
+    carried.archive(artifacts, "trainings", options.out / "trainings.tar.gz")
     summary = {
         "seconds": round(time.time() - began, 1),
         "device": options.device,
@@ -173,20 +172,6 @@ def one(path: Path, artifacts: Path, number: int, device: str) -> float:
         return 0.0
     train(tuned, curriculum, every=curriculum.steps if run["ends_only"] else 1, device=device)
     return time.time() - began
-
-
-def pack(artifacts: Path, archive: Path) -> None:
-    """Write all finished runs, with the files of their folders, as a .tar.gz; the whole archive or nothing."""
-    new = archive.with_suffix(".new")
-    runs = [path.parent for path in sorted(artifacts.glob(f"trainings/*/*/{files.CHECKSUMS}"))]
-    runs = [run for run in runs if not run.name.startswith(".")]  # it is being written
-    with tarfile.open(new, "w:gz", compresslevel=5) as tar:
-        for run in runs:
-            tar.add(run, run.relative_to(artifacts).as_posix())
-        for folder in dict.fromkeys(run.parent for run in runs):
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                tar.add(path, path.relative_to(artifacts).as_posix())
-    os.replace(new, archive)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -87,7 +87,7 @@ def test_runs_recorded_elsewhere_are_found_here(load, campaign, tuned, tmp_path,
     for number in (2, 3):
         assert lora_runs.one(path, there, number, "cpu") > 0
         assert lora_runs.one(path, there, number, "cpu") == 0  # it is there
-    lora_runs.pack(there, tmp_path / "trainings.tar.gz")
+    lora_runs.carried.archive(there, "trainings", tmp_path / "trainings.tar.gz")
     with tarfile.open(tmp_path / "trainings.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     shutil.rmtree(there / "trainings")

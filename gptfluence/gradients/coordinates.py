@@ -82,9 +82,8 @@ def sample(importance: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np
     total, first = importance.sum(), np.random.default_rng([seed, 1]).random()
     end, before = 0.0, np.floor(first)
     index, weight = [], []
-    for start in range(
-        0, len(importance), CHUNK
-    ):  # of hundreds of millions, whose arrays would fill a small machine's memory
+    # a part at a time: arrays of hundreds of millions would fill a small machine's memory
+    for start in range(0, len(importance), CHUNK):
         p = (1 - UNIFORM_SHARE) * importance[start : start + CHUNK] / total + UNIFORM_SHARE / len(importance)
         ends = np.cumsum(np.concatenate([[end], p * size]))
         floors = np.floor(ends[1:] + first)

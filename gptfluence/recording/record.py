@@ -143,7 +143,7 @@ def record_missing(wanted: Wanted, *, jobs: int, jobs_per_device: int = 1) -> GP
     else:
         steps = curriculum_of(spec, wanted.names[0], len(texts.pool)).steps  # an error before any process is started
     folder = wanted.folder
-    if spec.generation is not None and store.missing_runs(folder, wanted.names):
+    if spec.generation is not None and not all((folder / name).is_dir() for name in wanted.names):
         warn_of_meaningless(texts.tests, spec.metrics, spec.generation.tokenization or "english")
     store.write_folder(folder, spec, texts, source)
     places = devices()
