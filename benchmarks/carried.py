@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, quants
@@ -91,7 +92,7 @@ def pack(gguf: Path, model: Path, target: Path, pieces: int) -> None:
         (folder / f"{model.name}.{number}").write_bytes(whole[number * size : (number + 1) * size])
     with zipfile.ZipFile(target / "0" / f"{model.name}{SMALL}", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(model.iterdir()):
-            if path.is_file() and path != weights:
+            if path.is_file() and path != weights and path.name != files.CHECKSUMS:
                 archive.write(path, path.name)
     facts = {
         "folder": model.name,
@@ -116,26 +117,28 @@ def _unpacked(carried: Path, index: Path, models: Path) -> Path | None:
     if folder.is_dir():
         return folder
     pieces = [next(carried.rglob(f"{folder.name}.{number}"), None) for number in range(facts["pieces"])]
-    if None in pieces:
+    small = index.parent / f"{folder.name}{SMALL}"
+    # a copy that still runs is waited for
+    if None in pieces or sum(piece.stat().st_size for piece in pieces) < sum(facts["streams"]) or not small.is_file():
         return None
+    return files.made(folder, partial(_unpack, pieces, small, facts), what=f"model {folder.name}")
+
+
+def _unpack(pieces: list[Path], small: Path, facts: dict[str, Any], folder: Path) -> None:
     whole = b"".join(piece.read_bytes() for piece in pieces)
     if hashlib.sha256(whole).hexdigest() != facts["sha256"]:
-        raise SystemExit(f"{folder.name}: the pieces of the weights are not those that were packed")
+        raise SystemExit(f"{facts['folder']}: the pieces of the weights are not those that were packed")
     ends = np.cumsum(facts["streams"]).tolist()
     streams = iter(whole[end - size : end] for end, size in zip(ends, facts["streams"], strict=True))
     raw = {kind: _whole(kind, [next(streams) for _ in range(_streams(kind))]) for kind in facts["kinds"]}
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    with zipfile.ZipFile(index.parent / f"{folder.name}{SMALL}") as archive:
-        archive.extractall(new)
+    with zipfile.ZipFile(small) as archive:
+        archive.extractall(folder)
     at = dict.fromkeys(raw, 0)
-    with (new / "model.safetensors").open("wb") as file:
+    with (folder / "model.safetensors").open("wb") as file:
         file.write(facts["header"].encode("latin-1"))
         for kind, size in facts["tensors"]:
             file.write(plain(kind, raw[kind][at[kind] : at[kind] + size]).tobytes())
             at[kind] += size
-    new.rename(folder)
-    return folder
 
 
 def archive(artifacts: Path, kind: str, path: Path) -> None:

@@ -12,6 +12,8 @@ CPU, float32, torch's default threads. nano-410m of profile mini on WebNLG, and 
 - recorder: `gf.TrainerRecorder` with so many tests, measured after every update or after every 8th.
 - evaluate(), losses of each test: `eval_strategy="steps"` with a data set of 64 tests in batches of 8, as the Trainer's default
   has it, and `preprocess_logits_for_metrics`, which makes a loss of each row's logits.
+- forward passes alone: the same 64 tests go through the layers of the GPT, of like lengths together, and neither logits nor losses
+  are made of what comes out. It shows how much of a measurement is the GPT's own work.
 - evaluate(), one test in a batch: the same without code of one's own, by `include_for_metrics=["loss"]`.
 
 Seconds a step are from the first update's begin to the last one's end, measurements between them included; what the recorder does
@@ -49,10 +51,13 @@ from transformers.utils import logging
 import gptfluence as gf
 from gptfluence.common.errors import GPTfluenceError
 from gptfluence.models.gpt import GPT
+from gptfluence.recording.fed import Fed
+from gptfluence.recording.tokens import bucketed
 
 MODELS = {"nano-410m": ("mini", "webnlg"), "smollm2-135m": ("laptop", "movies")}
 TESTS, COMPARED, EVERY, BATCH = (16, 64, 256), 64, 8, 8
 ALONE = "training alone"
+TOKENS = 1024  # of a batch at most, as the recorder has it
 TOLERANCE = 1e-4
 IGNORED = -100
 OF_TRAINER = ("compute_metrics", "preprocess_logits_for_metrics", "eval_dataset")  # no arguments of `TrainingArguments`
@@ -69,6 +74,22 @@ class Clock(TrainerCallback):
 
     def on_train_end(self, args, state, control, **given) -> None:
         self.seconds = time.perf_counter() - self._began
+
+
+class ForwardPasses(TrainerCallback):
+    """After every update the tests go through the layers of the GPT, and nothing is made of what comes out."""
+
+    def __init__(self, tests: Dataset) -> None:
+        labels = (np.array(each) != IGNORED for each in tests["labels"])
+        fed = [Fed(np.array(ids), at.nonzero()[0]) for ids, at in zip(tests["input_ids"], labels, strict=True)]
+        self._batches = [batch.input_ids for batch in bucketed(fed, TOKENS, "target")]
+
+    def on_step_end(self, args, state, control, model=None, **given) -> None:
+        model.eval()
+        with torch.no_grad():
+            for ids in self._batches:
+                model.base_model(input_ids=ids, use_cache=False)
+        model.train()
 
 
 @dataclass
@@ -124,7 +145,7 @@ class Training:
     def record(self, way: str, tests: int, every: int) -> None:
         place = self.folder / "runs"
         shutil.rmtree(place, ignore_errors=True)
-        recorder = gf.TrainerRecorder(self.tests.select(range(tests)), place, every=every)
+        recorder = gf.TrainerRecorder(self.tests.select(range(tests)), place, every=every, token_budget=TOKENS)
         self.run(way, [recorder])
         self.measured[way] = gf.load_dynamics(place).trajectories("loss")[0, 1:]
 
@@ -187,6 +208,8 @@ def compare(name: str, steps: int, repeats: int, most: int) -> Comparison | None
                 ways[label] = lambda way, tests=tests, every=every: training.record(way, tests, every)
         evaluated = f"evaluate(), losses of each of {COMPARED} tests, every step"
         ways[evaluated] = lambda way: training.evaluate(way, BATCH)
+        passes = f"forward passes alone of {COMPARED} tests, every step"
+        ways[passes] = lambda way: training.run(way, [ForwardPasses(training.tests.select(range(COMPARED)))])
         ways[f"evaluate(), one of {COMPARED} tests in a batch, every step"] = lambda way: training.evaluate(way, 1)
         training.run("warms up", [])
         del training.seconds["warms up"], training.around["warms up"]
@@ -223,7 +246,8 @@ def compare(name: str, steps: int, repeats: int, most: int) -> Comparison | None
         slowdown=True,
         notes=[
             f"losses agree to {off:.0e}, weights to the last bit",
-            f"what {COMPARED} tests at every step cost: evaluate() / recorder = {number(more[evaluated] / more[recorded])}",
+            f"what {COMPARED} tests at every step cost: evaluate() / recorder = {number(more[evaluated] / more[recorded])}, "
+            f"evaluate() / forward passes alone = {number(more[evaluated] / more[passes])}",
         ],
     )
 

@@ -79,6 +79,17 @@ def test_weights_that_are_damaged_on_the_way_are_noticed(load, llama, tmp_path):
         carried.unpack(tmp_path / "carry", tmp_path)
 
 
+def test_a_piece_that_is_still_being_copied_is_waited_for(load, llama, tmp_path):
+    carried, (whole, model) = load("carried"), llama
+    carried.pack(whole, model, tmp_path / "carry", 2)
+    piece = tmp_path / "carry" / "1" / "gguf-tiny.1"
+    content = piece.read_bytes()
+    piece.write_bytes(content[:-1])
+    assert carried.unpack(tmp_path / "carry", tmp_path) == []
+    piece.write_bytes(content)
+    assert carried.unpack(tmp_path / "carry", tmp_path) == [tmp_path / "gguf-tiny"]
+
+
 @pytest.fixture
 def elsewhere(load, nano, webnlg, tmp_path, monkeypatch):
     """The module, the arguments of `record`, and what is wanted here: of its runs two are carried, behind one that fails."""

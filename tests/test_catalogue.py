@@ -120,7 +120,7 @@ def test_a_pattern_chooses_by_output_or_notebook_and_one_that_fits_nothing_is_an
         assert set(catalogue.chosen(study, only)) == {"tab02_fine_tuning_loss"}
     assert len(catalogue.chosen(study, "fig10_18*")) > 1
     assert list(catalogue.runs_of_notebooks(catalogue.chosen(study, "fig04*"))) == ["tab10_markov_order"]
-    with pytest.raises(ConfigurationError, match=r"only='tab99' matches no notebook and no output; known: explore"):
+    with pytest.raises(ConfigurationError, match=r"only: notebook or output 'tab99' is not known; known: explore"):
         catalogue.chosen(study, "tab99")
 
 

@@ -31,7 +31,7 @@ import pandas as pd
 from gptfluence.common.settings import ROOT
 from gptfluence.drawing import names
 from gptfluence.drawing.tables import OVER_TASKS, PAPERS_MEAN, told_the_answer, with_variants
-from gptfluence.experiments import tuning
+from gptfluence.experiments import adapters, tuning
 from gptfluence.profile.load import load_profile
 from gptfluence.simulators.fitting import TARGETS
 from gptfluence.workflow import catalogue
@@ -46,6 +46,7 @@ COLUMNS = {  # notebook -> the column of its CSV that the columns of its table a
     "ext04_leave_out": "left_out",
     "ext05_bands": "kind",
     "ext07_ablation": "kind",
+    "ext08_adapters": "kind",
 }
 STATISTICS = ("r2_dev", "lds")
 BESIDE = {  # notebook -> statistics with a table of their own below that of R²dev, where its CSV has them
@@ -70,9 +71,7 @@ HOW = {"mean": pd.Series.mean, "lowest": pd.Series.min, "highest": pd.Series.max
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Writes what README.md and docs/ say of numbers, from committed results."
-    )
+    parser = argparse.ArgumentParser(description="Writes committed results into README.md and docs/.")
     parser.add_argument("--into", type=Path, default=ROOT, help="the folder that the pages go into")
     into = parser.parse_args(arguments).into
     for page in PAGES:
@@ -108,21 +107,22 @@ def read(name: str) -> pd.DataFrame:
 
 
 def tables(name: str) -> str:
-    """Of one CSV, a table for each GPT and task: methods down, `COLUMNS` across."""
+    """Of one CSV, a table for each GPT, task and way of training: methods down, `COLUMNS` across."""
     profile, _, notebook = name.partition("/")
     column = COLUMNS[notebook]
     whole = read(name)
-    if column != "metric":
+    if "metric" in whole and column != "metric":
         whole = whole[whole["metric"] == "loss"]
     found = []
-    for (_, task), part in whole.groupby(["model", "task"], sort=False):
+    ways = [whole["way"]] if "way" in whole else []  # of training
+    for (_, task, *way), part in whole.groupby([whole["model"], whole["task"], *ways], sort=False):
         scores = part[part["statistic"].isin(STATISTICS)] if "statistic" in part else part
         table = _pivot(scores, column)
         rows = [table.loc[[method]] for method in table.index]
         if notebook == "ext01_explained_deviation":
             mean = part[part["statistic"] == "mse_mean_trajectory"].groupby(column)["value"].first()
             rows.insert(0, mean[table.columns].to_frame("*MSE of the mean trajectory*").T)
-        title = names.task(str(task))
+        title = ", ".join([names.task(str(task)), *map(adapters.WAYS.__getitem__, way)])
         if profile != "mini":
             title += f", `{profile}`"
         if notebook == "ext07_ablation":

@@ -359,7 +359,7 @@ def chosen(study: Study, pattern: str = "*") -> dict[str, Output]:
         if name in meant or any(fnmatch(one, pattern) for one in (name, notebook_of(output.row)))
     }
     if not wanted:
-        raise ConfigurationError(f"only={pattern!r} matches no notebook and no output; known: {', '.join(known)}")
+        raise ConfigurationError(unknown("notebook or output", pattern, known, where="only: "))
     return wanted
 
 
