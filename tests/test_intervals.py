@@ -116,7 +116,7 @@ def test_single_runs_are_small_dots_and_values_within_the_kind_are_dashes(points
     triangles = [line for line in axis.lines if line.get_marker() == "v"]
     assert [line.get_markerfacecolor() for line in triangles] == [names.LINES["persistence"].color, "none"]
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts[3:] == ["a single run", "R² within the kind", "below -1"]
+    assert texts[3:] == ["a single run", "R² within the kind", "below -1", "R² within the kind below -1"]
     few = plot_intervals(points, xlabel="", ylabel="", floor=-1.0, singles=singles.assign(value=-2.0))
     assert len([line for line in few.axes[0].lines if line.get_marker() == "v"]) == 1
 

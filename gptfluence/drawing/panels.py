@@ -162,10 +162,10 @@ def series_handles(looks: Looks) -> list[Line2D]:
     ]
 
 
-def edge_handle(label: str = OFF_AXIS, *, above: bool = True) -> Line2D:
+def edge_handle(label: str = OFF_AXIS, *, above: bool = True, hollow: bool = False) -> Line2D:
     """The triangle of `off_axis`, as legends show it."""
-    marker = "^" if above else "v"
-    return Line2D([], [], color="#767676", linestyle="", marker=marker, markersize=4.5, label=label)
+    look = {"marker": "^" if above else "v", "markersize": 4.5, **({"markerfacecolor": "none"} if hollow else {})}
+    return Line2D([], [], color="#767676", linestyle="", label=label, **look)
 
 
 def single_handle() -> Line2D:

@@ -89,10 +89,9 @@ def plot_intervals(
             axis.set_title(str(title))
             axis.set_xlabel(xlabel if place + columns >= len(titles) else "")
             axis.set_ylabel(wrapped(ylabel, panel_height - 0.4, "axes.labelsize") if place % columns == 0 else "")
-        handles = [*panels.series_handles(looks), *_handles(singles, within, log)]
-        if len(below):
-            handles.append(panels.edge_handle(f"below {floor:g}", above=False))
-        panels.place_legend(figure, handles, width)
+        panels.place_legend(
+            figure, [*panels.series_handles(looks), *_handles(singles, within, below, floor, log)], width
+        )
     return figure
 
 
@@ -175,12 +174,18 @@ def _mark_below(axis: Axes, rows: pd.DataFrame, looks: Looks) -> None:
         panels.off_axis(axis, row.place + offset, looks[row.label].color, above=False, hollow=row.mark == "dash")
 
 
-def _handles(singles: pd.DataFrame | None, within: pd.DataFrame | None, rest: bool) -> list[Line2D]:
-    """The marks of single runs and of R2 within the kind, as legends show them."""
+def _handles(
+    singles: pd.DataFrame | None, within: pd.DataFrame | None, below: pd.DataFrame, floor: float | None, rest: bool
+) -> list[Line2D]:
+    """The marks of single runs and of R2 within the kind, and the triangles of both, as legends show them."""
     look, r2 = {"color": "#767676", "linestyle": ""}, f"{'1 − ' if rest else ''}R² within the kind"
     found = []
     if singles is not None and len(singles):
         found.append(panels.single_handle())
     if within is not None and len(within):
         found.append(Line2D([], [], marker="_", markersize=6, markeredgewidth=1.3, label=r2, **look))
+    if (below["mark"] == "point").any():
+        found.append(panels.edge_handle(f"below {floor:g}", above=False))
+    if (below["mark"] == "dash").any():
+        found.append(panels.edge_handle(f"{r2} below {floor:g}", above=False, hollow=True))
     return found
