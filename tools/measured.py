@@ -58,6 +58,8 @@ TANGENT = {  # folder of figures/ -> what its texts are, and in which regime the
     "confirmation": "the same from other seeds",
     "laptop": "public text, learning",
     "laptop-operations": "the same on free text",
+    "laptop-seed-1": "both with another seed",
+    "laptop-gemma": "another GPT",
 }
 CLAIMED = "mini-all"  # the profile whose tables say what became of the paper's comparisons
 CLAIMS = (  # the tables in which the paper compares methods
@@ -341,11 +343,6 @@ def times() -> str:
     return "\n".join(lines)
 
 
-def outputs() -> str:
-    """Every table and figure with its notebook, from the catalogue."""
-    return catalogue.markdown()
-
-
 STANDARD = {"metric": "loss", "statistic": "r2_dev", "variant": ""}  # of `number`
 WRITERS: dict[str, Callable[..., str]] = {
     "table": tables,
@@ -360,7 +357,7 @@ WRITERS: dict[str, Callable[..., str]] = {
     "search": search,
     "another_machine": another_machine,
     "times": times,
-    "outputs": outputs,
+    "outputs": catalogue.markdown,  # every table and figure with its notebook
 }
 
 
