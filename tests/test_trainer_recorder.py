@@ -453,3 +453,19 @@ def test_a_loss_of_ones_own_from_the_logits_is_told_from_the_models(data, tests,
     assert np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).all()
     with pytest.raises(ArtifactError, match="not the model's own"):
         gf.train_again(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("how", "reason"), [("amsgrad", "amsgrad"), ("cycle", "betas")])
+def test_adamw_of_another_kind_is_recorded_and_not_repeated(data, tests, tmp_path, how, reason):
+    model = model_of("gpt2")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, amsgrad=how == "amsgrad", weight_decay=0.0)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if how == "cycle":
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=2)
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    given = {"train_dataset": data, "callbacks": [recorder], "optimizers": (optimizer, rate)}
+    Trainer(model, arguments, collate, **given).train()
+    assert not recorder.stopped
+    with pytest.raises(ArtifactError, match=reason):
+        gf.train_again(tmp_path / "runs")
