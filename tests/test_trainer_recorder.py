@@ -417,3 +417,55 @@ def test_a_recorder_that_cannot_work_is_refused_at_once(tests, tmp_path, argumen
 def test_a_folder_without_tokens_cannot_be_trained_again(gpt, tmp_path):
     with pytest.raises(ArtifactError, match="not a folder of recorded dynamics"):
         gf.train_again(tmp_path, gpt)
+
+
+class Stopping(TrainerCallback):
+    def on_step_end(self, args, state, control, **given) -> None:
+        control.should_training_stop |= state.global_step == 4
+
+
+def test_a_training_that_stops_early_has_its_last_step_measured(data, tests, tmp_path):
+    ends = []
+    for name, every in (("all", 1), ("some", 3)):
+        recorder = gf.TrainerRecorder(tests, tmp_path / name, every=every)
+        trained(model_of("gpt2"), data, tmp_path, recorder, Stopping())
+        ends.append(gf.load_dynamics(tmp_path / name).trajectories("loss")[0])
+    assert np.flatnonzero(~np.isnan(ends[1]).any(axis=1)).tolist() == [0, 3, 4]
+    np.testing.assert_array_equal(ends[1][-1], ends[0][-1])
+
+
+def test_a_second_recorder_leaves_the_first_alone(data, tests, tmp_path):
+    first, second = (gf.TrainerRecorder(tests, tmp_path / name) for name in ("first", "second"))
+    with pytest.warns(UserWarning, match="give all tests to one"):
+        trained(model_of("gpt2"), data, tmp_path, first, second, max_steps=2)
+    assert not first.stopped
+    assert gf.load_dynamics(tmp_path / "first").curricula[0].steps == 2
+
+
+def test_a_loss_of_ones_own_from_the_logits_is_told_from_the_models(data, tests, tmp_path):
+    class Weighted(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs).logits.pow(2).mean()
+
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    Weighted(model_of("gpt2"), arguments, collate, train_dataset=data, callbacks=[recorder]).train()
+    assert np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).all()
+    with pytest.raises(ArtifactError, match="not the model's own"):
+        gf.train_again(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("how", "reason"), [("amsgrad", "amsgrad"), ("cycle", "betas")])
+def test_adamw_of_another_kind_is_recorded_and_not_repeated(data, tests, tmp_path, how, reason):
+    model = model_of("gpt2")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, amsgrad=how == "amsgrad", weight_decay=0.0)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if how == "cycle":
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=2)
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    given = {"train_dataset": data, "callbacks": [recorder], "optimizers": (optimizer, rate)}
+    Trainer(model, arguments, collate, **given).train()
+    assert not recorder.stopped
+    with pytest.raises(ArtifactError, match=reason):
+        gf.train_again(tmp_path / "runs")

@@ -247,7 +247,9 @@ def _interpolated(run: TrainingRun) -> dict[str, np.ndarray]:
     for metric, values in run.trajectories.items():
         measured = np.flatnonzero(~np.isnan(values).all(axis=1))
         if not {0, run.curriculum.steps} <= {*measured.tolist()}:
-            raise ConfigurationError(f"run {run.name}: {metric} was not measured at the first and at the last step")
+            raise ConfigurationError(
+                f"run {run.name}: {metric} was not measured at the first and at the last step; record it again with every=1"
+            )
         columns = [np.interp(steps, measured, column) for column in values[measured].T]
         found[metric] = np.stack(columns, axis=1).astype(np.float32)
     return found

@@ -68,6 +68,10 @@ def recording_of(
         f"the optimizer is {named if found is None else type(found).__name__} ({named}), not AdamW of torch": (
             named not in ("adamw_torch", "adamw_torch_fused") if found is None else type(found) is not torch.optim.AdamW
         ),
+        "AdamW is used with amsgrad or maximize": any(
+            group.get("amsgrad") or group.get("maximize") for group in groups
+        ),
+        "the schedule moves AdamW's betas, too (cycle_momentum)": any("max_momentum" in group for group in groups),
         "float16 scales losses and skips steps": args.fp16,
         "labels are smoothed (label_smoothing_factor)": bool(args.label_smoothing_factor),
         "noise is added to embeddings (neftune_noise_alpha)": bool(getattr(args, "neftune_noise_alpha", None)),

@@ -92,7 +92,8 @@ class TrainerRecorder(TrainerCallback):
                 prepared), or examples of gptfluence (`TaskPool` or a sequence of `Example`).
             folder: where the runs of one GPT on one data set lie, with their tests; `load_dynamics` reads it.
             run: the run's name, such as "train-000" or "test-001": several trainings may lie in one folder.
-            every: updates from one measurement to the next; values of steps between are nan. The last step is measured.
+            every: updates from one measurement to the next; values of steps between are nan. The last step is measured, too,
+                unless the training was stopped early and loaded its best model (load_best_model_at_end).
             metrics: what is measured of the tests; the loss always is. Accuracy needs examples of gptfluence, which know
                 their labels; BLEU and ROUGE-L compare with the tokens that count.
             generation: how texts are generated for BLEU and ROUGE-L, at the steps that are measured; None: the defaults.
@@ -194,6 +195,16 @@ class TrainerRecorder(TrainerCallback):
         )
 
     @_never_harming
+    def on_epoch_end(self, args, state, control, **given) -> None:
+        if control.should_training_stop:
+            self._measure_last(state)
+
+    def _measure_last(self, state: TrainerState) -> None:
+        """The step at which the training was stopped early, if it lies between measurements."""
+        if self._journal is not None and state.global_step and not self._journal.steps[-1]["values"]:
+            self._journal.complete(self._measuring.measure(state.global_step))
+
+    @_never_harming
     def on_save(self, args, state, control, **given) -> None:
         if self._journal is not None:
             self._journal.sync()
@@ -206,6 +217,8 @@ class TrainerRecorder(TrainerCallback):
     def _finish(self, args, state, control) -> None:
         if self._journal is None:
             return
+        if not args.load_best_model_at_end:  # else the weights are now those of an earlier step
+            self._measure_last(state)
         curriculum = Curriculum([step["rows"] for step in self._journal.steps[1:]])
         skipped = self._journal.column("skipped", bool)
         run = TrainingRun(

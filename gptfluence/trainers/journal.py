@@ -60,6 +60,13 @@ class Journal:
             self._write(line)
         self.steps.append(line)
 
+    def complete(self, values: dict[str, np.ndarray]) -> None:
+        """What was measured of the last step when the training turned out to end there.
+
+        Not on disk: if the training is resumed and goes on, this step is one between measurements.
+        """
+        self.steps[-1]["values"] = {metric: _coded(array) for metric, array in values.items()}
+
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
         self._file.flush()
