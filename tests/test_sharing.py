@@ -119,7 +119,7 @@ def test_without_a_network_it_is_said_at_once(hub, dynamics, fitted):  # noqa: F
         (dynamics, "runs cannot be shared"),
         (fitted["simfluence"], "the simulator cannot be shared"),
     ):
-        with pytest.raises(HubUnreachableError, match=f"no hub is reachable, and {message}"):
+        with pytest.raises(HubUnreachableError, match=f"{message}, and no hub is reachable"):
             what.push_to_hub("somebody/something")
     for load in (gf.load_dynamics, Simulator.from_pretrained):
         with pytest.raises(HubUnreachableError, match="neither a folder here nor in the local cache"):

@@ -407,7 +407,16 @@ def test_a_store_that_lacks_steps_is_not_gone_on_with(data, tests, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"run": "first"}, "no run's name"), ({"every": 0}, "every"), ({"tests": []}, "tests")]
+    ("arguments", "message"),
+    [
+        ({"run": "first"}, "no run's name"),
+        ({"every": 0}, "every"),
+        ({"tests": []}, "tests"),
+        ({"tests": None}, "tests"),
+        ({"metrics": ["acuracy"]}, "did you mean 'accuracy'"),
+        ({"metrics": "bleu"}, r"give a list, \['bleu'\]"),
+        ({"metrics": ["accuracy"]}, "examples of gptfluence"),
+    ],
 )
 def test_a_recorder_that_cannot_work_is_refused_at_once(tests, tmp_path, arguments, message):
     with pytest.raises(ConfigurationError, match=message):
@@ -442,14 +451,18 @@ def test_a_second_recorder_leaves_the_first_alone(data, tests, tmp_path):
     assert gf.load_dynamics(tmp_path / "first").curricula[0].steps == 2
 
 
-def test_a_loss_of_ones_own_from_the_logits_is_told_from_the_models(data, tests, tmp_path):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_loss_of_ones_own_is_told_from_the_models(data, tests, tmp_path, share):
     class Weighted(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return model(**inputs).logits.pow(2).mean()
+            output = model(**inputs)
+            return share * output.loss + output.logits.pow(2).mean()
 
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
     arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
-    Weighted(model_of("gpt2"), arguments, collate, train_dataset=data, callbacks=[recorder]).train()
+    with pytest.warns(UserWarning, match="another loss than the model's own"):
+        Weighted(model_of("gpt2"), arguments, collate, train_dataset=data, callbacks=[recorder]).train()
+    assert not recorder.stopped
     assert np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).all()
     with pytest.raises(ArtifactError, match="not the model's own"):
         gf.train_again(tmp_path / "runs")
@@ -465,7 +478,8 @@ def test_adamw_of_another_kind_is_recorded_and_not_repeated(data, tests, tmp_pat
     arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
     given = {"train_dataset": data, "callbacks": [recorder], "optimizers": (optimizer, rate)}
-    Trainer(model, arguments, collate, **given).train()
+    with pytest.warns(UserWarning, match=f"{reason}.*cannot follow it"):
+        Trainer(model, arguments, collate, **given).train()
     assert not recorder.stopped
     with pytest.raises(ArtifactError, match=reason):
         gf.train_again(tmp_path / "runs")

@@ -88,4 +88,4 @@ def downloaded(name: str, repo_type: str, patterns: Sequence[str], **options: An
 
 
 def _offline(name: str, what: str) -> str:
-    return f"{name}: no hub is reachable, and {what}; connect (HF_HUB_OFFLINE must not be set), or give the path of a folder"
+    return f"{name}: {what}, and no hub is reachable; connect (HF_HUB_OFFLINE must not be set), or give the path of a folder"

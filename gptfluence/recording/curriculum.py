@@ -96,6 +96,8 @@ class Curriculum:
 
     def _check_present(self, examples: Iterable[int]) -> np.ndarray:
         """Each of `examples` once, int64. Raises ConfigurationError if one does not occur."""
+        if not isinstance(examples, Iterable):
+            raise ConfigurationError(f"curriculum: give examples in a list, [{examples}]")
         asked = np.unique(np.fromiter(examples, dtype=np.int64))
         absent = asked[~np.isin(asked, self.used)]
         if absent.size:

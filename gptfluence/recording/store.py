@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def spec_values(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        if not folder.exists():
+            raise ArtifactError(f"there is no folder {str(folder)!r}") from None
         raise ArtifactError(f"{folder} is not a folder of recorded dynamics: it has no readable spec.json") from None
 
 
@@ -174,6 +177,21 @@ def write_run(folder: Path, run: TrainingRun, facts: dict) -> None:
         if run.pool_trajectories:
             (new / "pool.parquet").write_bytes(_to_parquet(_long(run.pool_trajectories)))
         files.write_json(new / "run.json", {"name": run.name, "format": FORMAT, "batch_size": batch, **facts})
+
+
+def replace_run(folder: Path, run: TrainingRun, facts: dict) -> None:
+    """`write_run` in place of a run of this name, if there is one; if it fails, that one stays."""
+    place, before = folder / run.name, folder / f".{run.name}.before"
+    if place.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+        place.rename(before)
+    try:
+        write_run(folder, run, facts)
+    except BaseException:
+        if before.is_dir():
+            before.rename(place)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def read_run(folder: Path, name: str) -> TrainingRun:
@@ -254,6 +272,10 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
     values = spec_values(folder)
     task = read_task(folder)
     present = run_names(folder)
+    if not present and (begun := sorted(folder.glob("journal/*.jsonl"))):
+        raise ArtifactError(
+            f"{folder}: no run is finished; {begun[0].stem} has been begun: resume the training from its checkpoint, with the recorder"
+        )
     for name in names or ():
         if name not in present:
             raise ArtifactError(unknown("run", name, present, where=f"{folder}: "))
@@ -269,16 +291,17 @@ def load(folder: str | Path, names: Sequence[str] | None = None) -> GPTDynamics:
         tokens = fed.FedTokens(folder, task)
         source = Source(StartingModel(folder, values["model"]), folder, tokens)
         if spec is not None:
-            spec = _with_recorded_rates(spec, runs)
+            spec = _followed(spec, runs)
     if spec is not None and spec.generation is not None:
         provenance["tokenization"] = spec.generation.tokenization or "english"  # see `text_metrics`
     return GPTDynamics(values["task"], values["model"]["name"], task.pool, task.tests, runs, provenance, spec, source)
 
 
-def _with_recorded_rates(spec: RunSpec, runs: Sequence[TrainingRun]) -> RunSpec:
-    """With the learning rates that a Trainer really used, where its arguments tell others."""
+def _followed(spec: RunSpec, runs: Sequence[TrainingRun]) -> RunSpec:
+    """How a Trainer's runs are trained again: with the rates that it really used, and in float32."""
     optimizer = spec.recording.optimizer.with_rates_of([run.learning_rate for run in runs])
-    return spec.model_copy(update={"recording": spec.recording.model_copy(update={"optimizer": optimizer})})
+    changes = {"optimizer": optimizer, "precision": "fp32"}
+    return spec.model_copy(update={"recording": spec.recording.model_copy(update=changes)})
 
 
 def not_repeatable(dynamics: GPTDynamics) -> str:

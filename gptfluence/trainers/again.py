@@ -26,7 +26,8 @@ def train_again(
     gpt: as it was before the training; None: as the recorder has kept it
     curriculum: to train on in place of the recorded one; its rates are the schedule's, or with equally many steps the
         recorded ones
-    options: of `Recorder`. Dropout has other random numbers than in the Trainer.
+    options: of `Recorder`. Dropout has other random numbers than in the Trainer: compare with the recorded curriculum, trained
+        again, too. A training in bfloat16 is trained again in float32.
 
     Raises ArtifactError if the training was of a kind that this package has not (another optimizer than AdamW, half precision
     with skipped steps, smoothed labels), or if the GPT was not kept; ConfigurationError for a curriculum with other steps where

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError
+from gptfluence.common.errors import ArtifactError, ConfigurationError, DataError, unknown
 from gptfluence.models import start
 from gptfluence.models.gpt import GPT
 from gptfluence.recording import fed as kept
@@ -31,7 +30,7 @@ from gptfluence.trainers.feeding import Feeding
 from gptfluence.trainers.journal import Journal
 from gptfluence.trainers.measuring import Measuring, keeps_apart, learns_next_tokens
 from gptfluence.trainers.reporting import Reporting
-from gptfluence.trainers.texts import by_sft_trainer, fed, pool_of, same_random_numbers
+from gptfluence.trainers.texts import by_sft_trainer, check_constant, fed, pool_of, same_random_numbers
 
 WORDS = {  # of what is in `spec.json`
     "pool_fingerprint": "training data",
@@ -41,7 +40,16 @@ WORDS = {  # of what is in `spec.json`
     "unsupported": "training arguments (optimizer, schedule or precision)",
     "model": "model or weights",
 }
+LOSSES_AGREE = 1e-4  # relative: the Trainer adds up the same numbers
+NOT_FOLLOWED = "The training is recorded, but the tangent simulator, replayed methods and train_again cannot follow it"
 _clip = torch.nn.utils.clip_grad_norm_
+
+
+class RecordingWarning(UserWarning):
+    """Something of a training is not recorded as asked. Shown each time: the cell of a notebook may be run again."""
+
+
+warnings.simplefilter("always", RecordingWarning, append=True)
 
 
 def _never_harming(event: Callable) -> Callable:
@@ -102,7 +110,7 @@ class TrainerRecorder(TrainerCallback):
                 and `train_again` need: its path where its weights are those there, and what is not there is saved (adapters;
                 a whole model if it was made in memory).
 
-        Raises ConfigurationError for a name that is no run's, or if there are no tests.
+        Raises ConfigurationError for a name that is no run's or no metric's, for accuracy of rows, or if there are no tests.
         """
         if not store.RUN_NAME.match(run):
             raise ConfigurationError(
@@ -110,8 +118,17 @@ class TrainerRecorder(TrainerCallback):
             )
         if every < 1:
             raise ConfigurationError(f"every: it must be 1 or more, not {every}")
-        if not len(tests):
+        if tests is None or not len(tests):
             raise ConfigurationError("tests: there are none; give one example at least")
+        if isinstance(metrics, str):
+            raise ConfigurationError(f"metrics: give a list, [{metrics!r}]")
+        for metric in metrics:
+            if metric not in get_args(Metric):
+                raise ConfigurationError(unknown("metric", metric, get_args(Metric), where="metrics: "))
+        if "accuracy" in metrics and not isinstance(tests[0], Example):
+            raise ConfigurationError(
+                "metrics: accuracy needs tests that are examples of gptfluence, which know their labels"
+            )
         self.tests, self.folder, self.run, self.every = tests, Path(folder), run, every
         self.stopped = ""
         self.metrics = ["loss", *(metric for metric in metrics if metric != "loss")]
@@ -124,6 +141,9 @@ class TrainerRecorder(TrainerCallback):
         self._examples: list[range] = []  # in each row of the training data: one, of packed rows several
         self._norm = self._rate = math.nan
         self._skipped = False
+        self._comparable = (
+            False  # whether the mean loss that the Trainer logs at its end is one of the steps in the journal
+        )
 
     # --- what the Trainer calls ---------------------------------------------------------------------------------------
 
@@ -149,6 +169,10 @@ class TrainerRecorder(TrainerCallback):
 
     @_never_harming
     def on_step_begin(self, args, state, control, **given) -> None:
+        if self._feeding is None:
+            raise ConfigurationError(
+                "it was added when the training had begun; give it to the Trainer with callbacks=, or add it before train()"
+            )
         if self._journal is not None:
             torch.nn.utils.clip_grad_norm_ = self._watch
 
@@ -205,6 +229,21 @@ class TrainerRecorder(TrainerCallback):
             self._journal.complete(self._measuring.measure(state.global_step))
 
     @_never_harming
+    def on_log(self, args, state, control, logs=None, **given) -> None:
+        """At its end the Trainer tells the mean of the losses that it trained on, which need not be the model's."""
+        if self._journal is None or not self._comparable or "train_loss" not in (logs or {}):
+            return
+        own, trained = self._journal.column("batch_loss", np.float64).mean(), logs["train_loss"]
+        if abs(own - trained) > LOSSES_AGREE * (1 + abs(own)):
+            self._journal.forget("batch_loss")
+            warnings.warn(
+                f"{self.folder}: the Trainer trained on another loss than the model's own (a compute_loss of yours, say): on average "
+                f"{trained:.4f}, where the model's was {own:.4f}. {NOT_FOLLOWED}",
+                RecordingWarning,
+                stacklevel=2,
+            )
+
+    @_never_harming
     def on_save(self, args, state, control, **given) -> None:
         if self._journal is not None:
             self._journal.sync()
@@ -228,10 +267,8 @@ class TrainerRecorder(TrainerCallback):
             skipped=skipped if skipped.any() else None,
             **{name: self._journal.column(name) for name in ("learning_rate", "batch_loss", "gradient_norm")},
         )
-        place = self.folder / self.run
-        if place.is_dir():  # the same training, which has been resumed or begun again
-            shutil.rmtree(place)
-        store.write_run(self.folder, run, {"device": args.device.type, "training": self._journal.header})
+        # the run may be there: of the same training, which has been resumed or begun again
+        store.replace_run(self.folder, run, {"device": args.device.type, "training": self._journal.header})
 
     # --- what they do -------------------------------------------------------------------------------------------------
 
@@ -247,6 +284,9 @@ class TrainerRecorder(TrainerCallback):
         counted = next((each for each in pool_tokens if len(each.positions)), None)
         if recording and counted and not learns_next_tokens(model, counted):
             recording, unsupported = None, "the model's loss is not the mean cross-entropy of the next tokens"
+        if recording is None:
+            warnings.warn(f"{self.folder}: {unsupported}. {NOT_FOLLOWED}", RecordingWarning, stacklevel=2)
+        self._comparable = recording is not None and not state.global_step and args.world_size == 1
         spec = self._spec(state, model, pool, tests, recording, unsupported)
         tables = {
             kept.path_of(self.folder, side): kept.columns(examples)
@@ -275,6 +315,7 @@ class TrainerRecorder(TrainerCallback):
             warnings.warn(
                 f"{self.folder}: the GPT as it was before training is not kept ({type(error).__name__}: {error}); the training is "
                 "recorded, but to simulate or repeat it you must give the GPT yourself",
+                RecordingWarning,
                 stacklevel=2,
             )
 
@@ -282,6 +323,7 @@ class TrainerRecorder(TrainerCallback):
         """Of the training data. Sets which of them are in each row."""
         dataset, collate, packed = self._feeding.dataset, self._feeding.collate, self._feeding.packed
         rows = fed(dataset, collate, "training data", needs_loss=False, packed=packed)
+        check_constant(dataset, collate, rows, packed=packed)
         several = next((row for row, examples in enumerate(rows) if len(examples) > 1), None)
         if several is not None and not keeps_apart(model, collate([dataset[several]])):
             raise ConfigurationError(
@@ -377,6 +419,7 @@ class TrainerRecorder(TrainerCallback):
             self._journal = None
         warnings.warn(
             f"TrainerRecorder: recording has stopped, the training goes on: {type(error).__name__}: {self.stopped}",
+            RecordingWarning,
             stacklevel=2,
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +90,6 @@ class Feeding:
         self._set(_Numbered(self.dataset), _Collator(self.collate))
         self._rows: list[torch.Tensor] = []
         self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._learned: set[int] = set()  # of the losses, those that gradients have come through
         self._hooks = [
             model.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._note_loss, with_kwargs=True),
@@ -111,25 +109,21 @@ class Feeding:
         return inputs, named
 
     def _note_loss(self, _model: torch.nn.Module, _inputs: tuple, named: dict[str, Any], output: Any) -> None:
-        """The sum over tokens, and how many they are. A `compute_loss` may train on another loss: then no gradient comes."""
+        """The sum over tokens, and how many they are."""
         loss, labels = getattr(output, "loss", None), named.get("labels")
         if not self._training or loss is None or labels is None:
             return
         tokens = (labels[..., 1:] != -100).sum()
         divisor = named.get("num_items_in_batch")
-        loss.register_hook(partial(self._note_gradient, len(self._losses)))
         self._losses.append((loss.detach() * (tokens if divisor is None else divisor), tokens))
-
-    def _note_gradient(self, number: int, _gradient: torch.Tensor) -> None:
-        self._learned.add(number)
 
     def take(self) -> tuple[list[int], float, int]:
         """Since the last call: positions of the examples, the sum of their token losses (nan if not known), their tokens."""
         rows = [int(row) for part in self._rows for row in part.tolist()]
-        known = len(self._learned) == len(self._losses) == len(self._rows) and bool(rows)
+        known = len(self._losses) == len(self._rows) and bool(rows)
         total = math.fsum(float(loss) for loss, _ in self._losses) if known else math.nan
         tokens = sum(int(count) for _, count in self._losses)
-        self._rows, self._losses, self._learned = [], [], set()
+        self._rows, self._losses = [], []
         return rows, total, tokens
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class Journal:
         Not on disk: if the training is resumed and goes on, this step is one between measurements.
         """
         self.steps[-1]["values"] = {metric: _coded(array) for metric, array in values.items()}
+
+    def forget(self, name: str) -> None:
+        """A fact of every update is not what it was taken for: nan."""
+        for step in self.steps[1:]:
+            step[name] = math.nan
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, sort_keys=True).encode() + b"\n")

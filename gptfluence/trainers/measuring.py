@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gptfluence.common.errors import ConfigurationError
+from gptfluence.common.errors import ConfigurationError, DataError
 from gptfluence.models.gpt import GPT
 from gptfluence.recording.fed import Fed
 from gptfluence.recording.logits import ScoredLogits, example_losses
@@ -101,7 +101,10 @@ class Measuring:
             self._texts = GeneratedTexts(gpt, tests, prompts, common, generation, self._scored, scored, device, 0)
 
     def measure(self, step: int) -> dict[str, np.ndarray]:
-        """Metric -> float32 [tests]; step: the updates so far, which texts are drawn with."""
+        """Metric -> float32 [tests]; step: the updates so far, which texts are drawn with.
+
+        Raises DataError if the model cannot take a test's length.
+        """
         losses = torch.empty(self._tests, dtype=torch.float32, device=self._batches[0].input_ids.device)
         values = {}
         with undisturbed(self._model):
@@ -116,6 +119,11 @@ class Measuring:
                 if self._texts is not None:
                     written = self._texts.trajectories([self._texts.submit(0, step, last=True)])
                     values |= {metric: rows[0] for metric, rows in written.items()}
+            except IndexError as error:  # learned positions end somewhere
+                longest = max(len(batch.input_ids[0]) for batch in self._batches) + 1
+                raise DataError(
+                    f"tests: the model cannot take the longest row, of {longest} tokens; shorten it"
+                ) from error
             finally:
                 self._scored.rest()
         return {"loss": losses.cpu().numpy(), **values}

@@ -16,6 +16,8 @@ from gptfluence.common.errors import DataError
 from gptfluence.recording.fed import Fed
 from gptfluence.tasks.base import Example, TaskPool
 
+REREAD = 4  # rows
+
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
@@ -51,8 +53,10 @@ def fed(
                     else np.ones(len(ids), bool)
                 )
             except Exception as error:
+                lacking = [name for name in ("input_ids", "labels") if name not in rows[number]]
+                why = f"it has no {' and no '.join(lacking)}" if lacking else repr(error)
                 raise DataError(
-                    f"{where}: row {number} cannot be collated as the Trainer does with its training data ({error!r}); give "
+                    f"{where}: row {number} cannot be collated as the Trainer does with its training data: {why}; give "
                     "rows with input_ids and labels, made as those of the training data, or examples of gptfluence"
                 ) from None
             if packed and "position_ids" not in batch:
@@ -66,6 +70,25 @@ def fed(
             name = f"{where}: row {number}"
             found.append([_example(*part, name, needs_loss=needs_loss) for part in zip(*parts, strict=True)])
     return found
+
+
+def check_constant(
+    dataset: Any, collate: Callable[[list], Any], rows: Sequence[Sequence[Fed]], *, packed: bool
+) -> None:
+    """See that the last rows are the same when they are read again, with other random numbers than before.
+
+    rows: what `fed` gave of the data set. Raises DataError.
+    """
+
+    def plain(rows: Sequence[Sequence[Fed]]) -> list[list[int]]:
+        return [part.tolist() for examples in rows for each in examples for part in (each.ids, each.positions)]
+
+    last = [dataset[row] for row in range(max(0, len(dataset) - REREAD), len(dataset))]
+    if plain(fed(last, collate, "training data", needs_loss=False, packed=packed)) != plain(rows[-len(last) :]):
+        raise DataError(
+            "the rows of the training data change from one reading to the next (set_transform, say), so a record of them would be "
+            "wrong; make them once, for example by map()"
+        )
 
 
 def _example(ids: np.ndarray, labels: np.ndarray, where: str, *, needs_loss: bool) -> Fed:
@@ -99,7 +122,13 @@ def by_sft_trainer(rows: Sequence[Any], args: Any, tokenizer: Any) -> Any:
     alike = SimpleNamespace(_tokenizer=tokenizer, chat_template=template, completion_only_loss=only)
     in_order = copy(args)
     in_order.shuffle_dataset = False
-    ready = SFTTrainer._prepare_dataset(alike, dataset, tokenizer, in_order, False, None, "tests")
+    try:
+        ready = SFTTrainer._prepare_dataset(alike, dataset, tokenizer, in_order, False, None, "tests")
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"tests: SFTTrainer cannot prepare rows with the columns {', '.join(dataset.column_names)} ({error!r}); give rows with "
+            "the columns of its training data"
+        ) from error
     if len(ready) != len(dataset):
         raise DataError(
             f"tests: SFTTrainer leaves out {len(dataset) - len(ready)} of {len(dataset)} rows, whose targets are cut off; raise "

@@ -1,0 +1,103 @@
+"""What a user of a Trainer may get wrong: each is a warning that says what to do, and the training goes on unharmed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+import gptfluence as gf
+from gptfluence.common.errors import ArtifactError, ConfigurationError
+from gptfluence.recording import store
+from trainings import model_of, rows, trained
+
+
+@pytest.fixture(scope="module")
+def data(gpt, webnlg) -> Dataset:
+    return rows(webnlg.pool, gpt).select(range(8))
+
+
+@pytest.fixture(scope="module")
+def tests(gpt, webnlg) -> Dataset:
+    return rows(webnlg.tests, gpt)
+
+
+def test_a_mistake_that_is_made_again_is_told_again(data, tests, tmp_path):
+    for _ in range(2):
+        recorder = gf.TrainerRecorder(tests.remove_columns("labels"), tmp_path / "runs")
+        with pytest.warns(UserWarning, match="tests: row 0 .* it has no labels; give rows with"):
+            trained(model_of("gpt2"), data, tmp_path, recorder, max_steps=1)
+        assert "no labels" in recorder.stopped
+
+
+def test_a_recorder_that_comes_too_late_says_so(data, tests, tmp_path):
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+
+    class Late(TrainerCallback):
+        """Passes on what happens from the second step on, as a callback that is added then would see it."""
+
+        def on_step_begin(self, args, state, control, **given) -> None:
+            if state.global_step:
+                recorder.on_step_begin(args, state, control, **given)
+
+    with pytest.warns(UserWarning, match="added when the training had begun"):
+        trained(model_of("gpt2"), data, tmp_path, Late(), max_steps=3)
+    assert recorder.stopped
+
+
+def test_a_test_that_the_model_cannot_take_is_named(data, tmp_path):
+    long = Dataset.from_dict({"input_ids": [[1] * 200], "labels": [[1] * 200]})
+    with pytest.warns(UserWarning, match="cannot take the longest row, of 200 tokens"):
+        trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(long, tmp_path / "runs"), max_steps=1)
+
+
+def test_rows_that_change_are_refused(data, tests, tmp_path):
+    def cut(batch: dict) -> dict:
+        ids = [values[: int(torch.randint(3, 30, ()))] for values in batch["input_ids"]]
+        return {"input_ids": ids, "labels": ids}
+
+    changing = data.with_transform(cut)
+    with pytest.warns(UserWarning, match="change from one reading to the next"):
+        trained(model_of("gpt2"), changing, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=1)
+
+
+def test_a_training_that_was_stopped_is_not_taken_for_none(data, tests, tmp_path):
+    class Failing(TrainerCallback):
+        def on_step_end(self, args, state, control, **given) -> None:
+            raise KeyboardInterrupt
+
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        trained(model_of("gpt2"), data, tmp_path, recorder, Failing(), max_steps=2)
+    with pytest.raises(ArtifactError, match=r"no run is finished; train-000 has been begun: resume"):
+        gf.load_dynamics(tmp_path / "runs")
+    with pytest.raises(ArtifactError, match="there is no folder"):
+        gf.load_dynamics(tmp_path / "runns")
+
+
+def test_a_run_that_cannot_be_written_leaves_the_one_before(data, tests, tmp_path, monkeypatch):
+    trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=1)
+    before = gf.load_dynamics(tmp_path / "runs").trajectories("loss")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store, "write_run", full)
+    with pytest.warns(UserWarning, match="no space left"):
+        trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=1)
+    assert (gf.load_dynamics(tmp_path / "runs").trajectories("loss") == before).all()
+
+
+def test_a_training_in_bfloat16_is_trained_again_in_float32(data, tests, tmp_path):
+    trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=2, bf16=True)
+    [run] = gf.load_dynamics(tmp_path / "runs").runs
+    again = gf.train_again(tmp_path / "runs")
+    assert abs(again.trajectories["loss"] - run.trajectories["loss"]).max() < 0.05
+
+
+def test_examples_of_a_curriculum_come_in_a_list():
+    curriculum = gf.Curriculum([[0, 1], [2, 3]])
+    for change in (curriculum.masked, curriculum.without):
+        with pytest.raises(ConfigurationError, match=r"in a list, \[3\]"):
+            change(3)
