@@ -1,9 +1,9 @@
 """What a recorder costs a training of transformers' Trainer, next to the same wish met with the Trainer's own `evaluate()`.
 
-    python benchmarks/trainer.py                        # an hour, nearly all of it for SmolLM2
+    python benchmarks/trainer.py                        # a quarter of an hour, nearly all of it for SmolLM2
     python benchmarks/trainer.py --quick                # half a minute: a nano GPT, few steps
     python benchmarks/trainer.py --models nano-410m
-    python benchmarks/trainer.py --models smollm2-135m --tests 64   # without the 256 tests, which take most of the time
+    python benchmarks/trainer.py --models smollm2-135m --tests 64   # without the 256 tests
 
 CPU, float32, torch's default threads. nano-410m of profile mini on WebNLG, and SmolLM2-135M of profile laptop on movie reviews
 (left out where its weights or texts cannot be had). Every row is the same training from the same weights:
