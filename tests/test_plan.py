@@ -73,6 +73,19 @@ def test_sums_are_of_what_is_missing_and_more_memory_than_there_is_is_an_error(s
     assert f"recording: {hours:.2f} hours, 6.0 GB of memory" in said[-1]
 
 
+def test_the_disk_is_what_runs_take(tmp_path):
+    changes = ["settings.fine_tuning.runs={train: 2, validation: 1, test: 0}", "tasks.webnlg.test_size=64"]
+    study = Study.load("smoke", changes, artifacts=tmp_path, jobs=1)
+    one = next(one for one in plan.recordings(study, "tab04*") if one.runs.task == "webnlg")
+    assert one.every is not None
+    planned = one.disk
+    one.runs.campaign(study).dynamics()
+    taken = sum(
+        path.stat().st_blocks * 512 for name in one.wanted.names for path in (one.wanted.folder / name).rglob("*")
+    )
+    assert planned == pytest.approx(taken, rel=0.3)
+
+
 def test_what_is_recorded_of_the_pool_takes_disk_too(study):
     one = next(iter(plan.recordings(study, "tab02*")))
     with_pool, without = (
