@@ -142,7 +142,7 @@ class TrainerRecorder(TrainerCallback):
         self._norm = self._rate = math.nan
         self._skipped = False
         self._comparable = (
-            False  # whether the mean loss that the Trainer logs at its end is one of the steps in the journal
+            False  # whether the mean loss that the Trainer logs at its end is that of the journal's steps
         )
 
     # --- what the Trainer calls ---------------------------------------------------------------------------------------
