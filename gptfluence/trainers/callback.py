@@ -141,9 +141,7 @@ class TrainerRecorder(TrainerCallback):
         self._examples: list[range] = []  # in each row of the training data: one, of packed rows several
         self._norm = self._rate = math.nan
         self._skipped = False
-        self._comparable = (
-            False  # whether the mean loss that the Trainer logs at its end is that of the journal's steps
-        )
+        self._comparable = False  # whether the mean loss that the Trainer logs at its end is the journal's
 
     # --- what the Trainer calls ---------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from types import SimpleNamespace
@@ -53,8 +53,11 @@ def fed(
                     else np.ones(len(ids), bool)
                 )
             except Exception as error:
-                lacking = [name for name in ("input_ids", "labels") if name not in rows[number]]
-                why = f"it has no {' and no '.join(lacking)}" if lacking else repr(error)
+                row = rows[number]
+                lacking = [
+                    f"no {name}" for name in ("input_ids", "labels") if isinstance(row, Mapping) and name not in row
+                ]
+                why = f"{error!r}{'; it has ' if lacking else ''}{' and '.join(lacking)}"
                 raise DataError(
                     f"{where}: row {number} cannot be collated as the Trainer does with its training data: {why}; give "
                     "rows with input_ids and labels, made as those of the training data, or examples of gptfluence"
