@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from gptfluence.common.errors import ModelError
+from gptfluence.recording.settings import Generation
 from gptfluence.study.study import Study
 from gptfluence.workflow import plan
 from gptfluence.workflow.plan import Probe
@@ -32,7 +33,8 @@ def spent(steps: int, every: int | None) -> list[float]:
 @pytest.mark.parametrize("steps", [4, 7, 24])
 @pytest.mark.parametrize("probed", [2, 3, 4])
 def test_the_time_of_a_run_follows_from_its_first_steps(every, steps, probed):
-    assert plan._of_run(spent(probed, every), steps, every) == pytest.approx(sum(spent(steps, every)))
+    texts = None if every is None else Generation(every=every)
+    assert plan._of_run(spent(probed, every), steps, texts) == pytest.approx(sum(spent(steps, every)))
 
 
 def test_a_slow_start_is_not_taken_for_every_step():
@@ -77,7 +79,7 @@ def test_the_disk_is_what_runs_take(tmp_path):
     changes = ["settings.fine_tuning.runs={train: 2, validation: 1, test: 0}", "tasks.webnlg.test_size=64"]
     study = Study.load("smoke", changes, artifacts=tmp_path, jobs=1)
     one = next(one for one in plan.recordings(study, "tab04*") if one.runs.task == "webnlg")
-    assert one.every is not None
+    assert one.generation is not None
     planned = one.disk
     one.runs.campaign(study).dynamics()
     places = [one.wanted.folder / name for name in one.wanted.names]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
 from gptfluence.recording import store
-from trainings import model_of, rows, trained
+from trainings import collate, model_of, rows, trained
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +63,19 @@ def test_rows_that_change_are_refused(data, tests, tmp_path):
         trained(model_of("gpt2"), changing, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), max_steps=1)
 
 
-def test_a_training_that_was_stopped_is_not_taken_for_none(data, tests, tmp_path):
-    class Failing(TrainerCallback):
-        def on_step_end(self, args, state, control, **given) -> None:
+class Failing(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **given) -> None:
+        if state.global_step == self.step:
             raise KeyboardInterrupt
 
+
+def test_a_training_that_was_stopped_is_not_taken_for_none(data, tests, tmp_path):
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
     with pytest.raises(KeyboardInterrupt):
-        trained(model_of("gpt2"), data, tmp_path, recorder, Failing(), max_steps=2)
+        trained(model_of("gpt2"), data, tmp_path, recorder, Failing(1), max_steps=2)
     with pytest.raises(ArtifactError, match=r"no run is finished; train-000 has been begun: resume"):
         gf.load_dynamics(tmp_path / "runs")
     with pytest.raises(ArtifactError, match="there is no folder"):
@@ -94,6 +100,50 @@ def test_a_training_in_bfloat16_is_trained_again_in_float32(data, tests, tmp_pat
     [run] = gf.load_dynamics(tmp_path / "runs").runs
     again = gf.train_again(tmp_path / "runs")
     assert abs(again.trajectories["loss"] - run.trajectories["loss"]).max() < 0.05
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_loss_of_ones_own_is_told_from_the_models(data, tests, tmp_path, share):
+    class Weighted(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            output = model(**inputs)
+            return share * output.loss + output.logits.pow(2).mean()
+
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    with pytest.warns(UserWarning, match="another loss than the model's own"):
+        Weighted(model_of("gpt2"), arguments, collate, train_dataset=data, callbacks=[recorder]).train()
+    assert not recorder.stopped
+    assert np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).all()
+    with pytest.raises(ArtifactError, match="not the model's own"):
+        gf.train_again(tmp_path / "runs")
+
+
+def test_a_loss_of_ones_own_is_told_in_a_training_that_goes_on(data, tests, tmp_path, monkeypatch):
+    own = Trainer.compute_loss
+    monkeypatch.setattr(Trainer, "compute_loss", lambda *given, **named: 1.01 * own(*given, **named))
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), Failing(3), **options)
+    recorder, checkpoint = gf.TrainerRecorder(tests, tmp_path / "runs"), tmp_path / "checkpoints" / "checkpoint-2"
+    with pytest.warns(UserWarning, match="another loss than the model's own"):
+        trained(model_of("gpt2"), data, tmp_path, recorder, resume=str(checkpoint), **options)
+    assert np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).all()
+
+
+class Freezing(TrainerCallback):
+    def on_step_end(self, args, state, control, *, model, **given) -> None:
+        if state.global_step == 2:
+            model.get_input_embeddings().requires_grad_(False)
+
+
+def test_parameters_that_are_frozen_on_the_way_are_told(data, tests, tmp_path):
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.warns(UserWarning, match=r"frozen or unfrozen in the middle of the training \(at step"):
+        trained(model_of("gpt2"), data, tmp_path, recorder, Freezing(), max_steps=4)
+    assert gf.load_dynamics(tmp_path / "runs").curricula[0].steps == 4
+    with pytest.raises(ArtifactError, match="frozen or unfrozen on the way"):
+        gf.train_again(tmp_path / "runs")
 
 
 def test_examples_of_a_curriculum_come_in_a_list():

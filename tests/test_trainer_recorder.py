@@ -429,15 +429,26 @@ def test_a_folder_without_tokens_cannot_be_trained_again(gpt, tmp_path):
 
 
 class Stopping(TrainerCallback):
-    def on_step_end(self, args, state, control, **given) -> None:
+    """At step 4, as a callback does that looks at steps or (EarlyStoppingCallback) at evaluations."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self._stop)
+
+    def _stop(self, args, state, control, **given) -> None:
         control.should_training_stop |= state.global_step == 4
 
 
-def test_a_training_that_stops_early_has_its_last_step_measured(data, tests, tmp_path):
+BEST = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("event", "options"), [("on_step_end", {}), ("on_evaluate", {**BEST, "load_best_model_at_end": True})]
+)
+def test_a_training_that_stops_early_has_its_last_step_measured(data, tests, tmp_path, event, options):
     ends = []
     for name, every in (("all", 1), ("some", 3)):
         recorder = gf.TrainerRecorder(tests, tmp_path / name, every=every)
-        trained(model_of("gpt2"), data, tmp_path, recorder, Stopping())
+        trained(model_of("gpt2"), data, tmp_path, recorder, Stopping(event), **options)
         ends.append(gf.load_dynamics(tmp_path / name).trajectories("loss")[0])
     assert np.flatnonzero(~np.isnan(ends[1]).any(axis=1)).tolist() == [0, 3, 4]
     np.testing.assert_array_equal(ends[1][-1], ends[0][-1])
@@ -449,23 +460,6 @@ def test_a_second_recorder_leaves_the_first_alone(data, tests, tmp_path):
         trained(model_of("gpt2"), data, tmp_path, first, second, max_steps=2)
     assert not first.stopped
     assert gf.load_dynamics(tmp_path / "first").curricula[0].steps == 2
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_loss_of_ones_own_is_told_from_the_models(data, tests, tmp_path, share):
-    class Weighted(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            output = model(**inputs)
-            return share * output.loss + output.logits.pow(2).mean()
-
-    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
-    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
-    with pytest.warns(UserWarning, match="another loss than the model's own"):
-        Weighted(model_of("gpt2"), arguments, collate, train_dataset=data, callbacks=[recorder]).train()
-    assert not recorder.stopped
-    assert np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).all()
-    with pytest.raises(ArtifactError, match="not the model's own"):
-        gf.train_again(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(("how", "reason"), [("amsgrad", "amsgrad"), ("cycle", "betas")])

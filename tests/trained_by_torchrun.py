@@ -17,5 +17,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     data, tests = (Dataset.from_list(json.loads((folder / f"{name}.json").read_text())) for name in ("data", "tests"))
     seen, recorder = Seen(data), gf.TrainerRecorder(tests, folder / "runs")
-    trained(model_of("llama"), data, folder, seen, recorder, ddp_backend="gloo", gradient_accumulation_steps=2)
+    options = {"gradient_accumulation_steps": 2, "logging_strategy": "steps", "logging_steps": 2}
+    trained(model_of("llama"), data, folder, seen, recorder, ddp_backend="gloo", **options)
     (folder / f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen.steps))

@@ -147,7 +147,7 @@ class GPTDynamics:
         generation = self.spec.generation if self.spec else None
         if metric not in TEXT_METRICS or generation is None:
             return steps
-        return steps[(steps % generation.every == 0) | (steps == steps[-1])]
+        return steps[generation.due(steps, steps[-1])]
 
     def interpolated(self) -> GPTDynamics:
         """The same runs with values between the steps that were measured, linear in the steps (`TrainerRecorder(every=...)`).

@@ -110,7 +110,7 @@ class GeneratedTexts:
     ) -> None:
         """prompts: int64 [tokens] of every test. Raises DataError, ConfigurationError."""
         self._rows = _rows(tests, metrics[0], having_choices=False)
-        self._tests, self._every, self._tokenizer = len(tests), settings.every, gpt.tokenizer
+        self._tests, self._settings, self._tokenizer = len(tests), settings, gpt.tokenizer
         examples = TaskPool(tests.name, tuple(tests[row] for row in self._rows))
         special = SpecialTokens.of(gpt)
         fitting = [
@@ -135,9 +135,9 @@ class GeneratedTexts:
         )
         self._scorer = TextScorer(examples, metrics, settings.tokenization, workers=scoring_processes)
 
-    def submit(self, seed: int, step: int, *, last: bool) -> list[tuple[int, str]] | None:
-        """Generate and have the texts scored; None between the steps that texts are generated at."""
-        if step % self._every and not last:
+    def submit(self, seed: int, step: int, *, last: int) -> list[tuple[int, str]] | None:
+        """Generate and have the texts scored; None between the steps that texts are generated at, of which `last` is one."""
+        if not self._settings.due(step, last):
             return None
         tokens = self._generator.generate(seed, step)
         # blanks as they were written, which are those of the references (`tokens.encode`)

@@ -162,8 +162,7 @@ class Recorder:
                         accuracy[step] = self._accuracy.measure()
                 if self._texts is not None:
                     with self._autocast():
-                        last = step == curriculum.steps
-                        texts.append(self._texts.submit(seed, step, last=last) if measured else None)
+                        texts.append(self._texts.submit(seed, step, last=curriculum.steps) if measured else None)
                 if on_step is not None:
                     on_step(step)
         trajectories = {"loss": tests}

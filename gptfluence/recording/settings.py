@@ -111,6 +111,10 @@ class Generation(Settings):
         """Without the tokenization that texts ask for: what was recorded before it could be chosen keeps its name."""
         return {name: value for name, value in write(self).items() if name != "tokenization" or value}
 
+    def due(self, step: Any, last: int) -> Any:
+        """Whether `every` asks for a measurement after a step, int or int [steps], of a run that ends with `last`."""
+        return (step % self.every == 0) | (step == last)
+
 
 class CurriculumConfig(Settings):
     """Random curricula: `subset_size` examples of the pool (instruction tuning: of each task), shuffled in each epoch."""

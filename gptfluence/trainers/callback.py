@@ -27,6 +27,7 @@ from gptfluence.recording.tokens import TokenizedExample, tokenize
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
 from gptfluence.trainers.arguments import check_supported, dropout_of, recording_of, run_facts
 from gptfluence.trainers.feeding import Feeding
+from gptfluence.trainers.followed import Followed
 from gptfluence.trainers.journal import Journal
 from gptfluence.trainers.measuring import Measuring, keeps_apart, learns_next_tokens
 from gptfluence.trainers.reporting import Reporting
@@ -40,7 +41,6 @@ WORDS = {  # of what is in `spec.json`
     "unsupported": "training arguments (optimizer, schedule or precision)",
     "model": "model or weights",
 }
-LOSSES_AGREE = 1e-4  # relative: the Trainer adds up the same numbers
 NOT_FOLLOWED = "The training is recorded, but the tangent simulator, replayed methods and train_again cannot follow it"
 _clip = torch.nn.utils.clip_grad_norm_
 
@@ -101,7 +101,7 @@ class TrainerRecorder(TrainerCallback):
             folder: where the runs of one GPT on one data set lie, with their tests; `load_dynamics` reads it.
             run: the run's name, such as "train-000" or "test-001": several trainings may lie in one folder.
             every: updates from one measurement to the next; values of steps between are nan. The last step is measured, too,
-                unless the training was stopped early and loaded its best model (load_best_model_at_end).
+                unless a training that saves only its best model (save_strategy="best") was stopped early and loaded it.
             metrics: what is measured of the tests; the loss always is. Accuracy needs examples of gptfluence, which know
                 their labels; BLEU and ROUGE-L compare with the tokens that count.
             generation: how texts are generated for BLEU and ROUGE-L, at the steps that are measured; None: the defaults.
@@ -141,7 +141,7 @@ class TrainerRecorder(TrainerCallback):
         self._examples: list[range] = []  # in each row of the training data: one, of packed rows several
         self._norm = self._rate = math.nan
         self._skipped = False
-        self._comparable = False  # whether the mean loss that the Trainer logs at its end is the journal's
+        self._followed: Followed | None = None  # None: it cannot be followed
 
     # --- what the Trainer calls ---------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class TrainerRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         self._close()
-        self.stopped = ""
+        self.stopped, self._followed, self._lost = "", None, False
         self._begin(args, state, control, **given)
 
     @_never_harming
@@ -203,8 +203,8 @@ class TrainerRecorder(TrainerCallback):
                 "all of `inputs` on to the model"
             )
         tokens = sum(count for _, _, count in seen)
-        last = state.global_step >= state.max_steps
-        measured = self._measuring.measure(state.global_step) if last or state.global_step % self.every == 0 else None
+        due = self.generation.due(state.global_step, state.max_steps)
+        measured = self._measuring.measure(state.global_step) if due else None
         if measured is not None:
             self._reporting.update(measured["loss"])
         self._journal.add(
@@ -215,6 +215,8 @@ class TrainerRecorder(TrainerCallback):
             gradient_norm=float(self._norm),
             skipped=self._skipped,
         )
+        if self._followed:
+            self._cannot_follow(self._followed.after_update(state.global_step))
 
     @_never_harming
     def on_epoch_end(self, args, state, control, **given) -> None:
@@ -228,21 +230,21 @@ class TrainerRecorder(TrainerCallback):
 
     @_never_harming
     def on_log(self, args, state, control, logs=None, **given) -> None:
-        """At its end the Trainer tells the mean of the losses that it trained on, which need not be the model's."""
-        if self._journal is None or not self._comparable or "train_loss" not in (logs or {}):
-            return
-        own, trained = self._journal.column("batch_loss", np.float64).mean(), logs["train_loss"]
-        if abs(own - trained) > LOSSES_AGREE * (1 + abs(own)):
-            self._journal.forget("batch_loss")
-            warnings.warn(
-                f"{self.folder}: the Trainer trained on another loss than the model's own (a compute_loss of yours, say): on average "
-                f"{trained:.4f}, where the model's was {own:.4f}. {NOT_FOLLOWED}",
-                RecordingWarning,
-                stacklevel=2,
-            )
+        """The Trainer tells means of the losses that it trained on, which need not be the model's."""
+        if self._journal is not None and self._followed:
+            losses = self._journal.column("batch_loss", np.float64)
+            self._cannot_follow(self._followed.after_log(logs or {}, losses))
+
+    def _cannot_follow(self, why: str) -> None:
+        """If there is a reason."""
+        if why:
+            self._followed, self._lost = None, self._followed is not None
+            warnings.warn(f"{self.folder}: {why}. {NOT_FOLLOWED}", RecordingWarning, stacklevel=2)
 
     @_never_harming
     def on_save(self, args, state, control, **given) -> None:
+        if control.should_training_stop:  # an evaluation has stopped it, before a better model is loaded
+            self._measure_last(state)
         if self._journal is not None:
             self._journal.sync()
 
@@ -256,6 +258,8 @@ class TrainerRecorder(TrainerCallback):
             return
         if not args.load_best_model_at_end:  # else the weights are now those of an earlier step
             self._measure_last(state)
+        if self._lost:
+            self._journal.forget("batch_loss")
         curriculum = Curriculum([step["rows"] for step in self._journal.steps[1:]])
         skipped = self._journal.column("skipped", bool)
         run = TrainingRun(
@@ -283,8 +287,9 @@ class TrainerRecorder(TrainerCallback):
         if recording and counted and not learns_next_tokens(model, counted):
             recording, unsupported = None, "the model's loss is not the mean cross-entropy of the next tokens"
         if recording is None:
-            warnings.warn(f"{self.folder}: {unsupported}. {NOT_FOLLOWED}", RecordingWarning, stacklevel=2)
-        self._comparable = recording is not None and not state.global_step and args.world_size == 1
+            self._cannot_follow(unsupported)
+        else:
+            self._followed = Followed(model, done=state.global_step, processes=args.world_size)
         spec = self._spec(state, model, pool, tests, recording, unsupported)
         tables = {
             kept.path_of(self.folder, side): kept.columns(examples)

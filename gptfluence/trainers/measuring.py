@@ -105,28 +105,30 @@ class Measuring:
 
         Raises DataError if the model cannot take a test's length.
         """
-        losses = torch.empty(self._tests, dtype=torch.float32, device=self._batches[0].input_ids.device)
-        values = {}
         with undisturbed(self._model):
             try:
-                for number, batch in enumerate(self._batches):
-                    logits = self._scored.logits(batch)
-                    losses[batch.rows] = example_losses(F.cross_entropy(logits, batch.labels, reduction="none"), batch)
-                    if self._accuracy is not None:
-                        self._accuracy.see(number, logits)
-                if self._accuracy is not None:
-                    values["accuracy"] = self._accuracy.measure()
+                values = self._read()
                 if self._texts is not None:
-                    written = self._texts.trajectories([self._texts.submit(0, step, last=True)])
+                    written = self._texts.trajectories([self._texts.submit(0, step, last=step)])
                     values |= {metric: rows[0] for metric, rows in written.items()}
-            except IndexError as error:  # learned positions end somewhere
-                longest = max(len(batch.input_ids[0]) for batch in self._batches) + 1
-                raise DataError(
-                    f"tests: the model cannot take the longest row, of {longest} tokens; shorten it"
-                ) from error
             finally:
                 self._scored.rest()
-        return {"loss": losses.cpu().numpy(), **values}
+        return values
+
+    def _read(self) -> dict[str, np.ndarray]:
+        """What the tests' own texts say: metric -> float32 [tests]."""
+        losses = torch.empty(self._tests, dtype=torch.float32, device=self._batches[0].input_ids.device)
+        try:
+            for number, batch in enumerate(self._batches):
+                logits = self._scored.logits(batch)
+                losses[batch.rows] = example_losses(F.cross_entropy(logits, batch.labels, reduction="none"), batch)
+                if self._accuracy is not None:
+                    self._accuracy.see(number, logits)
+        except IndexError as error:  # learned positions end somewhere
+            longest = max(len(batch.input_ids[0]) for batch in self._batches) + 1
+            raise DataError(f"tests: the model cannot take the longest row, of {longest} tokens; shorten it") from error
+        accuracy = {} if self._accuracy is None else {"accuracy": self._accuracy.measure()}
+        return {"loss": losses.cpu().numpy(), **accuracy}
 
     def close(self) -> None:
         """Give the model back as it came."""

@@ -21,6 +21,7 @@ from gptfluence.common import machine
 from gptfluence.common.errors import ModelError
 from gptfluence.recording.curriculum import Curriculum
 from gptfluence.recording.record import Wanted, devices
+from gptfluence.recording.settings import Generation
 from gptfluence.recording.store import missing_runs
 from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.recording.workers import curriculum_of
@@ -50,15 +51,15 @@ class Recording:
     def disk(self) -> int:
         """Bytes of the runs that are missing: float32 numbers that hardly compress, of the steps at which they are measured."""
         wanted, end = self.wanted, self.curriculum.steps
-        written = sum(_writes(step, end, self.every) for step in range(end + 1))
+        written = sum(_writes(self.generation, step, end) for step in range(end + 1))
         rows = sum(written if metric in TEXT_METRICS else end + 1 for metric in wanted.metrics)
         of_pool = (end + 1) * len(wanted.texts.pool) * wanted.recording.record_pool
         return self.missing * (4 * (rows * len(wanted.texts.tests) + of_pool) + FILES)
 
     @property
-    def every(self) -> int | None:
-        """Steps between generated texts; None: none are."""
-        return self.wanted.generation.every if self.wanted.spec.generation is not None else None
+    def generation(self) -> Generation | None:
+        """How texts are generated; None: none are."""
+        return self.wanted.generation if self.wanted.spec.generation is not None else None
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _probe(given: tuple[str, tuple[str, ...], str, Runs, str | None]) -> Probe:
             loaded = time.perf_counter()
             recorder.record("probe", first, on_step=lambda _: marks.append(time.perf_counter()))
     spent = [after - before for before, after in zip([loaded, *marks], marks, strict=False)]
-    seconds = _of_run(spent, curriculum.steps, one.every)
+    seconds = _of_run(spent, curriculum.steps, one.generation)
     return Probe(loaded - started, seconds, _most_memory())
 
 
@@ -165,25 +166,26 @@ def _most_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _writes(step: int, end: int, every: int | None) -> bool:
+def _writes(generation: Generation | None, step: int, end: int) -> bool:
     """Whether texts are written after a step of a run that has `end`."""
-    return every is not None and (step % every == 0 or step == end)
+    return generation is not None and generation.due(step, end)
 
 
-def _of_run(spent: list[float], steps: int, every: int | None) -> float:
+def _of_run(spent: list[float], steps: int, generation: Generation | None) -> float:
     """Seconds of a run of `steps`, from those of its first ones.
 
-    spent: of the measurement before training and of each step of the probe; every: steps between generated texts
+    spent: of the measurement before training and of each step of the probe
     """
     last = len(spent) - 1
     groups: dict[bool, list[float]] = {True: [], False: []}
     for step, seconds in enumerate(spent[1:], start=1):
-        groups[_writes(step, last, every)].append(seconds)
+        groups[_writes(generation, step, last)].append(seconds)
     # the first step is slower than the others: memory is claimed, and the optimizer made
     typical = {with_texts: statistics.median(found[-2:]) for with_texts, found in groups.items() if found}
     with_texts = typical.get(True, 0.0)
     return spent[0] + sum(
-        with_texts if _writes(step, steps, every) else typical.get(False, with_texts) for step in range(1, steps + 1)
+        with_texts if _writes(generation, step, steps) else typical.get(False, with_texts)
+        for step in range(1, steps + 1)
     )
 
 
