@@ -1,15 +1,15 @@
 """What a GPU gives: the same numbers, and how fast runs are recorded, tangents taken and curricula simulated there.
 
-    python benchmarks/gpu.py --results FOLDER                        # all sections, about five minutes on an H100
+    python benchmarks/gpu.py --results FOLDER                        # all sections, at most eight minutes
     python benchmarks/gpu.py --sections card checks --results FOLDER # some; the others in FOLDER/gpu.json stay
     python benchmarks/gpu.py --device cpu --quick                    # tiny GPTs on the CPU: shows that everything works
 
 Sections: card (peak of matrix products, bandwidth), checks (CPU and GPU agree; a run twice on the GPU), tangents, rollouts, speed
-(recording GPTs of Pythia's shapes, in one process and in several). Each has a time limit and writes what it found; a
+(recording GPTs of Pythia's shapes, in one process and in several), ways (other ways to measure the tests: `gpu_ways.py`). Each has a time limit and writes what it found; a
 section that fails or is cut off is noted with its error, and the next one begins. Weights are random, texts are random tokens.
 
 A step is one update with 4 texts and the losses of all tests. Its share of the card's peak is that of the multiplications that the
-recorder needs (`gpu_work.Work.flops_a_step`), whoever does the work, of the measured bf16 peak.
+recorder needs (`gpu_work.Work.flops`), whoever does the work, of the measured bf16 peak.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu_ways
 import gpu_work
 import numpy as np
 import torch
@@ -35,9 +36,11 @@ from gptfluence.gradients.products import Replayer
 from gptfluence.recording.generation import Generator
 from gptfluence.recording.logits import ScoredLogits
 from gptfluence.recording.settings import AdamW, Generation
+from gptfluence.recording.tokens import bucketed
 from gptfluence.simulators.fitting import rollout
 
 CANDIDATES, POSITIONS = 8, 48
+TEXTS: tuple = (64, 200, (48, 144))  # of pool and tests, and their lengths in tokens
 WEIGHTS = 20  # bytes a parameter while a run is recorded: weights, their copy, gradients, two moments
 
 
@@ -322,7 +325,7 @@ def fitting(shape: str, counts: list[int]) -> list[int]:
 
 
 def speed(bench: Bench) -> Iterator[Comparison]:
-    texts: tuple = (64, 200, (48, 144))
+    texts = TEXTS
     shapes = [("14M", "bf16"), ("410M", "bf16"), ("70M", "bf16"), ("160M", "bf16"), ("1B", "bf16"), ("14M", "fp32"), ("410M", "fp32")]  # fmt: skip
     budgets, counts, seconds = [1024, 4096, 16384], [4, 8, 12], 1.5
     if bench.quick:
@@ -342,7 +345,7 @@ def speed(bench: Bench) -> Iterator[Comparison]:
 def recording(bench: Bench, pool: Pool, shape: str, precision: str, plan: tuple) -> Comparison:
     texts, budgets, counts, seconds = plan
     work = Work.of(shape, *texts)
-    flops, tokens = work.flops_a_step(shape), work.tokens_a_step
+    flops, tokens = sum(work.flops(shape)), work.tokens_a_step
 
     def side(label: str, rates: list[float]) -> Side:
         rate = sum(rates)
@@ -370,6 +373,37 @@ def recording(bench: Bench, pool: Pool, shape: str, precision: str, plan: tuple)
     )
 
 
+# --- other ways to measure the tests --------------------------------------------------------------------------------------
+
+
+def ways(bench: Bench) -> Iterator[Comparison]:
+    texts: tuple = (8, 12, (12, 24)) if bench.quick else TEXTS
+    large, small = ("tiny", "tiny") if bench.quick else ("410M", "14M")
+    for shape, compiled in ((large, False), (small, False), (large, True)):
+        work, gpt = Work.of(shape, *texts), made(shape, bench.device)
+        flops, sides, truth = work.flops(shape)[1], [], None
+        batches = bucketed(work.tokens[1], 16384, "target", bench.device)
+        for name, make in gpu_ways.ways(gpt, batches, compiled=compiled):
+            try:
+                way = make()
+                seconds = bench.seconds(way)
+                losses = way().float()
+            except RuntimeError as error:
+                bench.facts.setdefault("failed", []).append(f"ways, {shape}, {name}: {error}")
+                continue
+            truth = losses.clone() if truth is None else truth
+            share = None if bench.peak is None else 1e-12 * flops / float(np.median(seconds)) / bench.peak
+            also = {"share of the bf16 peak": share, "losses, nats": float((losses - truth).abs().max())}
+            sides.append(Side(name, [1000 * s for s in seconds], also))
+        yield Comparison(
+            f"The losses of {texts[1]} tests, Pythia {shape} shape, {'compiled' if compiled else 'in other ways'}",
+            "ms",
+            sides,
+            reference=sides[0].label,
+            notes=["losses: largest difference of a token's from fp32's"],
+        )
+
+
 # --- sections -----------------------------------------------------------------------------------------------------------
 
 # seconds that each may take
@@ -378,7 +412,8 @@ SECTIONS: dict[str, tuple[Callable[[Bench], Iterator[Comparison]], int]] = {
     "checks": (checks, 110),
     "tangents": (tangents, 40),
     "rollouts": (rollouts, 30),
-    "speed": (speed, 230),
+    "speed": (speed, 200),
+    "ways": (ways, 70),
 }
 
 

@@ -93,11 +93,11 @@ class Work:
         pool, tests = ([len(one.ids) - 1 for one in part] for part in self.tokens)
         return BATCH * float(np.mean(pool)) + sum(tests)
 
-    def flops_a_step(self, shape: str) -> float:
-        """Of matrix products: two for each multiplication; a backward pass has twice those of its forward pass.
+    def flops(self, shape: str) -> tuple[float, float]:
+        """Of the matrix products of an update and of one pass over the tests: two for each multiplication.
 
-        Counted is what the recorder needs: attention only looks back, and the last MLP and the output embedding see scored
-        tokens alone.
+        A backward pass has twice those of its forward pass. Counted is what the recorder needs: attention only looks back, and
+        the last MLP and the output embedding see scored tokens alone.
         """
         width, layers, _, inner, vocabulary = SHAPES[shape]
 
@@ -108,7 +108,7 @@ class Work:
             return attention + mlp + 2 * width * vocabulary * scored
 
         pool, tests = ([forward(one) for one in part] for part in self.tokens)
-        return 3 * BATCH * float(np.mean(pool)) + sum(tests)
+        return 3 * BATCH * float(np.mean(pool)), sum(tests)
 
 
 class ObviousLoop:

@@ -9,18 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from gptfluence.common import files
 from gptfluence.recording import store
 from gptfluence.recording.dynamics import Source
 from gptfluence.recording.record import Wanted, record_missing
 from gptfluence.recording.settings import DrawnCurricula, Generation, Recording
+from gptfluence.recording.tokens import bucketed
 
 
 @pytest.fixture
 def llama(tmp_path):
     """A tiny Llama as a GGUF with quantized weights, and the folder that transformers would save of it."""
-    import torch
     from gguf import GGMLQuantizationType, GGUFWriter, quants
     from safetensors.torch import save_file
 
@@ -216,6 +217,22 @@ def test_the_obvious_loop_and_the_recorder_do_the_same_work(load):
     assert not np.allclose(ours[0], ours[-1], atol=1e-3)
 
 
+def test_other_ways_to_measure_give_the_recorders_losses(load):
+    gpu_ways, gpu_work = load("gpu_ways"), load("gpu_work")
+    work, gpt = gpu_work.Work.of("tiny", 8, 12, (12, 30)), gpu_work.made("tiny")
+    batches = bucketed(work.tokens[1], 64, "target")
+    losses = {name: make()() for name, make in gpu_ways.ways(gpt, batches, compiled=False)}
+    truth = losses.pop("fp32")
+    assert len(losses) == 2
+    for found in losses.values():
+        assert 0 < (found - truth).abs().max() < 0.02  # bfloat16 has 8 bits
+    with work.recorder(gpt, "cpu", token_budget=64) as recorder:
+        recorded = recorder._measure(recorder._test_batches, work.tests, "run", 0)
+    ours = torch.cat([batch.rows[batch.owner] for batch in batches])
+    means = [float(truth[ours == row].mean()) for row in range(len(work.tests))]
+    np.testing.assert_allclose(recorded, means, atol=1e-5)
+
+
 def test_flops_are_those_of_torchs_counter(load):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -227,4 +244,4 @@ def test_flops_are_those_of_torchs_counter(load):
         with FlopCounterMode(display=False) as measuring:
             recorder._measure(recorder._test_batches, work.tests, "run", 0)
     counted = counter.get_total_flops() - measuring.get_total_flops()  # one step
-    assert work.flops_a_step("small") == pytest.approx(counted, rel=0.1)
+    assert sum(work.flops("small")) == pytest.approx(counted, rel=0.1)
