@@ -202,26 +202,33 @@ def test_a_table_longer_than_a_page_breaks_between_pages():
     long = tables.methods_by_task(summary(blocks, tasks=["rte", "sst2", "boolq", "webnlg"]), by=["model"])
     assert len(long.rows) > PAGE_ROWS
     tex = long.to_tex("A caption", "tab:long")
-    assert tex.count(r"\begin{longtable}") == tex.count(r"\end{longtable}") == 1
-    assert r"\caption{A caption} \label{tab:long}" in tex
-    assert all(f"\n{block['model']} & " in tex for block in blocks)
-    rows = tex.split("\\endlastfoot\n")[1].split("\\end{longtable}")[0].splitlines()
-    bodies = [line for line in rows if line != "\\addlinespace"]
-    assert len(bodies) == len(long.rows)
-    assert {line.count("&") for line in bodies} == {len(long.columns) - 1}
-    head = tex.split("\\endlastfoot\n")[0]
-    layout = re.search(r"\\begin\{longtable\}\{@\{\}([lr]+)@\{\}\}", tex)[1]
-    assert len(layout) == len(long.columns)
-    heading = [line for line in head.splitlines() if line.startswith(("model & ", "Model & "))]
-    assert len(heading) == 2  # once for the first page, once for those after it
-    assert heading[0] == heading[1]
-    assert head.count(r"\endfirsthead") == head.count(r"\endhead") == 1
-    blocks_named = [line.split(" & ")[0].strip() for line in bodies]
-    assert [name for name in blocks_named if name] == [block["model"] for block in blocks]
-    assert len(rows) - len(bodies) == 3 * 5 - 1  # a gap before each task or average but the first
+    parts = tex.split(r"\begin{table*}")[1:]
+    assert len(parts) == tex.count(r"\end{tabular}") == tex.count(r"\end{adjustbox}") == 2
+    assert r"\caption{A caption}" in parts[0]
+    assert r"\label{tab:long}" in parts[0]
+    assert "\\addtocounter{table}{-1}\n\\caption[]{(continued)}" in parts[1]
+    assert "label" not in parts[1]
+    bodies = [part.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines() for part in parts]
+    cells = [[line for line in body if line != "\\addlinespace"] for body in bodies]
+    assert [len(rows) <= PAGE_ROWS for rows in cells] == [True, True]
+    assert sum(map(len, cells)) == len(long.rows)
+    assert {line.count("&") for rows in cells for line in rows} == {len(long.columns) - 1}
+    assert all(
+        rows[0].split(" & ")[0].strip() and rows[0].split(" & ")[1].strip() for rows in cells
+    )  # groups are named
+    heads = [part.split("\\midrule\n")[0].split("\\toprule\n")[1] for part in parts]
+    assert heads[0] == heads[1]
+    groups = 3 * 5  # tasks and averages of each block
+    assert sum(body.count("\\addlinespace") for body in bodies) == groups - len(parts)
     short = tables.methods_by_task(summary(blocks[:2]), by=["model"]).to_tex()
     assert short.count(r"\begin{tabular}") == short.count(r"\begin{table*}") == 1
-    assert "longtable" not in short
+
+
+def test_a_group_longer_than_a_page_is_cut():
+    rows = [["a", str(k)] for k in range(2 * PAGE_ROWS + 1)]
+    tex = Table([("x", ""), ("y", "")], rows, pd.DataFrame(), stubs=2, notes=("a note",)).to_tex("A caption", "tab:x")
+    assert [part.count("\\\\\n") - 1 for part in tex.split(r"\begin{table*}")[1:]] == [PAGE_ROWS, PAGE_ROWS, 1]
+    assert tex.count("a note") == 1
 
 
 @settings(max_examples=50, deadline=None)

@@ -92,7 +92,7 @@ def test_a_saved_table_has_a_caption_and_a_label_in_latex(tmp_path, repeated):
     printed = r"$R^2_{\mathrm{dev}}$ = 1 - MSE / MSE(mean), 90\% of\_it \& more."
     assert tex.count(rf"\caption{{{printed}}}") == 1
     assert tex.count(r"\label{tab:tab99_orders}") == 1
-    assert tex.count(r"\caption[]{(continued)}") == (repeated > 1)  # a long table names itself on every page
+    assert tex.count(r"\caption[]{(continued)}") == (repeated > 1)  # the part on the second page
     for environment in re.findall(r"\\begin\{(.*?)\}", tex):
         assert tex.count(rf"\begin{{{environment}}}") == tex.count(rf"\end{{{environment}}}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ TEX = {
 }  # fmt: skip
 TEX_WORDS = dict.fromkeys(("R²dev", "R2_dev"), r"$R^2_{\mathrm{dev}}$")
 PAGE_ROWS = 50  # of a table that still fits on a page
+FITTED = "\\begin{adjustbox}{max width=\\textwidth, max totalheight=0.8\\textheight}"
 
 
 @dataclass(frozen=True)
@@ -88,30 +89,46 @@ class Table:
         return f'<div class="mathjax_ignore tex2jax_ignore">{self.to_html()}</div>'
 
     def to_tex(self, caption: str = "", label: str = "") -> str:
-        """A table with its caption and label, to \\input into a document that uses booktabs.
+        """A table with its caption and label, to \\input into a document that uses booktabs and adjustbox.
 
-        A table longer than a page is a longtable, which wants the package of that name and a page of one column. Its caption
-        stands on the first page, and "continued" on the others.
+        It is as wide as the page at most, of one column or two; what is wider is set smaller. A table longer than a page becomes
+        several, of which the first has caption and label, and the others "continued" and the same number.
         """
-        long = len(self.rows) > PAGE_ROWS
         title = tex(" ".join(caption.split()))
+        first, *others = self._pages()
+        notes = "".join(f"\\par\\noindent{{\\footnotesize {tex(note)}}}\n" for note in self.notes)
+        columns = "@{}" + "".join("l" if self._left(j) else "r" for j in range(len(self.columns))) + "@{}"
+        floats = [first._float(columns, title, label), *(page._float(columns, "(continued)", "") for page in others)]
+        floats[1:] = [text.replace("\\caption{", "\\addtocounter{table}{-1}\n\\caption[]{") for text in floats[1:]]
+        floats[-1] = floats[-1].replace("\\end{table*}", f"{notes}\\end{{table*}}")
+        return "% needs booktabs and adjustbox\n" + "".join(floats)
+
+    def _pages(self) -> list[Table]:
+        """The table in parts that fit on a page each, cut between groups of rows where that is possible."""
+        starts, breaks = [0], self._breaks()
+        while len(self.rows) - starts[-1] > PAGE_ROWS:
+            full = starts[-1] + PAGE_ROWS
+            starts.append(max((row for row in breaks if starts[-1] < row <= full), default=full))
+        parts = [slice(*ends) for ends in pairwise([*starts, len(self.rows)])]
+        return [replace(self, rows=self.rows[part], bold=self._stressed()[part]) for part in parts]
+
+    def _float(self, columns: str, title: str, label: str) -> str:
+        """One table* of LaTeX; title: of its caption, as LaTeX sets it."""
         text = self._styler(tex, "textbf:--rwrap").to_latex(
-            column_format="@{}" + "".join("l" if self._left(j) else "r" for j in range(len(self.columns))) + "@{}",
+            column_format=columns,
             hrules=True,
             sparse_columns=True,
             multicol_align="c",
-            environment="longtable" if long else "table*",
-            position_float=None if long else "centering",
+            environment="table*",
+            position_float="centering",
             caption=title or None,
             label=label or None,
         )
-        text = text.replace(f"\\caption[]{{{title}}}", "\\caption[]{(continued)}")
-        needs = "booktabs and longtable, and one column" if long else "booktabs"
-        notes = "".join(f"\\par\\noindent{{\\footnotesize {tex(note)}}}\n" for note in self.notes)
         head, rows, foot = self._parts_of(text)
-        foot = f"{foot}{notes}" if long else foot.replace("\\end{table*}", f"{notes}\\end{{table*}}")
+        head = head.replace("\\begin{tabular}", f"{FITTED}\n\\begin{{tabular}}")
+        foot = foot.replace("\\end{tabular}", "\\end{tabular}\n\\end{adjustbox}")
         spaced = ["\\addlinespace\n" * (i in self._breaks()) + row for i, row in enumerate(rows)]
-        return f"% needs {needs}\n{head}{''.join(spaced)}{foot}"
+        return f"{head}{''.join(spaced)}{foot}"
 
     def _styler(self, escape: Callable[[str], str], bold: str) -> Styler:
         """pandas' printer of the table; bold: its style for cells that are stressed."""
@@ -139,9 +156,8 @@ class Table:
             rules += [f"\\cmidrule(lr){{{start}-{start + width - 1}}}"] if heading else []
             start += width
         if rules:
-            for place in [i for i, line in enumerate(lines) if line.startswith("\\toprule")][::-1]:
-                lines.insert(place + 2, " ".join(rules) + "\n")
-        last = max(i for i, line in enumerate(lines) if line.startswith(("\\midrule", "\\endlastfoot")))
+            lines.insert(lines.index("\\toprule\n") + 2, " ".join(rules) + "\n")
+        last = lines.index("\\midrule\n")
         end = last + 1 + len(self.rows)
         return "".join(lines[: last + 1]), lines[last + 1 : end], "".join(lines[end:])
 
