@@ -65,6 +65,12 @@ def test_a_point_below_the_floor_is_a_triangle_on_it_and_one_undefined_is_not_dr
     assert texts == ["Persistence", "GPTfluence", "Tangent simulator", "below -1"]
 
 
+def test_a_place_where_nothing_was_measured_says_so(points):
+    figure = plot_intervals(points, xlabel="", ylabel="")
+    said = [[(text.get_position()[0], text.get_text()) for text in axis.texts] for axis in figure.axes]
+    assert said == [[], [(1, "not\nmeasured")]]
+
+
 def test_intervals_are_drawn_where_there_are_any(points):
     figure = plot_intervals(points, xlabel="", ylabel="", line=None)
     bars = [tuple(path[:, 1]) for each in bars_of(figure.axes[0]) for path in each.get_segments()]
