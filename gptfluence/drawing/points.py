@@ -180,7 +180,7 @@ def _mark_empty(axis: Axes, positions: Sequence[object], measured: pd.Series) ->
     for place, x in enumerate(positions):
         if x not in set(measured):
             look = {"ha": "center", "va": "center", "color": "#767676", "fontsize": "x-small"}
-            axis.text(place, 0.5, "not\nmeasured", transform=axis.get_xaxis_transform(), **look)
+            axis.text(place, 0.8, "not\nmeasured", transform=axis.get_xaxis_transform(), **look)
 
 
 def _handles(
