@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import gptfluence as gf
 from gptfluence.common.errors import ArtifactError, ConfigurationError
 from gptfluence.recording import store
+from gptfluence.trainers.callback import RecordingWarning
 from trainings import collate, model_of, rows, trained
 
 
@@ -139,11 +142,52 @@ class Freezing(TrainerCallback):
 
 def test_parameters_that_are_frozen_on_the_way_are_told(data, tests, tmp_path):
     recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
-    with pytest.warns(UserWarning, match=r"frozen or unfrozen in the middle of the training \(at step"):
+    with pytest.warns(UserWarning, match=r"frozen or unfrozen after the training had begun \(before update 3\)"):
         trained(model_of("gpt2"), data, tmp_path, recorder, Freezing(), max_steps=4)
     assert gf.load_dynamics(tmp_path / "runs").curricula[0].steps == 4
     with pytest.raises(ArtifactError, match="frozen or unfrozen on the way"):
         gf.train_again(tmp_path / "runs")
+
+
+def test_what_was_said_of_a_training_stays_said_when_it_is_resumed(data, tests, tmp_path):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4}
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.warns(UserWarning, match="frozen or unfrozen"), pytest.raises(KeyboardInterrupt):
+        trained(model_of("gpt2"), data, tmp_path, recorder, Freezing(), Failing(5), **options)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    trained(model_of("gpt2"), data, tmp_path, recorder, resume=str(checkpoint), **options)
+    with pytest.raises(ArtifactError, match="frozen or unfrozen on the way"):
+        gf.train_again(tmp_path / "runs")
+    trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), **options)  # from the start
+    assert not np.isnan(gf.load_dynamics(tmp_path / "runs").runs[0].batch_loss).any()
+
+
+def test_labels_that_the_model_never_predicts_are_told(data, tests, tmp_path):
+    """GPT-2's Trainer counts the first label of a row, which has no token before it."""
+    whole = data.map(lambda row: {"labels": row["input_ids"]})
+    recorder = gf.TrainerRecorder(tests, tmp_path / "runs")
+    with pytest.warns(UserWarning, match=r"divides a loss of \d+ tokens by \d+ labels.*give those the label -100"):
+        trained(model_of("gpt2"), whole, tmp_path, recorder, max_steps=2)
+    masked = data.map(lambda row: {"labels": [-100, *row["input_ids"][1:]]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RecordingWarning)
+        trained(model_of("gpt2"), masked, tmp_path, gf.TrainerRecorder(tests, tmp_path / "other"), max_steps=2)
+        trained(model_of("llama"), whole, tmp_path, gf.TrainerRecorder(tests, tmp_path / "llama"), max_steps=2)
+
+
+def test_a_loss_that_a_user_logs_is_not_the_trainers(data, tests, tmp_path, monkeypatch):
+    own = Trainer.compute_loss
+
+    def logging(self, *given, **named):
+        self.log({"loss": 99.0})
+        return own(self, *given, **named)
+
+    monkeypatch.setattr(Trainer, "compute_loss", logging)
+    options = {"max_steps": 4, "logging_strategy": "steps", "logging_steps": 1, "gradient_accumulation_steps": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RecordingWarning)
+        trained(model_of("gpt2"), data, tmp_path, gf.TrainerRecorder(tests, tmp_path / "runs"), **options)
 
 
 def test_examples_of_a_curriculum_come_in_a_list():

@@ -19,8 +19,8 @@ TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "²": "$^2$",
     "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "±": r"$\pm$",
-    "×": r"$\times$", "≠": r"$\neq$", "≤": r"$\leq$", "·": r"$\cdot$", "∞": r"$\infty$", "<": "$<$", ">": "$>$",
-    "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ρ": r"$\rho$", "µ": r"$\mu$",
+    "×": r"$\times$", "≠": r"$\neq$", "≤": r"$\leq$", "≥": r"$\geq$", "·": r"$\cdot$", "∞": r"$\infty$", "<": "$<$", ">": "$>$",
+    "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "ρ": r"$\rho$", "µ": r"$\mu$", "μ": r"$\mu$", "σ": r"$\sigma$", "δ": r"$\delta$", "Δ": r"$\Delta$",
 }  # fmt: skip
 TEX_WORDS = dict.fromkeys(("R²dev", "R2_dev"), r"$R^2_{\mathrm{dev}}$")
 PAGE_ROWS = 50  # of a table that still fits on a page
@@ -98,7 +98,10 @@ class Table:
         first, *others = self._pages()
         notes = "".join(f"\\par\\noindent{{\\footnotesize {tex(note)}}}\n" for note in self.notes)
         columns = "@{}" + "".join("l" if self._left(j) else "r" for j in range(len(self.columns))) + "@{}"
-        floats = [first._float(columns, title, label), *(page._float(columns, "(continued)", "") for page in others)]
+        floats = [
+            first._float(columns, title, label),
+            *(page._float(columns, title and "(continued)", "") for page in others),
+        ]
         floats[1:] = [text.replace("\\caption{", "\\addtocounter{table}{-1}\n\\caption[]{") for text in floats[1:]]
         floats[-1] = floats[-1].replace("\\end{table*}", f"{notes}\\end{{table*}}")
         return "% needs booktabs and adjustbox\n" + "".join(floats)
@@ -127,6 +130,8 @@ class Table:
         head, rows, foot = self._parts_of(text)
         head = head.replace("\\begin{tabular}", f"{FITTED}\n\\begin{{tabular}}")
         foot = foot.replace("\\end{tabular}", "\\end{tabular}\n\\end{adjustbox}")
+        # LaTeX takes a bracket or a star that begins a row for an option of the rule or row above
+        rows = ["{}" * row.startswith(("[", "*")) + row for row in rows]
         spaced = ["\\addlinespace\n" * (i in self._breaks()) + row for i, row in enumerate(rows)]
         return f"{head}{''.join(spaced)}{foot}"
 
@@ -171,8 +176,8 @@ class Table:
 
     def _stressed(self) -> np.ndarray:
         """bool [rows, columns]: the cells that are bold; an empty one is not."""
-        filled = np.array([[bool(cell) for cell in row] for row in self.rows]).reshape(-1, len(self.columns))
-        return filled & (False if self.bold is None else self.bold)
+        filled = np.array([[bool(cell) for cell in row] for row in self.rows], bool).reshape(-1, len(self.columns))
+        return filled & (np.False_ if self.bold is None else self.bold)
 
     def _words(self) -> list[int]:
         return [j for j in range(len(self.columns)) if self._left(j)]

@@ -26,7 +26,7 @@ from gptfluence.recording.text_metrics import TEXT_METRICS
 from gptfluence.recording.tokens import TokenizedExample, tokenize
 from gptfluence.tasks.base import Example, Task, TaskPool, fingerprint
 from gptfluence.trainers.arguments import check_supported, dropout_of, recording_of, run_facts
-from gptfluence.trainers.feeding import Feeding
+from gptfluence.trainers.feeding import Feeding, Seen
 from gptfluence.trainers.followed import Followed
 from gptfluence.trainers.journal import Journal
 from gptfluence.trainers.measuring import Measuring, keeps_apart, learns_next_tokens
@@ -149,7 +149,7 @@ class TrainerRecorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         self._close()
-        self.stopped, self._followed, self._lost = "", None, False
+        self.stopped, self._followed = "", None
         self._begin(args, state, control, **given)
 
     @_never_harming
@@ -183,6 +183,8 @@ class TrainerRecorder(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, *, optimizer, **given) -> None:
         torch.nn.utils.clip_grad_norm_ = _clip
         self._rate = float(optimizer.param_groups[0]["lr"])
+        if self._followed:
+            self._followed.before_update()
 
     def on_optimizer_step(self, args, state, control, *, optimizer, **given) -> None:
         self._skipped = bool(getattr(optimizer, "step_was_skipped", False))
@@ -196,13 +198,13 @@ class TrainerRecorder(TrainerCallback):
     def _end_of_step(self, args, state, control, *, seen) -> None:
         if self._journal is None:
             return
-        rows = [example for part, _, _ in seen for row in part for example in self._examples[row]]
+        rows = [example for part in seen for row in part.rows for example in self._examples[row]]
         if not rows:
             raise DataError(
                 f"step {state.global_step}: the model was not given what was in the batch; a compute_loss of your own must pass "
                 "all of `inputs` on to the model"
             )
-        tokens = sum(count for _, _, count in seen)
+        tokens = sum(part.tokens for part in seen)
         due = self.generation.due(state.global_step, state.max_steps)
         measured = self._measuring.measure(state.global_step) if due else None
         if measured is not None:
@@ -211,12 +213,12 @@ class TrainerRecorder(TrainerCallback):
             measured,
             rows=rows,
             learning_rate=self._rate,
-            batch_loss=sum(loss for _, loss, _ in seen) / tokens if tokens else math.nan,
+            batch_loss=sum(part.total for part in seen) / tokens if tokens else math.nan,
             gradient_norm=float(self._norm),
             skipped=self._skipped,
         )
         if self._followed:
-            self._cannot_follow(self._followed.after_update(state.global_step))
+            self._cannot_follow(self._followed.after_update(state.global_step, tokens, seen[0].divisor))
 
     @_never_harming
     def on_epoch_end(self, args, state, control, **given) -> None:
@@ -231,14 +233,16 @@ class TrainerRecorder(TrainerCallback):
     @_never_harming
     def on_log(self, args, state, control, logs=None, **given) -> None:
         """The Trainer tells means of the losses that it trained on, which need not be the model's."""
-        if self._journal is not None and self._followed:
-            losses = self._journal.column("batch_loss", np.float64)
-            self._cannot_follow(self._followed.after_log(logs or {}, losses))
+        # the Trainer adds the parts of an update that it does not make to the next loss
+        if self._journal is not None and self._followed and not self._feeding.waiting:
+            self._cannot_follow(self._followed.after_log(logs or {}, self._journal.losses))
 
     def _cannot_follow(self, why: str) -> None:
         """If there is a reason."""
         if why:
-            self._followed, self._lost = None, self._followed is not None
+            if self._followed:
+                self._journal.lose(why)
+            self._followed = None
             warnings.warn(f"{self.folder}: {why}. {NOT_FOLLOWED}", RecordingWarning, stacklevel=2)
 
     @_never_harming
@@ -258,7 +262,7 @@ class TrainerRecorder(TrainerCallback):
             return
         if not args.load_best_model_at_end:  # else the weights are now those of an earlier step
             self._measure_last(state)
-        if self._lost:
+        if self._journal.lost:
             self._journal.forget("batch_loss")
         curriculum = Curriculum([step["rows"] for step in self._journal.steps[1:]])
         skipped = self._journal.column("skipped", bool)
@@ -439,7 +443,7 @@ def _gpt(model: torch.nn.Module, tokenizer: Any) -> GPT:
     return GPT("the model", model, tokenizer, int(positions))
 
 
-def _gathered(seen: tuple[list[int], float, int]) -> list[tuple[list[int], float, int]]:
+def _gathered(seen: Seen) -> list[Seen]:
     """What all processes have noted, in their order."""
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, seen)

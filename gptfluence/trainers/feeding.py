@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -17,6 +17,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from gptfluence.common.errors import ConfigurationError
 
 ROWS = "gptfluence_rows"  # the argument of the model's forward pass that the hook takes off
+
+
+class Seen(NamedTuple):
+    """rows: positions of the examples; total: the sum of their token losses, nan if not known; tokens: how many these are;
+    divisor: what the Trainer had the model divide by, the same in all processes, None if it did not say."""
+
+    rows: list[int]
+    total: float
+    tokens: int
+    divisor: int | None
 
 
 class _Numbered(Dataset):
@@ -90,6 +100,7 @@ class Feeding:
         self._set(_Numbered(self.dataset), _Collator(self.collate))
         self._rows: list[torch.Tensor] = []
         self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._divisor: Any = None
         self._hooks = [
             model.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._note_loss, with_kwargs=True),
@@ -114,17 +125,23 @@ class Feeding:
         if not self._training or loss is None or labels is None:
             return
         tokens = (labels[..., 1:] != -100).sum()
-        divisor = named.get("num_items_in_batch")
-        self._losses.append((loss.detach() * (tokens if divisor is None else divisor), tokens))
+        self._divisor = named.get("num_items_in_batch")
+        self._losses.append((loss.detach() * (tokens if self._divisor is None else self._divisor), tokens))
 
-    def take(self) -> tuple[list[int], float, int]:
-        """Since the last call: positions of the examples, the sum of their token losses (nan if not known), their tokens."""
+    @property
+    def waiting(self) -> bool:
+        """Whether there are parts of an update that has not come."""
+        return bool(self._rows)
+
+    def take(self) -> Seen:
+        """What was seen since the last call."""
         rows = [int(row) for part in self._rows for row in part.tolist()]
         known = len(self._losses) == len(self._rows) and bool(rows)
         total = math.fsum(float(loss) for loss, _ in self._losses) if known else math.nan
         tokens = sum(int(count) for _, count in self._losses)
-        self._rows, self._losses = [], []
-        return rows, total, tokens
+        divisor = int(self._divisor) if known and self._divisor is not None else None
+        self._rows, self._losses, self._divisor = [], [], None
+        return Seen(rows, total, tokens, divisor)
 
     def close(self) -> None:
         """Give model and loader back as they came."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 LOSSES_AGREE = 1e-4  # relative: the Trainer adds up the same numbers
@@ -15,31 +15,50 @@ class Followed:
 
     def __init__(self, model: torch.nn.Module, *, done: int, processes: int) -> None:
         """done: updates so far; processes: of the training"""
-        self._model = model
-        self._trained = self._trainable()
-        # the updates that a logged mean leaves out; the last one of several processes is of the first process alone
-        self._before = {"loss": done} | ({"train_loss": done} if processes == 1 else {})
+        self._model, self._done, self._alone = model, done, processes == 1
+        self._trained, self._changed = self._trainable(), False
+        self._logged = done  # updates up to the last logged loss
 
     def _trainable(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self._model.parameters()]
 
-    def after_update(self, step: int) -> str:
-        """Why it can be followed no longer, in words; empty if it can."""
-        if self._trainable() == self._trained:
-            return ""
-        return f"parameters were frozen or unfrozen in the middle of the training (at step {step})"
+    def before_update(self) -> None:
+        """Look at what the optimizer is about to change."""
+        self._changed = self._changed or self._trainable() != self._trained
 
-    def after_log(self, logs: dict[str, Any], losses: np.ndarray) -> str:
-        """As `after_update`. losses: float64 [updates], the model's own, nats per token"""
-        for name, before in self._before.items():
-            if name not in logs or len(losses) <= before:
-                continue
-            own, trained = losses[before:].mean(), logs[name]
-            if abs(own - trained) > LOSSES_AGREE * (1 + abs(own)):
-                return (
-                    "the Trainer trained on another loss than the model's own (a compute_loss of yours, say): on average "
-                    f"{trained:.4f}, where the model's was {own:.4f}"
-                )
-        if "loss" in logs:
-            self._before["loss"] = len(losses)
+    def after_update(self, step: int, tokens: int, divisor: int | None) -> str:
+        """Why it can be followed no longer, in words; empty if it can.
+
+        tokens: that the losses were of; divisor: what the Trainer told the model to divide their sum by
+        """
+        if self._changed:
+            return f"parameters were frozen or unfrozen after the training had begun (before update {step})"
+        if divisor is not None and divisor != tokens:
+            return (
+                f"the Trainer divides a loss of {tokens} tokens by {divisor} labels: it counts those that this model never "
+                "predicts, as the first of each row; give those the label -100"
+            )
         return ""
+
+    def after_log(self, logs: dict[str, Any], losses: Sequence[float]) -> str:
+        """As `after_update`. losses: of all updates so far, the model's own, nats per token"""
+        found = ""
+        if "loss" in logs and "learning_rate" in logs:  # else it is no log of the Trainer's own
+            found = _another(logs["loss"], losses[self._logged :])
+            self._logged = len(losses)
+        elif "train_loss" in logs and self._alone:  # of several processes, its end is of the first one alone
+            new = losses[self._done :]
+            # earlier versions of transformers divide the sum over the new updates by the number of all
+            if _another(logs["train_loss"] * len(losses) / max(1, len(new)), new):
+                found = _another(logs["train_loss"], new)
+        return found
+
+
+def _another(trained: float, losses: Sequence[float]) -> str:
+    own = sum(losses) / len(losses) if losses else trained
+    if not abs(own - trained) > LOSSES_AGREE * (1 + abs(own)):  # nan: a batch without labels says nothing
+        return ""
+    return (
+        "the Trainer trained on another loss than the model's own (a compute_loss of yours, say): on average "
+        f"{trained:.4f}, where the model's was {own:.4f}"
+    )

@@ -28,6 +28,8 @@ class Journal:
         Raises ArtifactError if they are not, or if the disk cannot be written.
         """
         self.path, self.header = path, header
+        self._lost = path.with_suffix(".lost")
+        self.losses: list[float] = []  # of each update, the model's own
         self.steps: list[dict[str, Any]] = []
         with write_errors(path, "recording"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +39,7 @@ class Journal:
             self._file.seek(end)
             if not done:
                 self._write(header)
+                self._lost.unlink(missing_ok=True)
 
     def _read(self, done: int) -> int:
         """Read the header and steps 0 to `done`; where they end."""
@@ -51,6 +54,7 @@ class Journal:
                 "first step on, or begin again"
             )
         self.header, self.steps = header, steps
+        self.losses = [step["batch_loss"] for step in steps[1:]]
         return sum(map(len, lines))
 
     def add(self, values: dict[str, np.ndarray] | None, **facts: Any) -> None:
@@ -60,6 +64,17 @@ class Journal:
         with write_errors(self.path, "recording"):
             self._write(line)
         self.steps.append(line)
+        self.losses += [facts["batch_loss"]] if "batch_loss" in facts else []
+
+    def lose(self, why: str) -> None:
+        """Say, for whoever resumes the training, too, that its losses are not what it was trained on."""
+        with write_errors(self._lost, "recording"):
+            self._lost.write_text(why + "\n", encoding="utf-8")
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was said."""
+        return self._lost.exists()
 
     def complete(self, values: dict[str, np.ndarray]) -> None:
         """What was measured of the last step when the training turned out to end there.
