@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --device cpu --quick                    # tiny GPTs on the CPU: shows that everything works
 
 Sections: card (peak of matrix products, bandwidth), checks (CPU and GPU agree; a run twice on the GPU), tangents, rollouts, speed
-(recording GPTs of Pythia's shapes, in one process and in several), ways (other ways to measure the tests: `gpu_ways.py`). Each has a time limit and writes what it found; a
-section that fails or is cut off is noted with its error, and the next one begins. Weights are random, texts are random tokens.
+(recording GPTs of Pythia's shapes, in one process and in several), ways (other ways to measure the tests: `gpu_ways.py`), and, only
+if it is named, compiled (by torch.compile, which takes minutes). Each has a time limit and writes what it found; a section that
+fails or is cut off is noted with its error, and the next one begins. Weights are random, texts are random tokens.
 
 A step is one update with 4 texts and the losses of all tests. Its share of the card's peak is that of the multiplications that the
 recorder needs (`gpu_work.Work.flops`), whoever does the work, of the measured bf16 peak.
@@ -21,6 +22,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -376,10 +378,9 @@ def recording(bench: Bench, pool: Pool, shape: str, precision: str, plan: tuple)
 # --- other ways to measure the tests --------------------------------------------------------------------------------------
 
 
-def ways(bench: Bench) -> Iterator[Comparison]:
+def ways(bench: Bench, *, compiled: bool = False) -> Iterator[Comparison]:
     texts: tuple = (8, 12, (12, 24)) if bench.quick else TEXTS
-    large, small = ("tiny", "tiny") if bench.quick else ("410M", "14M")
-    for shape, compiled in ((large, False), (small, False), (large, True)):
+    for shape in ("tiny",) if bench.quick else ("410M", "14M"):
         work, gpt = Work.of(shape, *texts), made(shape, bench.device)
         flops, sides, truth = work.flops(shape)[1], [], None
         batches = bucketed(work.tokens[1], 16384, "target", bench.device)
@@ -389,6 +390,8 @@ def ways(bench: Bench) -> Iterator[Comparison]:
                 seconds = bench.seconds(way)
                 losses = way().float()
             except RuntimeError as error:
+                if truth is None:
+                    raise
                 bench.facts.setdefault("failed", []).append(f"ways, {shape}, {name}: {error}")
                 continue
             truth = losses.clone() if truth is None else truth
@@ -413,12 +416,14 @@ SECTIONS: dict[str, tuple[Callable[[Bench], Iterator[Comparison]], int]] = {
     "tangents": (tangents, 40),
     "rollouts": (rollouts, 30),
     "speed": (speed, 200),
-    "ways": (ways, 70),
+    "ways": (ways, 60),
+    "compiled": (partial(ways, compiled=True), 300),
 }
+ASKED_FOR = ("compiled",)  # only: torch.compile takes minutes
 
 
-class OutOfTime(Exception):
-    """A section has had its seconds."""
+class OutOfTime(BaseException):
+    """A section has had its seconds. Nothing that it calls may take this for an error of its own."""
 
 
 def run(name: str, bench: Bench, limit: float) -> dict[str, Any]:
@@ -434,7 +439,7 @@ def run(name: str, bench: Bench, limit: float) -> dict[str, Any]:
         for comparison in section(bench):
             comparisons.append(comparison.facts())
             print(as_text(comparisons[-1]), flush=True)
-    except Exception:
+    except (Exception, OutOfTime):
         error = traceback.format_exc().replace(f"{RESULTS.parents[1]}/", "")  # results name no folder of the machine
         print(f"\n{name}: {error}", flush=True)
     finally:
@@ -447,7 +452,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--quick", action="store_true", help="tiny GPTs")
-    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument(
+        "--sections", nargs="+", choices=list(SECTIONS), default=[name for name in SECTIONS if name not in ASKED_FOR]
+    )
     parser.add_argument("--results", type=Path, help="write gpu.json into this folder; other sections in it stay")
     parser.add_argument("--commit", help="of the package, where there is no git")
     options = parser.parse_args(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
@@ -13,12 +14,22 @@ from gptfluence.recording.logits import ScoredLogits
 from gptfluence.recording.tokens import Batch
 
 
+def _not_packed(*_: object, **__: object) -> None:
+    """Always the same function: torch.compile would compile again for another one."""
+
+
 class Pass:
     """One pass over all tests, as the recorder makes it, with a copy of the model."""
 
     def __init__(self, gpt: GPT, batches: Sequence[Batch], *, autocast: bool = False, weights: torch.dtype) -> None:
-        self._model, self._batches, self._autocast = deepcopy(gpt.model).to(weights), batches, autocast
+        self._model, self._batches, self._autocast = deepcopy(gpt.model), batches, autocast
+        for (
+            parameter
+        ) in self._model.parameters():  # and not buffers: frequencies of positions stay as exact as autocast has them
+            parameter.data = parameter.data.to(weights)
         self._scored = ScoredLogits(self._model)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._losses: torch.Tensor | None = None
 
     @torch.inference_mode()
     def __call__(self) -> torch.Tensor:
@@ -28,27 +39,38 @@ class Pass:
             return torch.cat([self._scored.token_losses(batch) for batch in self._batches])
 
     def captured(self) -> Callable[[], torch.Tensor]:
-        """The same work as a CUDA graph: batches do not change in a run, and weights change in their places."""
+        """The same work as a CUDA graph: batches do not change in a run, and weights change in their places.
+
+        What is called afterwards is a method of this object, which owns the weights that the graph reads by their addresses.
+        """
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):  # claims memory and chooses kernels, which a graph cannot
-            self()
-            self()
+            self.traced()
+            self.traced()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            losses = self()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._losses = self.traced()
+        return self.replay
 
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return losses
+    def replay(self) -> torch.Tensor:
+        self._graph.replay()
+        return self._losses
 
-        return replay
+    def traced(self) -> torch.Tensor:
+        """As `__call__`, of texts that are known not to be packed.
 
-    def compiled(self) -> Pass:
-        """By torch.compile, at the first calls, which take a minute or more for 24 layers."""
+        transformers looks whether they are, which waits for the GPU; where it is traced it cannot look, and gives the attention a
+        mask, with which it is another, slower one.
+        """
+        with patch("transformers.masking_utils.find_packed_sequence_indices", _not_packed):
+            return self()
+
+    def compiled(self) -> Callable[[], torch.Tensor]:
+        """By torch.compile, at the first calls, which take minutes for 24 layers and batches of two shapes."""
         self._model.compile(dynamic=False)
-        return self
+        return self.traced
 
 
 def ways(
@@ -67,6 +89,7 @@ def ways(
         yield "bf16 by autocast, compiled", lambda: recorders().compiled()
         return
     yield "bf16 weights", light
+    yield "bf16 weights, not asking for packed rows", lambda: light().traced
     if batches[0].input_ids.is_cuda:
         yield "bf16 by autocast, CUDA graph", lambda: recorders().captured()
         yield "bf16 weights, CUDA graph", lambda: light().captured()

@@ -223,7 +223,7 @@ def test_other_ways_to_measure_give_the_recorders_losses(load):
     batches = bucketed(work.tokens[1], 64, "target")
     losses = {name: make()() for name, make in gpu_ways.ways(gpt, batches, compiled=False)}
     truth = losses.pop("fp32")
-    assert len(losses) == 2
+    assert len(losses) == 3
     for found in losses.values():
         assert 0 < (found - truth).abs().max() < 0.02  # bfloat16 has 8 bits
     with work.recorder(gpt, "cpu", token_budget=64) as recorder:
@@ -231,6 +231,28 @@ def test_other_ways_to_measure_give_the_recorders_losses(load):
     ours = torch.cat([batch.rows[batch.owner] for batch in batches])
     means = [float(truth[ours == row].mean()) for row in range(len(work.tests))]
     np.testing.assert_allclose(recorded, means, atol=1e-5)
+
+
+def test_a_traced_pass_has_the_attention_of_the_others(load, monkeypatch):
+    """With no mask, as a captured or compiled pass must have it to be the same work."""
+    gpu_ways, gpu_work = load("gpu_ways"), load("gpu_work")
+    work, gpt, seen = gpu_work.Work.of("tiny", 8, 12, (12, 30)), gpu_work.made("tiny"), []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*given, attn_mask=None, is_causal=False, **named):
+        seen.append((attn_mask is None, is_causal))
+        return attend(*given, attn_mask=attn_mask, is_causal=is_causal, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    one = gpu_ways.Pass(gpt, bucketed(work.tokens[1], 64, "target"), weights=torch.float32)
+    seen.clear()
+    one()
+    expected = seen.copy()
+    seen.clear()
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: True)
+    one.traced()
+    assert seen == expected
+    assert set(seen) == {(True, True)}
 
 
 def test_flops_are_those_of_torchs_counter(load):
