@@ -224,6 +224,21 @@ def test_a_table_longer_than_a_page_breaks_between_pages():
     assert short.count(r"\begin{tabular}") == short.count(r"\begin{table*}") == 1
 
 
+def test_a_row_that_begins_with_a_bracket_is_no_option_of_the_rule_above():
+    tex = Table([("x", ""), ("y", "")], [["[1]", "2"], ["*", "3"], ["a", "[4]"]], pd.DataFrame()).to_tex()
+    lines = tex.split("\\midrule\n")[1].splitlines()
+    assert [line.split(" &")[0] for line in lines[:3]] == ["{}[1]", "{}*", "a"]
+
+
+def test_a_long_table_without_a_caption_has_no_number_to_go_on_with():
+    rows = [[str(k), "2"] for k in range(PAGE_ROWS + 1)]
+    tex = Table([("x", ""), ("y", "")], rows, pd.DataFrame()).to_tex()
+    assert tex.count(r"\begin{table*}") == 2
+    assert "continued" not in tex
+    assert "addtocounter" not in tex
+    assert r"\begin{table*}" in Table([("x", ""), ("y", "")], [], pd.DataFrame()).to_tex()
+
+
 def test_a_group_longer_than_a_page_is_cut():
     rows = [["a", str(k)] for k in range(2 * PAGE_ROWS + 1)]
     tex = Table([("x", ""), ("y", "")], rows, pd.DataFrame(), stubs=2, notes=("a note",)).to_tex("A caption", "tab:x")
