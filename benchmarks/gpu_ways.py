@@ -23,9 +23,8 @@ class Pass:
 
     def __init__(self, gpt: GPT, batches: Sequence[Batch], *, autocast: bool = False, weights: torch.dtype) -> None:
         self._model, self._batches, self._autocast = deepcopy(gpt.model), batches, autocast
-        for (
-            parameter
-        ) in self._model.parameters():  # and not buffers: frequencies of positions stay as exact as autocast has them
+        # and not buffers: frequencies of positions stay as exact as autocast has them
+        for parameter in self._model.parameters():
             parameter.data = parameter.data.to(weights)
         self._scored = ScoredLogits(self._model)
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -318,8 +318,8 @@ def not_repeatable(dynamics: GPTDynamics) -> str:
     unknown_loss = [run.name for run in dynamics.runs if run.batch_loss is not None and np.isnan(run.batch_loss).all()]
     if unknown_loss and dynamics.spec.setting == TRAINER:
         return (
-            f"run {unknown_loss[0]} was trained with a loss that is not the model's own (compute_loss_func, say), or with "
-            "parameters that were frozen or unfrozen on the way, which this package cannot follow"
+            f"run {unknown_loss[0]} was trained with a loss that is not the model's own (compute_loss_func, or labels that it never "
+            "predicts), or with parameters that were frozen or unfrozen on the way, which this package cannot follow"
         )
     return ""
 
