@@ -38,11 +38,9 @@ from gptfluence.gradients.products import Replayer
 from gptfluence.recording.generation import Generator
 from gptfluence.recording.logits import ScoredLogits
 from gptfluence.recording.settings import AdamW, Generation
-from gptfluence.recording.tokens import bucketed
 from gptfluence.simulators.fitting import rollout
 
 CANDIDATES, POSITIONS = 8, 48
-TEXTS: tuple = (64, 200, (48, 144))  # of pool and tests, and their lengths in tokens
 WEIGHTS = 20  # bytes a parameter while a run is recorded: weights, their copy, gradients, two moments
 
 
@@ -327,7 +325,7 @@ def fitting(shape: str, counts: list[int]) -> list[int]:
 
 
 def speed(bench: Bench) -> Iterator[Comparison]:
-    texts = TEXTS
+    texts = gpu_work.TEXTS
     shapes = [("14M", "bf16"), ("410M", "bf16"), ("70M", "bf16"), ("160M", "bf16"), ("1B", "bf16"), ("14M", "fp32"), ("410M", "fp32")]  # fmt: skip
     budgets, counts, seconds = [1024, 4096, 16384], [4, 8, 12], 1.5
     if bench.quick:
@@ -375,38 +373,6 @@ def recording(bench: Bench, pool: Pool, shape: str, precision: str, plan: tuple)
     )
 
 
-# --- other ways to measure the tests --------------------------------------------------------------------------------------
-
-
-def ways(bench: Bench, *, compiled: bool = False) -> Iterator[Comparison]:
-    texts: tuple = (8, 12, (12, 24)) if bench.quick else TEXTS
-    for shape in ("tiny",) if bench.quick else ("410M", "14M"):
-        work, gpt = Work.of(shape, *texts), made(shape, bench.device)
-        flops, sides, truth = work.flops(shape)[1], [], None
-        batches = bucketed(work.tokens[1], 16384, "target", bench.device)
-        for name, make in gpu_ways.ways(gpt, batches, compiled=compiled):
-            try:
-                way = make()
-                seconds = bench.seconds(way)
-                losses = way().float()
-            except RuntimeError as error:
-                if truth is None:
-                    raise
-                bench.facts.setdefault("failed", []).append(f"ways, {shape}, {name}: {error}")
-                continue
-            truth = losses.clone() if truth is None else truth
-            share = None if bench.peak is None else 1e-12 * flops / float(np.median(seconds)) / bench.peak
-            also = {"share of the bf16 peak": share, "losses, nats": float((losses - truth).abs().max())}
-            sides.append(Side(name, [1000 * s for s in seconds], also))
-        yield Comparison(
-            f"The losses of {texts[1]} tests, Pythia {shape} shape, {'compiled' if compiled else 'in other ways'}",
-            "ms",
-            sides,
-            reference=sides[0].label,
-            notes=["losses: largest difference of a token's from fp32's"],
-        )
-
-
 # --- sections -----------------------------------------------------------------------------------------------------------
 
 # seconds that each may take
@@ -416,8 +382,8 @@ SECTIONS: dict[str, tuple[Callable[[Bench], Iterator[Comparison]], int]] = {
     "tangents": (tangents, 40),
     "rollouts": (rollouts, 30),
     "speed": (speed, 200),
-    "ways": (ways, 60),
-    "compiled": (partial(ways, compiled=True), 300),
+    "ways": (gpu_ways.section, 60),
+    "compiled": (partial(gpu_ways.section, compiled=True), 300),
 }
 ASKED_FOR = ("compiled",)  # only: torch.compile takes minutes
 

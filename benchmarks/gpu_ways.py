@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from common import Comparison, Side
+from gpu_work import TEXTS, Work, made
 
 from gptfluence.models.gpt import GPT
 from gptfluence.recording.logits import ScoredLogits
-from gptfluence.recording.tokens import Batch
+from gptfluence.recording.tokens import Batch, bucketed
+
+if TYPE_CHECKING:
+    from gpu import Bench
 
 
 def _not_packed(*_: object, **__: object) -> None:
@@ -92,3 +99,33 @@ def ways(
     if batches[0].input_ids.is_cuda:
         yield "bf16 by autocast, CUDA graph", lambda: recorders().captured()
         yield "bf16 weights, CUDA graph", lambda: light().captured()
+
+
+def section(bench: Bench, *, compiled: bool = False) -> Iterator[Comparison]:
+    """Time each way for a large GPT and a small one. compiled: as in `ways`"""
+    texts: tuple = (8, 12, (12, 24)) if bench.quick else TEXTS
+    for shape in ("tiny",) if bench.quick else ("410M", "14M"):
+        work, gpt = Work.of(shape, *texts), made(shape, bench.device)
+        flops, sides, truth = work.flops(shape)[1], [], None
+        batches = bucketed(work.tokens[1], 16384, "target", bench.device)
+        for name, make in ways(gpt, batches, compiled=compiled):
+            try:
+                way = make()
+                seconds = bench.seconds(way)
+                losses = way().float()
+            except RuntimeError as error:
+                if truth is None:
+                    raise
+                bench.facts.setdefault("failed", []).append(f"ways, {shape}, {name}: {error}")
+                continue
+            truth = losses.clone() if truth is None else truth
+            share = None if bench.peak is None else 1e-12 * flops / float(np.median(seconds)) / bench.peak
+            also = {"share of the bf16 peak": share, "losses, nats": float((losses - truth).abs().max())}
+            sides.append(Side(name, [1000 * s for s in seconds], also))
+        yield Comparison(
+            f"The losses of {texts[1]} tests, Pythia {shape} shape, {'compiled' if compiled else 'in other ways'}",
+            "ms",
+            sides,
+            reference=sides[0].label,
+            notes=["losses: largest difference of a token's from fp32's"],
+        )

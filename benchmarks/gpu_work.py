@@ -36,6 +36,7 @@ SHAPES = {
     "1B": (2048, 16, 8, 8192, 50304),
 }
 BATCH, TEST_BATCH = 4, 8
+TEXTS: tuple = (64, 200, (48, 144))  # of pool and tests, and their lengths in tokens
 IGNORED = -100
 
 

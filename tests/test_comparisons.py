@@ -216,12 +216,21 @@ def test_a_table_longer_than_a_page_breaks_between_pages():
     assert all(
         rows[0].split(" & ")[0].strip() and rows[0].split(" & ")[1].strip() for rows in cells
     )  # groups are named
+    assert all(f"\n{block['model']} & " in tex for block in blocks)
+    named = [name for rows in cells for line in rows if (name := line.split(" & ")[0].strip())]
+    assert list(dict.fromkeys(named)) == [block["model"] for block in blocks]
+    assert len(named) <= len(blocks) + len(parts) - 1  # once, and once more where a page begins
+    layouts = re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}", tex)
+    assert [len(layout) for layout in layouts] == [len(long.columns)] * len(parts)
     heads = [part.split("\\midrule\n")[0].split("\\toprule\n")[1] for part in parts]
     assert heads[0] == heads[1]
+    assert heads[0].startswith(("model & ", "Model & "))
     groups = 3 * 5  # tasks and averages of each block
     assert sum(body.count("\\addlinespace") for body in bodies) == groups - len(parts)
     short = tables.methods_by_task(summary(blocks[:2]), by=["model"]).to_tex()
     assert short.count(r"\begin{tabular}") == short.count(r"\begin{table*}") == 1
+    assert "longtable" not in short
+    assert "longtable" not in tex
 
 
 def test_a_row_that_begins_with_a_bracket_is_no_option_of_the_rule_above():

@@ -84,7 +84,7 @@ def plot_intervals(
             if log or cut:
                 _set_limits(axis, part, floor if cut else None, line, log)
             _mark_below(axis, below[below["panel"] == title], looks)
-            _mark_empty(axis, positions, marks[(marks["panel"] == title) & marks["value"].notna()]["x"])
+            _mark_empty(axis, positions, set(marks[(marks["panel"] == title) & marks["value"].notna()]["x"]))
             if training_runs is not None:
                 panels.mark_known_mean(axis, training_runs, rest=log)
             axis.set_title(str(title))
@@ -175,10 +175,10 @@ def _mark_below(axis: Axes, rows: pd.DataFrame, looks: Looks) -> None:
         panels.off_axis(axis, row.place + offset, looks[row.label].color, above=False, hollow=row.mark == "dash")
 
 
-def _mark_empty(axis: Axes, positions: Sequence[object], measured: pd.Series) -> None:
+def _mark_empty(axis: Axes, positions: Sequence[object], measured: set) -> None:
     """Say where nothing was measured, which an empty place does not."""
     for place, x in enumerate(positions):
-        if x not in set(measured):
+        if x not in measured:
             look = {"ha": "center", "va": "center", "color": "#767676", "fontsize": "x-small"}
             axis.text(place, 0.8, "not\nmeasured", transform=axis.get_xaxis_transform(), **look)
 

@@ -112,8 +112,8 @@ class Table:
         while len(self.rows) - starts[-1] > PAGE_ROWS:
             full = starts[-1] + PAGE_ROWS
             starts.append(max((row for row in breaks if starts[-1] < row <= full), default=full))
-        parts = [slice(*ends) for ends in pairwise([*starts, len(self.rows)])]
-        return [replace(self, rows=self.rows[part], bold=self._stressed()[part]) for part in parts]
+        parts, bold = [slice(*ends) for ends in pairwise([*starts, len(self.rows)])], self._stressed()
+        return [replace(self, rows=self.rows[part], bold=bold[part]) for part in parts]
 
     def _float(self, columns: str, title: str, label: str) -> str:
         """One table* of LaTeX; title: of its caption, as LaTeX sets it."""
@@ -132,7 +132,8 @@ class Table:
         foot = foot.replace("\\end{tabular}", "\\end{tabular}\n\\end{adjustbox}")
         # LaTeX takes a bracket or a star that begins a row for an option of the rule or row above
         rows = ["{}" * row.startswith(("[", "*")) + row for row in rows]
-        spaced = ["\\addlinespace\n" * (i in self._breaks()) + row for i, row in enumerate(rows)]
+        breaks = self._breaks()
+        spaced = ["\\addlinespace\n" * (i in breaks) + row for i, row in enumerate(rows)]
         return f"{head}{''.join(spaced)}{foot}"
 
     def _styler(self, escape: Callable[[str], str], bold: str) -> Styler:

@@ -235,10 +235,10 @@ class TrainerRecorder(TrainerCallback):
         """The Trainer tells means of the losses that it trained on, which need not be the model's."""
         # the Trainer adds the parts of an update that it does not make to the next loss
         if self._journal is not None and self._followed and not self._feeding.waiting:
-            self._cannot_follow(self._followed.after_log(logs or {}, self._journal.losses))
+            self._cannot_follow(self._followed.after_log(logs or {}, self._journal.steps))
 
     def _cannot_follow(self, why: str) -> None:
-        """If there is a reason."""
+        """Tell the reason, if there is one, and keep it for whoever resumes the training."""
         if why:
             if self._followed:
                 self._journal.lose(why)

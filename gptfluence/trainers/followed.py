@@ -40,22 +40,23 @@ class Followed:
             )
         return ""
 
-    def after_log(self, logs: dict[str, Any], losses: Sequence[float]) -> str:
-        """As `after_update`. losses: of all updates so far, the model's own, nats per token"""
-        found = ""
+    def after_log(self, logs: dict[str, Any], steps: Sequence[dict[str, Any]]) -> str:
+        """As `after_update`. steps: `Journal.steps`, whose `batch_loss` is the model's own, nats per token"""
+        found, updates = "", len(steps) - 1
         if "loss" in logs and "learning_rate" in logs:  # else it is no log of the Trainer's own
-            found = _another(logs["loss"], losses[self._logged :])
-            self._logged = len(losses)
+            found = _another(logs["loss"], steps[self._logged + 1 :])
+            self._logged = updates
         elif "train_loss" in logs and self._alone:  # of several processes, its end is of the first one alone
-            new = losses[self._done :]
+            new = steps[self._done + 1 :]
             # earlier versions of transformers divide the sum over the new updates by the number of all
-            if _another(logs["train_loss"] * len(losses) / max(1, len(new)), new):
+            if _another(logs["train_loss"] * updates / max(1, len(new)), new):
                 found = _another(logs["train_loss"], new)
         return found
 
 
-def _another(trained: float, losses: Sequence[float]) -> str:
-    own = sum(losses) / len(losses) if losses else trained
+def _another(trained: float, steps: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with a logged mean over these updates, in words; empty if nothing is."""
+    own = sum(step["batch_loss"] for step in steps) / len(steps) if steps else trained
     if not abs(own - trained) > LOSSES_AGREE * (1 + abs(own)):  # nan: a batch without labels says nothing
         return ""
     return (

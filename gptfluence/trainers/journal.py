@@ -29,7 +29,6 @@ class Journal:
         """
         self.path, self.header = path, header
         self._lost = path.with_suffix(".lost")
-        self.losses: list[float] = []  # of each update, the model's own
         self.steps: list[dict[str, Any]] = []
         with write_errors(path, "recording"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +53,6 @@ class Journal:
                 "first step on, or begin again"
             )
         self.header, self.steps = header, steps
-        self.losses = [step["batch_loss"] for step in steps[1:]]
         return sum(map(len, lines))
 
     def add(self, values: dict[str, np.ndarray] | None, **facts: Any) -> None:
@@ -64,7 +62,6 @@ class Journal:
         with write_errors(self.path, "recording"):
             self._write(line)
         self.steps.append(line)
-        self.losses += [facts["batch_loss"]] if "batch_loss" in facts else []
 
     def lose(self, why: str) -> None:
         """Say, for whoever resumes the training, too, that its losses are not what it was trained on."""
